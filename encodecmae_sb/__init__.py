@@ -1,0 +1,3 @@
+"""EnCodecMAE for SpeechBrain."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""SpeechBrain Brain classes: what happens in a step, a validation, at the end."""

@@ -1,0 +1,202 @@
+"""What pretraining and codec training share: a run counted in steps that can be
+killed at any of them, reports as it goes, and remembers what it measured."""
+
+import json
+import math
+import sys
+import time
+
+import torch
+from speechbrain import Brain, Stage
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process
+from tqdm import tqdm
+
+from encodecmae_sb.data.crops import CropCollator, DrawSampler
+
+# Parts of an accumulated step count, so n is not a whole number.
+_BAR = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} steps "
+    "[{elapsed}, {remaining} left{postfix}]"
+)
+
+
+@register_checkpoint_hooks
+class History:
+    """What each validation measured, saved with every checkpoint.
+
+    Example:
+    -------
+    >>> history = History()
+    >>> history.append({"step": 10, "loss": 0.5})
+    >>> history.column("loss")
+    [0.5]
+    """
+
+    def __init__(self):
+        self.rows = []
+
+    def append(self, row):
+        """Adds a row: a dict of plain numbers."""
+        self.rows.append(row)
+
+    def column(self, name):
+        """All values of one measurement, oldest first."""
+        return [row[name] for row in self.rows if name in row]
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the rows as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.rows, file)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Reads the rows back."""
+        with open(path, encoding="utf-8") as file:
+            self.rows = json.load(file)
+
+
+class StepBrain(Brain):
+    """A Brain whose run is counted in optimizer steps.
+
+    An epoch is the stretch between two validations. All randomness comes with
+    the batch (see `data.crops`), so a run killed at any step and started again
+    ends with the same weights, bit for bit on a CPU.
+
+    Reads from the yaml: `training_steps`, `valid_interval`, `batch_size`,
+    `num_workers`, `epoch_counter`, `history`, and SpeechBrain's run options.
+
+    Subclasses define `compute_forward`, `compute_objectives`, `validation_row`,
+    and set `shown` to the numbers that the progress bar shows.
+    """
+
+    def __init__(self, *args, unusable=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.unusable = unusable
+        self.shown = {}
+        self.bar = None
+        self.world_size = 1
+        if self.distributed_launch:
+            self.world_size = torch.distributed.get_world_size()
+        # SpeechBrain counts steps to stop at as a run option.
+        self.optimizer_step_limit = self.hparams.training_steps
+
+    @property
+    def history(self):
+        """The measurements of this run so far."""
+        return self.hparams.history
+
+    def fit_crops(self, train_crops, valid_crops):
+        """Trains to `training_steps`.
+
+        Arguments:
+        ---------
+        train_crops : RandomCrops
+            Endless random crops.
+        valid_crops : FixedCrops
+            The validation set.
+        """
+        loader = {
+            "collate_fn": CropCollator(),
+            "num_workers": self.hparams.num_workers,
+            "pin_memory": self.device_type == "cuda",
+        }
+        self.train_sampler = DrawSampler(
+            self.hparams.valid_interval * self.grad_accumulation_factor,
+            self.hparams.batch_size,
+            rank=self.rank if self.distributed_launch else 0,
+            world_size=self.world_size,
+        )
+        train_loader = SaveableDataLoader(
+            train_crops, batch_sampler=self.train_sampler, **loader
+        )
+        self.checkpointer.add_recoverable("dataloader-TRAIN", train_loader)
+        valid_loader = torch.utils.data.DataLoader(
+            valid_crops,
+            batch_size=self.hparams.batch_size,
+            collate_fn=loader["collate_fn"],
+        )
+        epochs = math.ceil(self.hparams.training_steps / self.hparams.valid_interval)
+        self.hparams.epoch_counter.limit = epochs
+        # Our own bar spans the run; SpeechBrain's would restart every epoch.
+        self.fit(self.hparams.epoch_counter, train_loader, valid_loader, False)
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_fit_start(self):
+        """Recovers the last checkpoint and opens the progress bar."""
+        super().on_fit_start()
+        if if_main_process() and not self.noprogressbar:
+            self.bar = tqdm(
+                total=self.hparams.training_steps,
+                initial=self.optimizer_step,
+                desc="Training",
+                unit=" steps",
+                bar_format=_BAR,
+                dynamic_ncols=True,
+                mininterval=0.5 if sys.stderr.isatty() else 10,
+                smoothing=0.1,
+            )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts the clock of a training stretch."""
+        if stage == Stage.TRAIN:
+            self.stretch_started = time.time()
+            self.stretch_seconds = 0.0
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Accounts for files that could not be read."""
+        if batch.unusable and self.unusable is not None:
+            self.unusable.add(batch.unusable)
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Moves the progress bar."""
+        samples = batch.wavs.shape[0] * batch.wavs.shape[1]
+        self.stretch_seconds += samples / self.hparams.sample_rate * self.world_size
+        if self.bar is None:
+            return
+        rate = self.stretch_seconds / (time.time() - self.stretch_started)
+        shown = {name: f"{float(value):.3f}" for name, value in self.shown.items()}
+        shown["audio"] = f"{rate:.1f} s/s"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(1 / self.grad_accumulation_factor)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """After a validation: notes what it measured and saves a checkpoint."""
+        if stage == Stage.TRAIN:
+            self.train_loss = stage_loss
+            return
+        row = {"step": self.optimizer_step, "train_loss": self.train_loss}
+        row.update(self.validation_row(stage_loss))
+        self.history.append({name: float(value) for name, value in row.items()})
+        if if_main_process():
+            line = "  ".join(
+                f"{name} {value:.3f}"
+                for name, value in self.history.rows[-1].items()
+                if name in self.reported
+            )
+            tqdm.write(f"step {self.optimizer_step}: {line}")
+        self.checkpointer.save_and_keep_only(
+            meta={"step": self.optimizer_step, "loss": float(stage_loss)},
+            num_to_keep=2,
+            verbosity=10,  # logging.DEBUG: the line above is news enough
+        )
+
+    # Names in the validation row that are printed after each validation.
+    reported = ()
+
+    def validation_row(self, stage_loss):
+        """What the validation measured, as a flat dict of numbers."""
+        return {"valid_loss": stage_loss}
+
+    def _should_save_intra_epoch_ckpt(self, *args):
+        # A checkpoint between two parts of an accumulated gradient would lose
+        # the first part.
+        due = super()._should_save_intra_epoch_ckpt(*args)
+        return due and self.step % self.grad_accumulation_factor == 0

@@ -1,0 +1,177 @@
+"""Checkpoints that exist either whole or not at all."""
+
+import json
+import os
+import shutil
+
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.logger import get_logger
+
+from encodecmae_sb.errors import UserError
+
+logger = get_logger(__name__)
+
+_UNFINISHED = "unfinished-"
+_CONTENTS = "contents.json"
+
+
+class AtomicCheckpointer(Checkpointer):
+    """SpeechBrain's Checkpointer, safe against being killed while it saves.
+
+    A checkpoint is written under another name, listed file by file, flushed to
+    the disk and only then renamed. On recovery whatever is not whole is passed
+    over, with a warning, in favour of the checkpoint before it.
+
+    Arguments are those of `speechbrain.utils.checkpoints.Checkpointer`.
+
+    Example:
+    -------
+    >>> model = torch.nn.Linear(2, 2)
+    >>> saver = AtomicCheckpointer(getfixture("tmp_path"), {"model": model})
+    >>> first, second = saver.save_checkpoint(), saver.save_checkpoint()
+    >>> second.paramfiles["model"].write_bytes(b"half")
+    4
+    >>> saver.recover_if_possible().path == first.path
+    True
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._warned = set()
+
+    def _new_checkpoint_dirpath(self):
+        path = super()._new_checkpoint_dirpath()
+        return path.with_name(_UNFINISHED + path.name)
+
+    def _custom_checkpoint_dirpath(self, name):
+        path = super()._custom_checkpoint_dirpath(name)
+        return path.with_name(_UNFINISHED + path.name)
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Saves a checkpoint.
+
+        Returns
+        -------
+        Checkpoint
+            None on other processes than the main one.
+
+        Raises
+        ------
+        UserError
+            If it cannot be written, for want of space or rights; the
+            checkpoints before it are untouched.
+        """
+        try:
+            saved = super().save_checkpoint(*args, **kwargs)
+            if saved is None:
+                return None
+            _write_contents(saved.path)
+            final = saved.path.with_name(saved.path.name.removeprefix(_UNFINISHED))
+            if final.exists():  # saved again under a name of the user's choice
+                shutil.rmtree(final)
+            os.rename(saved.path, final)
+            _flush(self.checkpoints_dir)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its file writer.
+            if isinstance(error, RuntimeError) and "writ" not in str(error):
+                raise
+            self._remove_unfinished()
+            raise UserError(
+                f"The checkpoint could not be saved in {self.checkpoints_dir}: "
+                f"{error}. Make room, or make the folder writable, and run the same "
+                "command again: it goes on from the last complete checkpoint."
+            ) from error
+        files = {name: final / path.name for name, path in saved.paramfiles.items()}
+        return saved._replace(path=final, paramfiles=files)
+
+    def list_checkpoints(self):
+        """Lists the complete checkpoints and warns of the others."""
+        complete = []
+        for folder in self._list_checkpoint_dirs():
+            if problem := _incomplete(folder):
+                if folder not in self._warned:
+                    logger.warning(
+                        f"Checkpoint {folder} is incomplete ({problem}), from a run "
+                        "that was killed or a disk that was full: it is passed over, "
+                        "and the one before it is used."
+                    )
+                self._warned.add(folder)
+            else:
+                complete.append(folder)
+        return self._construct_checkpoint_objects(complete)
+
+    def recover_if_possible(self, *args, **kwargs):
+        """Recovers the newest complete checkpoint, if there is one.
+
+        Returns
+        -------
+        Checkpoint
+            None if there is none.
+        """
+        if if_main_process() and (left := self._remove_unfinished()):
+            logger.warning(
+                f"The run was killed while it saved {', '.join(left)}: going on from "
+                "the checkpoint before."
+            )
+        return super().recover_if_possible(*args, **kwargs)
+
+    def load_checkpoint(self, checkpoint):
+        """Loads a checkpoint.
+
+        Raises
+        ------
+        UserError
+            If it was made with another configuration.
+        """
+        try:
+            super().load_checkpoint(checkpoint)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"Checkpoint {checkpoint.path} does not fit this configuration: "
+                f"{error}\nRun with the hyperparameters it was made with (a copy of "
+                "them is beside it, in hyperparams.yaml), or start afresh with "
+                "another --output_folder."
+            ) from error
+
+    @main_process_only
+    def _remove_unfinished(self):
+        left = sorted(self.checkpoints_dir.glob(_UNFINISHED + "*"))
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [folder.name for folder in left]
+
+
+def _write_contents(folder):
+    sizes = {}
+    for path in folder.iterdir():
+        _flush(path)
+        sizes[path.name] = path.stat().st_size
+    (folder / _CONTENTS).write_text(json.dumps(sizes))
+    _flush(folder / _CONTENTS)
+    _flush(folder)
+
+
+def _flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _incomplete(folder):
+    """What is wrong with a checkpoint folder, or an empty string."""
+    try:
+        sizes = json.loads((folder / _CONTENTS).read_text())
+    except (OSError, ValueError):
+        return f"no readable {_CONTENTS}"
+    if not isinstance(sizes, dict):
+        return f"no readable {_CONTENTS}"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return ""

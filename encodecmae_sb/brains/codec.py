@@ -1,0 +1,440 @@
+"""Training a codec with EnCodec's interface, from scratch.
+
+Two things matter, both seen to fail otherwise: SEANet needs an initialisation
+that keeps the variance of the signal, and the codebooks must start as k-means
+centroids of the latents of an autoencoder that already works; quantised from the
+first step, every codebook collapses to one entry.
+"""
+
+import math
+import warnings
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from speechbrain import Stage
+from torch import nn
+
+from encodecmae_sb.data.crops import CropCollator
+
+from .base import StepBrain
+
+
+def init_seanet_(net):
+    """Initialises EnCodec so that a signal passes through at its own level.
+
+    Kaiming-normal weights for a linear gain of 1, zero biases, and the
+    magnitudes of the weight normalisation set to match.
+
+    Arguments:
+    ---------
+    net : encodec.EncodecModel
+        Changed in place.
+    """
+    for module in net.modules():
+        if not isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            continue
+        direction = module.weight_v
+        # Each output of a transposed convolution sums kernel / stride taps.
+        fan_in = direction[0].numel()
+        if isinstance(module, nn.ConvTranspose1d):
+            taps = module.kernel_size[0] / module.stride[0]
+            fan_in = module.in_channels * taps
+        nn.init.normal_(direction, std=1 / math.sqrt(fan_in))
+        with torch.no_grad():
+            norm = direction.flatten(1).norm(dim=1)
+            module.weight_g.copy_(norm.view_as(module.weight_g))
+        nn.init.zeros_(module.bias)
+
+
+class LogMelDistance(nn.Module):
+    """L1 distance between log-mel spectrograms at several resolutions.
+
+    Arguments:
+    ---------
+    n_ffts : tuple of int
+        FFT sizes in samples; the hop is a quarter.
+    n_mels : int
+        Mel bins.
+    sample_rate : int
+        In Hz.
+    floor : float
+        Smallest magnitude before the logarithm.
+
+    Example:
+    -------
+    >>> wavs = torch.rand(2, 4800)
+    >>> LogMelDistance()(wavs, wavs).item()
+    0.0
+    """
+
+    def __init__(
+        self, n_ffts=(512, 1024, 2048), n_mels=64, sample_rate=24000, floor=1e-4
+    ):
+        super().__init__()
+        self.floor = floor
+        self.spectrograms = nn.ModuleList()
+        with warnings.catch_warnings():
+            # Short windows leave a few of the lowest mel filters empty; they
+            # are equal in both spectrograms.
+            warnings.filterwarnings("ignore", message="At least one mel")
+            for n_fft in n_ffts:
+                self.spectrograms.append(
+                    torchaudio.transforms.MelSpectrogram(
+                        sample_rate,
+                        n_fft,
+                        hop_length=n_fft // 4,
+                        n_mels=n_mels,
+                        power=1,
+                    )
+                )
+
+    def log_mels(self, wavs):
+        """Log-mel spectrograms [B, n_mels, frames], one per resolution."""
+        return [torch.log(s(wavs).clamp(min=self.floor)) for s in self.spectrograms]
+
+    def forward(self, wavs, others):
+        """Mean distance over all resolutions, in nats.
+
+        Arguments:
+        ---------
+        wavs, others : torch.Tensor
+            Samples, shape [B, N].
+
+        Returns:
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        pairs = zip(self.log_mels(wavs), self.log_mels(others), strict=True)
+        return sum(F.l1_loss(a, b) for a, b in pairs) / len(self.spectrograms)
+
+
+class ResidualCodebooks:
+    """Learns the codebooks of a residual quantiser by running averages.
+
+    Works on the buffers of the encodec package's quantiser, so that they are
+    saved and used as EnCodec's own. (The package's training step draws a dead
+    entry anew and then overwrites it with its old running average in the same
+    step; and with 1024 entries and small batches nearly all count as dead.)
+
+    Arguments:
+    ---------
+    quantizer : encodec.quantization.ResidualVectorQuantizer
+        Whose codebooks to train.
+    decay : float
+        Of the running averages, per step.
+    dead_below : float
+        Entries used less often than this per step are drawn anew.
+    """
+
+    def __init__(self, quantizer, decay=0.99, dead_below=0.02):
+        self.codebooks = [layer._codebook for layer in quantizer.vq.layers]
+        self.decay = decay
+        self.dead_below = dead_below
+
+    @torch.no_grad()
+    def start(self, latents, generator, iterations=20):
+        """Starts every codebook at the k-means centroids of what is left to it.
+
+        Arguments:
+        ---------
+        latents : torch.Tensor
+            Many latents, shape [M, D]; M at least the codebook size.
+        generator : torch.Generator
+            Draws the first centroids.
+        iterations : int
+            Of k-means.
+        """
+        residual = latents
+        for book in self.codebooks:
+            size = book.embed.shape[0]
+            chosen = torch.randperm(len(residual), generator=generator)[:size]
+            book.embed.copy_(residual[chosen.to(residual.device)])
+            for _ in range(iterations):
+                sums, counts = self._assign(book, residual)
+                used = counts > 0
+                book.embed[used] = sums[used] / counts[used, None]
+            book.cluster_size.copy_(counts * self._share(len(residual)))
+            book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
+            residual = residual - book.dequantize(book.quantize(residual))
+
+    @torch.no_grad()
+    def update(self, latents, generator):
+        """Moves the codebooks towards a batch.
+
+        Arguments:
+        ---------
+        latents : torch.Tensor
+            Shape [M, D].
+        generator : torch.Generator
+            Draws replacements of dead entries.
+        """
+        residual = latents
+        for book in self.codebooks:
+            sums, counts = self._assign(book, residual)
+            book.cluster_size.lerp_(counts, 1 - self.decay)
+            book.embed_avg.lerp_(sums, 1 - self.decay)
+            dead = book.cluster_size < self.dead_below
+            draw = torch.randint(len(residual), dead.shape, generator=generator)
+            fresh = residual[draw.to(residual.device)]
+            book.embed_avg[dead] = fresh[dead]
+            book.cluster_size[dead] = 1.0
+            book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
+            residual = residual - book.dequantize(book.quantize(residual))
+
+    @staticmethod
+    def quantize(quantizer, latents):
+        """Quantises with a straight-through gradient.
+
+        Arguments:
+        ---------
+        quantizer : encodec.quantization.ResidualVectorQuantizer
+        latents : torch.Tensor
+            Shape [B, D, T].
+
+        Returns:
+        -------
+        quantized : torch.Tensor
+            Shape [B, D, T]; its gradient is that of the latents.
+        commitment : torch.Tensor
+            Mean squared error left after each codebook, summed over them.
+        """
+        commitment = 0.0
+        quantized = torch.zeros_like(latents)
+        for layer in quantizer.vq.layers:
+            with torch.no_grad():
+                codes = layer.encode(latents - quantized)
+                quantized = quantized + layer.decode(codes)
+            commitment = commitment + F.mse_loss(latents, quantized)
+        return latents + (quantized - latents).detach(), commitment
+
+    def _assign(self, book, vectors):
+        codes = book.quantize(vectors)
+        counts = torch.bincount(codes, minlength=len(book.embed)).to(vectors)
+        sums = torch.zeros_like(book.embed).index_add_(0, codes, vectors)
+        return sums, counts
+
+    def _share(self, num_vectors):
+        """Scales counts over many batches to those of one step."""
+        return len(self.codebooks[0].embed) / num_vectors
+
+
+class CodecBrain(StepBrain):
+    """Trains an EnCodec-shaped network to reconstruct.
+
+    Modules: `codec_net`. Reads from the yaml, besides `StepBrain`'s:
+    `quantize_from` (the step at which the codebooks start),
+    `wave_weight`, `mel_weight`, `commitment_weight`, `mel_distance`,
+    `lr_schedule`.
+    """
+
+    reported = ("train_loss", "mel_ratio", "perplexity_min")
+
+    def on_fit_start(self):
+        """Prepares the codebooks' training."""
+        self.codebooks = ResidualCodebooks(self.modules.codec_net.quantizer)
+        super().on_fit_start()
+
+    @property
+    def net(self):
+        """The network, without the wrapper of distributed training."""
+        net = self.modules.codec_net
+        return getattr(net, "module", net)
+
+    @property
+    def quantizing(self):
+        """Whether the codebooks have started."""
+        return self.optimizer_step >= self.hparams.quantize_from
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Starts the codebooks when their time has come."""
+        super().on_fit_batch_start(batch, should_step)
+        progress = self.optimizer_step / self.hparams.training_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.hparams.lr_schedule(progress)
+        if self.optimizer_step == self.hparams.quantize_from:
+            self.start_codebooks()
+
+    @torch.no_grad()
+    def start_codebooks(self):
+        """k-means on the latents of fresh draws of training audio."""
+        crops, collate = self.train_crops, self.collate
+        latents, wanted = [], 20 * self.net.quantizer.bins
+        draw = 0
+        self.net.eval()
+        while sum(map(len, latents)) < wanted:
+            batch = collate([crops[draw + i] for i in range(self.hparams.batch_size)])
+            draw += self.hparams.batch_size
+            wavs = vary(batch.to(self.device))
+            latents.append(self.net.encoder(wavs.unsqueeze(1)).transpose(1, 2))
+            latents[-1] = latents[-1].flatten(0, 1)
+        self.net.train()
+        generator = torch.Generator().manual_seed(self.hparams.seed)
+        self.codebooks.start(torch.cat(latents), generator)
+
+    def fit_crops(self, train_crops, valid_crops):
+        """Trains to `training_steps`; see `StepBrain`."""
+        self.train_crops, self.collate = train_crops, CropCollator()
+        super().fit_crops(train_crops, valid_crops)
+
+    def compute_forward(self, batch, stage):
+        """Reconstructs.
+
+        Returns
+        -------
+        wavs, reconstruction : torch.Tensor
+            Samples, shape [B, N].
+        commitment : torch.Tensor
+            Scalar.
+        """
+        batch = batch.to(self.device)
+        wavs = vary(batch) if stage == Stage.TRAIN else batch.wavs
+        latents = self.net.encoder(wavs.unsqueeze(1)).float()
+        commitment = latents.new_zeros(())
+        if self.quantizing:
+            with torch.autocast(self.device_type, enabled=False):
+                if stage == Stage.TRAIN:
+                    frames = latents.detach().transpose(1, 2).flatten(0, 1)
+                    seed = self.hparams.seed + self.optimizer_step
+                    generator = torch.Generator().manual_seed(seed)
+                    self.codebooks.update(frames, generator)
+                latents, commitment = ResidualCodebooks.quantize(
+                    self.net.quantizer, latents
+                )
+        reconstruction = self.net.decoder(latents).squeeze(1).float()
+        return wavs, reconstruction[:, : wavs.shape[1]], commitment
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Waveform L1, multi-scale log-mel L1 and commitment, weighted."""
+        wavs, reconstruction, commitment = predictions
+        with torch.autocast(self.device_type, enabled=False):
+            wave = F.l1_loss(reconstruction, wavs)
+            mel = self.hparams.mel_distance(wavs, reconstruction)
+        self.shown = {"wave": wave.item(), "mel": mel.item()}
+        return (
+            self.hparams.wave_weight * wave
+            + self.hparams.mel_weight * mel
+            + self.hparams.commitment_weight * commitment
+        )
+
+    def _fit_valid(self, valid_set, epoch, enable):
+        self.measured = codec_report(self.net, valid_set, self.device, self.quantizing)
+        super()._fit_valid(valid_set, epoch, enable)
+
+    def validation_row(self, stage_loss):
+        """The figures of `codec_report`."""
+        return {"valid_loss": stage_loss, **self.measured}
+
+
+def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
+    """Learning rate after a share of the run: linear warm-up, then half a cosine.
+
+    Example:
+    -------
+    >>> cosine_schedule(0.01, lr=1.0), round(cosine_schedule(1.0, lr=1.0), 2)
+    (1.0, 0.05)
+    """
+    if progress < warmup:
+        return lr * progress / warmup
+    done = min(1.0, (progress - warmup) / (1 - warmup))
+    return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def vary(batch):
+    """Varies levels and mixes, so that a small corpus covers more of the world.
+
+    Every item gets a random peak from -36 to 0 dB and a random sign; one in
+    three is mixed with its neighbour. Everything follows from the items' seeds.
+
+    Arguments:
+    ---------
+    batch : CropBatch
+
+    Returns:
+    -------
+    torch.Tensor
+        Samples, shape [B, N].
+    """
+    device = batch.wavs.device
+    draws = [
+        torch.rand(4, generator=torch.Generator().manual_seed(seed))
+        for seed in batch.seeds.tolist()
+    ]
+    level, sign, mixed, share = torch.stack(draws, 1).to(device)[..., None]
+
+    def at_peak(wavs, peak):
+        return wavs * peak / wavs.abs().amax(1, keepdim=True).clamp(min=1e-5)
+
+    wavs = at_peak(batch.wavs, 1.0)
+    wavs = torch.where(mixed < 1 / 3, wavs + share * wavs.roll(1, 0), wavs)
+    wavs = at_peak(wavs, 10 ** (-36 * level**1.5 / 20))
+    return torch.where(sign < 0.5, -wavs, wavs)
+
+
+@torch.no_grad()
+def codec_report(net, loader, device="cpu", quantized=True):
+    """Measures a codec as a listener and as a target would.
+
+    Arguments:
+    ---------
+    net : encodec.EncodecModel
+        The network.
+    loader : iterable of CropBatch
+        Audio it was not trained on; each item is brought to peak 0.7.
+    device : str
+        Where the network is.
+    quantized : bool
+        Whether to go through the codebooks.
+
+    Returns:
+    -------
+    dict of str to float
+        `mel_ratio`: L1 between log-mel spectrograms (64 bins, FFT 512, 1024,
+        2048, hop a quarter, floor 1e-4) of audio and reconstruction, divided by
+        that of the best constant spectrum (the median of each bin of each item);
+        `mel_ratio_power`: the same ratio with power instead of magnitude;
+        `perplexity_q` for q = 1, 2, ...: exp of the entropy of the use of each
+        codebook, and the smallest, `perplexity_min`.
+    """
+    training = net.training
+    net.eval()
+    distance = LogMelDistance().to(device)
+    # Power is magnitude squared, bin by bin of the FFT, so it is computed anew.
+    power = LogMelDistance().to(device)
+    for spectrogram in power.spectrograms:
+        spectrogram.spectrogram.power = 2
+    num_codebooks = net.quantizer.n_q
+    totals = torch.zeros(2, 2)
+    counts = torch.zeros(num_codebooks, net.quantizer.bins)
+    for batch in loader:
+        for wav, length in zip(batch.wavs, batch.lengths.tolist(), strict=True):
+            length -= length % 320  # whole frames
+            wav = wav[None, :length].to(device)
+            if length < 2048 or wav.abs().max() == 0:
+                continue
+            wav = 0.7 * wav / wav.abs().max()
+            latents = net.encoder(wav.unsqueeze(1))
+            if quantized:
+                codes = net.quantizer.vq.encode(latents)
+                latents = net.quantizer.vq.decode(codes)
+                for q, row in enumerate(codes[:, 0].cpu()):
+                    counts[q] += torch.bincount(row, minlength=counts.shape[1])
+            other = net.decoder(latents).squeeze(1)[:, :length]
+            for total, measure in zip(totals, (distance, power), strict=True):
+                pairs = zip(measure.log_mels(wav), measure.log_mels(other), strict=True)
+                for real, made in pairs:
+                    constant = real.median(dim=-1, keepdim=True).values
+                    total[0] += (real - made).abs().mean().item() * length
+                    total[1] += (real - constant).abs().mean().item() * length
+    net.train(training)
+    report = {
+        "mel_ratio": (totals[0, 0] / totals[0, 1]).item(),
+        "mel_ratio_power": (totals[1, 0] / totals[1, 1]).item(),
+    }
+    if quantized:
+        used = counts / counts.sum(1, keepdim=True)
+        perplexity = torch.special.entr(used).sum(1).exp().tolist()
+        report.update({f"perplexity_{q + 1}": p for q, p in enumerate(perplexity)})
+        report["perplexity_min"] = min(perplexity)
+    return report

@@ -1,0 +1,204 @@
+"""Masked pretraining: hide half of the frames, predict their codes."""
+
+import torch
+from speechbrain import Stage
+from speechbrain.utils.distributed import if_main_process
+
+from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.lobes.model import frame_mask
+
+from .base import StepBrain
+
+_UNIGRAM_CROPS = 512
+
+
+class PretrainBrain(StepBrain):
+    """Pretrains a `MaskedCodecModel` on the codes of a frozen codec.
+
+    Modules: `codec` (`Codec`), `model` (`MaskedCodecModel`), `masker`
+    (`GapMasker`), `loss_fn` (`MaskedCodecLoss`).
+
+    Validation measures, per codebook q = 1, 2, ... and over all frames of the
+    validation set together: `masked_ce_q` and `masked_accuracy_q` on hidden
+    frames, and `unigram_ce_q`, the cross-entropy, on the same frames, of the code
+    distribution of the training set: what a model knows that knows how often each
+    code occurs and nothing else. All in nats; with several corpora each figure is
+    given for every one of them, too, as `<corpus>/<name>`.
+    """
+
+    reported = ("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1")
+
+    def __init__(self, *args, corpora=("all",), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.corpora = list(corpora)
+        self.unigram = None
+
+    def init_optimizers(self):
+        """Gives the optimizer what is to be trained, and nothing frozen."""
+        trained = [p for p in self.modules.parameters() if p.requires_grad]
+        self.optimizer = self.opt_class(trained)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def fit_crops(self, train_crops, valid_crops):
+        """Trains to `training_steps`; see `StepBrain`."""
+        self.unigram = self.count_codes(train_crops)
+        super().fit_crops(train_crops, valid_crops)
+
+    @torch.no_grad()
+    def count_codes(self, crops):
+        """Distribution of the codes over a fixed sample of training crops.
+
+        Arguments:
+        ---------
+        crops : RandomCrops
+            The first of its draws are used.
+
+        Returns:
+        -------
+        torch.Tensor
+            Log-probabilities, float32, shape [Q, K]; every code is counted once
+            more than it occurs.
+        """
+        codec = self.modules.codec
+        counts = torch.ones(codec.n_codebooks, codec.codebook_size)
+        collate, size = CropCollator(), self.hparams.batch_size
+        for start in range(0, _UNIGRAM_CROPS, size):
+            batch = collate([crops[start + i] for i in range(size)])
+            codes = codec.encode(batch.wavs.to(self.device)).cpu()
+            valid = frame_mask(batch.lengths // 320, codes.shape[1])
+            for q, row in enumerate(codes[valid].T):
+                counts[q] += torch.bincount(row, minlength=counts.shape[1])
+        return (counts / counts.sum(1, keepdim=True)).log().to(self.device)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the sums of the validation."""
+        super().on_stage_start(stage, epoch)
+        if stage == Stage.VALID:
+            self.sums = torch.zeros(
+                len(self.corpora),
+                3,
+                self.hparams.loss_fn.weights.numel(),
+                dtype=torch.float64,
+            )
+            self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
+
+    def compute_forward(self, batch, stage):
+        """Hides frames and predicts codes.
+
+        Returns
+        -------
+        logits : torch.Tensor
+            Shape [B, T, Q, K].
+        codes : torch.Tensor
+            int64, shape [B, T, Q].
+        masked : torch.Tensor
+            True at hidden frames, shape [B, T].
+        valid : torch.Tensor or None
+            False at padding; None if there is none.
+        """
+        batch = batch.to(self.device)
+        codec, masker = self.modules.codec, self.modules.masker
+        codes = codec.encode(batch.wavs)
+        num_frames = codes.shape[1]
+        # A last frame that is not full counts as padding.
+        frames = batch.lengths // codec.hop_length
+        masked = masker(frames, batch.seeds, num_frames)
+        valid = None if batch.full else frame_mask(frames, num_frames)
+        max_visible = masker.max_visible(num_frames)
+        logits = self.modules.model(batch.wavs, masked, valid, max_visible)
+        return logits, codes, masked, valid
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The loss; in validation also the sums that the metrics come from."""
+        logits, codes, masked, valid = predictions
+        if stage == Stage.TRAIN:
+            loss = self.modules.loss_fn(logits, codes, masked, valid)
+            self.shown = {
+                "loss": loss.loss.detach(),
+                "acc": loss.masked_accuracy.mean(),
+            }
+            return loss.loss
+        loss = self.modules.loss_fn(logits, codes, masked, valid)
+        self.add_to_sums(logits, codes, masked, batch.corpus)
+        return loss.loss
+
+    def add_to_sums(self, logits, codes, masked, corpus):
+        """Adds a validation batch to the sums over hidden frames per corpus."""
+        log_probs = logits.float().log_softmax(-1)
+        ce = -log_probs.gather(-1, codes[..., None])[..., 0]  # [B, T, Q]
+        right = (log_probs.argmax(-1) == codes).to(ce)
+        q = torch.arange(codes.shape[-1], device=codes.device)
+        unigram = -self.unigram[q, codes]
+        hidden = masked[..., None].to(ce)
+        for i, values in enumerate((ce, right, unigram)):
+            per_item = (values * hidden).sum(1).double().cpu()
+            self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
+        self.frames.index_add_(0, corpus.cpu(), masked.sum(1).double().cpu())
+
+    def validation_row(self, stage_loss):
+        """The metrics of the class docstring, overall and per corpus."""
+        row = {"valid_loss": stage_loss}
+        row.update(_figures(self.sums.sum(0) / self.frames.sum()))
+        if len(self.corpora) > 1:
+            for i, name in enumerate(self.corpora):
+                figures = _figures(self.sums[i] / self.frames[i].clamp(min=1))
+                row.update({f"{name}/{key}": value for key, value in figures.items()})
+        return row
+
+
+def _figures(means):
+    """Names for means [3, Q] of cross-entropy, accuracy, unigram cross-entropy."""
+    names = ("masked_ce", "masked_accuracy", "unigram_ce")
+    return {
+        f"{name}_{q + 1}": value.item()
+        for name, row in zip(names, means, strict=True)
+        for q, value in enumerate(row)
+    }
+
+
+def draw_curves(history, path):
+    """Draws loss, cross-entropy and accuracy over the run.
+
+    Arguments:
+    ---------
+    history : History
+        Filled by `PretrainBrain`.
+    path : str or Path
+        The PNG file to write.
+    """
+    if not if_main_process():
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = history.column("step")
+    n_codebooks = sum(key.startswith("masked_ce_") for key in history.rows[-1])
+    figure, (losses, entropy, accuracy) = pyplot.subplots(
+        1, 3, figsize=(13, 4), layout="constrained"
+    )
+    losses.plot(steps, history.column("train_loss"), ".-", label="training")
+    losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
+    losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
+    losses.legend()
+    colours = pyplot.cm.viridis([q / n_codebooks for q in range(n_codebooks)])
+    for q, colour in enumerate(colours, 1):
+        ce = history.column(f"masked_ce_{q}")
+        entropy.plot(steps, ce, ".-", color=colour, label=f"codebook {q}")
+        unigram = history.column(f"unigram_ce_{q}")
+        entropy.plot(steps, unigram, ":", color=colour)
+        share = [100 * value for value in history.column(f"masked_accuracy_{q}")]
+        accuracy.plot(steps, share, ".-", color=colour, label=f"codebook {q}")
+    entropy.set(
+        title="Hidden frames: cross-entropy (dotted: unigram)",
+        xlabel="step",
+        ylabel="nats",
+    )
+    accuracy.set(title="Hidden frames: accuracy", xlabel="step", ylabel="%")
+    accuracy.legend(fontsize="small")
+    for axes in (losses, entropy, accuracy):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

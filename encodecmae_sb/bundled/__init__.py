@@ -1,0 +1,42 @@
+"""What the repository ships so that everything runs offline: a corpus, a codec.
+
+`corpus/` is written by `recipes/make_corpus.py`; `codec.safetensors` by
+`recipes/train_codec.py hparams/codec_mini.yaml`.
+"""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def speech_folder():
+    """Synthetic speech in LibriSpeech layout.
+
+    Example:
+    -------
+    >>> sorted(p.name for p in speech_folder().iterdir() if p.is_dir())
+    ['dev', 'test', 'train']
+    """
+    return _HERE / "corpus" / "speech"
+
+
+def sound_folder():
+    """Synthetic sound events and notes in ESC-50 layout.
+
+    Example:
+    -------
+    >>> sorted(p.name for p in sound_folder().iterdir())
+    ['audio', 'meta']
+    """
+    return _HERE / "corpus" / "sound"
+
+
+def codec_file():
+    """A small codec with EnCodec's interface, trained on synthetic audio.
+
+    Example:
+    -------
+    >>> codec_file().suffix
+    '.safetensors'
+    """
+    return _HERE / "codec.safetensors"

@@ -1,0 +1,243 @@
+"""Audio files: what is usable, and how to read a part of one.
+
+Everything goes through libsndfile (the ``soundfile`` package), which reads WAV,
+FLAC, OGG and MP3 by position, so that a crop of a long file costs no more than
+the crop.
+"""
+
+import math
+import os
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+
+# Half-width of torchaudio's resampling filter, in zero crossings.
+_LOWPASS_WIDTH = 6
+_MIN_RATE = 1000  # Hz
+
+
+class UnusableAudio(Exception):
+    """An audio file that cannot be trained on; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a manifest keeps of an audio file.
+
+    Arguments:
+    ---------
+    num_samples : int
+        Length in samples per channel, at the file's own rate.
+    sample_rate : int
+        The file's own rate, in Hz.
+    channels : int
+        Number of channels.
+    """
+
+    num_samples: int
+    sample_rate: int
+    channels: int
+
+    @property
+    def duration(self):
+        """Length in seconds."""
+        return self.num_samples / self.sample_rate
+
+
+def inspect_audio(path, min_seconds=320 / 24000):
+    """Reads the header and the end of a file, and says whether it can be used.
+
+    Integer files are judged by their header and last block alone, so the cost
+    does not depend on the length; floating-point files, the only ones that can
+    hold non-finite values, are read whole in blocks.
+
+    Arguments:
+    ---------
+    path : str or Path
+        The audio file.
+    min_seconds : float
+        Shorter files are unusable. Default: one frame of the codec.
+
+    Returns:
+    -------
+    AudioInfo
+
+    Raises:
+    ------
+    UnusableAudio
+        If the file is empty, corrupt, truncated, too short, or holds
+        non-finite samples.
+
+    Example:
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> path = sorted(speech_folder().rglob("*.flac"))[0]
+    >>> inspect_audio(path).sample_rate
+    16000
+    """
+    path = Path(path)
+    try:
+        os.fspath(path).encode()
+        if path.stat().st_size == 0:
+            raise UnusableAudio("empty file (0 bytes)")
+        _check_wav_is_whole(path)
+        with soundfile.SoundFile(str(path)) as file:
+            info = AudioInfo(file.frames, file.samplerate, file.channels)
+            if info.sample_rate < _MIN_RATE:
+                raise UnusableAudio(f"sample rate of {info.sample_rate} Hz")
+            if info.num_samples == 0:
+                raise UnusableAudio("no samples")
+            if info.duration < min_seconds:
+                raise UnusableAudio(
+                    f"too short: {1000 * info.duration:.1f} ms, at least "
+                    f"{1000 * min_seconds:.1f} ms are needed"
+                )
+            if file.subtype in ("FLOAT", "DOUBLE"):
+                for block in file.blocks(blocksize=1 << 20, dtype="float32"):
+                    if not np.isfinite(block).all():
+                        raise UnusableAudio("non-finite samples (NaN or Inf)")
+            else:
+                tail = min(1024, info.num_samples)
+                file.seek(info.num_samples - tail)
+                if len(file.read(tail)) < tail:
+                    raise UnusableAudio("truncated: ends before its header says")
+    except UnicodeError as error:
+        raise UnusableAudio("its name is not valid UTF-8: rename it") from error
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise UnusableAudio(f"unreadable: {error}") from error
+    return info
+
+
+def _check_wav_is_whole(path):
+    """Libsndfile quietly shortens a cut WAV file; its own header tells."""
+    with open(path, "rb") as file:
+        riff = file.read(12)
+        if riff[:4] != b"RIFF" or riff[8:12] != b"WAVE":
+            return
+        size = path.stat().st_size
+        while header := file.read(8):
+            if len(header) < 8:
+                return
+            name, length = struct.unpack("<4sI", header)
+            # Files that were streamed carry a length near the largest one, for
+            # "unknown" (sox: 0x7FFFF000).
+            if name == b"data":
+                missing = file.tell() + length - size
+                if length < 0x7FFFF000 and missing > 0:
+                    raise UnusableAudio(f"truncated: {missing} bytes are missing")
+                return
+            file.seek(length + length % 2, 1)
+
+
+def resampling_ratio(sample_rate, target_rate):
+    """Input and output samples per resampling block, as two small integers.
+
+    Rates that share no large factor (44 099 Hz, say) would need a filter bank
+    of gigabytes; the nearest ratio of integers up to 1000 replaces theirs, which
+    is off by less than 1e-4 (0.2 cents: 24 001 Hz is taken for 24 000 Hz).
+
+    Example:
+    -------
+    >>> resampling_ratio(44100, 24000)
+    (147, 80)
+    """
+    ratio = Fraction(int(sample_rate), int(target_rate)).limit_denominator(1000)
+    return ratio.numerator, ratio.denominator
+
+
+def resample(waveform, sample_rate, target_rate):
+    """Resamples along the last axis.
+
+    Arguments:
+    ---------
+    waveform : torch.Tensor
+        Samples, shape [..., N].
+    sample_rate, target_rate : int
+        Rates in Hz.
+
+    Returns:
+    -------
+    torch.Tensor
+        Shape [..., ceil(N * target_rate / sample_rate)].
+
+    Example:
+    -------
+    >>> resample(torch.zeros(1, 8000), 8000, 24000).shape
+    torch.Size([1, 24000])
+    """
+    if sample_rate == target_rate:
+        return waveform
+    orig, new = resampling_ratio(sample_rate, target_rate)
+    return torchaudio.functional.resample(
+        waveform, orig, new, lowpass_filter_width=_LOWPASS_WIDTH
+    )
+
+
+def read_audio(path, target_rate, start=0.0, seconds=None):
+    """Reads mono audio, or a part of it, at the rate asked for.
+
+    A part equals the same part of the whole file resampled, up to float noise:
+    the read starts on a block of the resampler, and a margin around it, cut off
+    afterwards, feeds the filter.
+
+    Arguments:
+    ---------
+    path : str or Path
+        The audio file.
+    target_rate : int
+        Rate of the result, in Hz.
+    start : float
+        Where to start, in seconds; rounded down to a block of the resampler
+        (at most 42 ms, for usual rates below 4 ms).
+    seconds : float, optional
+        How much to read at most; default: to the end.
+
+    Returns:
+    -------
+    torch.Tensor
+        float32 samples, shape [N].
+
+    Raises:
+    ------
+    UnusableAudio
+        If the part cannot be read, is shorter than the file's header says, or
+        holds non-finite samples.
+    """
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            orig, new = resampling_ratio(file.samplerate, target_rate)
+            first_block = int(start * file.samplerate / orig)
+            margin_blocks = 0
+            if orig != new:
+                taps = math.ceil(_LOWPASS_WIDTH * max(orig / new, 1)) + 1
+                margin_blocks = math.ceil(taps / orig)
+            read_block = max(0, first_block - margin_blocks)
+            read_from = read_block * orig
+            if first_block * orig >= file.frames:
+                raise UnusableAudio(f"no samples after {start:.2f} s")
+            read_to = file.frames
+            wanted = None
+            if seconds is not None:
+                wanted = math.ceil(seconds * target_rate)
+                last_block = first_block + math.ceil(wanted / new)
+                read_to = min(read_to, (last_block + margin_blocks) * orig)
+            file.seek(read_from)
+            samples = file.read(read_to - read_from, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise UnusableAudio(f"unreadable: {error}") from error
+    if len(samples) < read_to - read_from:
+        raise UnusableAudio("truncated: ends before its header says")
+    if not np.isfinite(samples).all():
+        raise UnusableAudio("non-finite samples (NaN or Inf)")
+    waveform = torch.from_numpy(samples.mean(axis=1))
+    waveform = resample(waveform, orig, new)
+    skip = (first_block - read_block) * new
+    return waveform[skip:] if wanted is None else waveform[skip : skip + wanted]

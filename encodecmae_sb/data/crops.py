@@ -1,0 +1,305 @@
+"""Random crops of a mixture of corpora, as batches, without any state.
+
+Every crop is a pure function of (seed, number of the draw): which corpus, which
+file, where, and the seed of its mask. A run that was stopped, or that uses other
+numbers of workers or processes, draws the very same crops.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from encodecmae_sb.errors import UserError
+
+from .audio import UnusableAudio, read_audio
+from .manifest import read_manifest
+
+_MAX_ATTEMPTS = 20
+
+
+@dataclass
+class CropBatch:
+    """A batch of waveforms.
+
+    Arguments:
+    ---------
+    wavs : torch.Tensor
+        Samples in [-1, 1], shape [B, N], zero after each item's end; N is a
+        multiple of the hop.
+    lengths : torch.Tensor
+        True lengths in samples, int64, shape [B].
+    seeds : torch.Tensor
+        A seed per item, for its mask, int64, shape [B].
+    corpus : torch.Tensor
+        Index of each item's corpus, int64, shape [B].
+    full : bool
+        Whether all items are N samples long. Known on the host, so that batches
+        of equal length never ask the device.
+    unusable : list of (str, str)
+        Path and reason of files that could not be read and were replaced.
+    """
+
+    wavs: torch.Tensor
+    lengths: torch.Tensor
+    seeds: torch.Tensor
+    corpus: torch.Tensor
+    full: bool
+    unusable: list
+
+    def to(self, device):
+        """The same batch on another device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("wavs", "lengths", "seeds", "corpus")
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self):
+        """The same batch in page-locked memory, for fast transfers."""
+        moved = {
+            name: getattr(self, name).pin_memory()
+            for name in ("wavs", "lengths", "seeds", "corpus")
+        }
+        return replace(self, **moved)
+
+
+class CropCollator:
+    """Pads crops to the longest of the batch, rounded up to whole frames.
+
+    Arguments:
+    ---------
+    hop_length : int
+        Samples per frame.
+    """
+
+    def __init__(self, hop_length=320):
+        self.hop_length = hop_length
+
+    def __call__(self, items):
+        longest = max(len(item["wav"]) for item in items)
+        longest += -longest % self.hop_length
+        wavs = torch.zeros(len(items), longest)
+        for row, item in zip(wavs, items, strict=True):
+            row[: len(item["wav"])] = item["wav"]
+        lengths = torch.tensor([len(item["wav"]) for item in items])
+        return CropBatch(
+            wavs=wavs,
+            lengths=lengths,
+            seeds=torch.tensor([item["seed"] for item in items]),
+            corpus=torch.tensor([item["corpus"] for item in items]),
+            full=bool((lengths == longest).all()),
+            unusable=[bad for item in items for bad in item["unusable"]],
+        )
+
+
+class RandomCrops(Dataset):
+    """Endless random crops: item n is the n-th draw.
+
+    A corpus is drawn by its weight, a file of it in proportion to its length, a
+    position in it uniformly. A file that turns out to be unreadable is replaced
+    by another draw and reported in the item.
+
+    Arguments:
+    ---------
+    manifests : list of str or Path
+        CSV manifests, one per corpus.
+    crop_seconds : float
+        Length of a crop; shorter files are taken whole.
+    sample_rate : int
+        Rate of the crops in Hz.
+    seed : int
+        Another seed, other draws.
+    weights : list of float, optional
+        Share of the draws each corpus gets; default: by total duration.
+
+    Example:
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> from encodecmae_sb.data.manifest import prepare_corpora
+    >>> corpus, = prepare_corpora(speech_folder(), getfixture("tmp_path"))
+    >>> crops = RandomCrops([corpus.train_csv], crop_seconds=0.5)
+    >>> crops[10**6]["wav"].shape
+    torch.Size([12000])
+    >>> bool((crops[3]["wav"] == crops[3]["wav"]).all())
+    True
+    """
+
+    def __init__(
+        self, manifests, crop_seconds=4.0, sample_rate=24000, seed=0, weights=None
+    ):
+        if weights is not None and (
+            len(weights) != len(manifests)
+            or min(weights) < 0
+            or not np.isfinite(weights).all()
+            or sum(weights) <= 0
+        ):
+            raise UserError(
+                f"corpus_weights={list(weights)} for {len(manifests)} corpora: give "
+                "one number per data_folder, none negative, not all zero."
+            )
+        self.crop_seconds = crop_seconds
+        self.sample_rate = sample_rate
+        self.seed = seed
+        self.paths, self.durations, self.cumulated = [], [], []
+        for manifest in manifests:
+            rows = read_manifest(manifest)
+            # Arrays, not lists: forked workers then share them without copies.
+            self.paths.append(np.array([row["wav"] for row in rows]))
+            durations = np.array([float(row["duration"]) for row in rows])
+            self.durations.append(durations)
+            self.cumulated.append(np.cumsum(durations))
+        totals = np.array([c[-1] for c in self.cumulated])
+        shares = totals if weights is None else np.array(weights, dtype=float)
+        self.cumulated_shares = np.cumsum(shares / shares.sum())
+
+    @property
+    def total_seconds(self):
+        """Duration of all corpora together."""
+        return float(sum(c[-1] for c in self.cumulated))
+
+    @property
+    def num_files(self):
+        """Files of all corpora together."""
+        return sum(len(paths) for paths in self.paths)
+
+    def __getitem__(self, draw):
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, draw]))
+        unusable = []
+        for _ in range(_MAX_ATTEMPTS):
+            corpus = int(np.searchsorted(self.cumulated_shares, rng.random()))
+            corpus = min(corpus, len(self.paths) - 1)  # the sum may round below 1
+            cumulated = self.cumulated[corpus]
+            where = rng.random() * cumulated[-1]
+            file = min(int(np.searchsorted(cumulated, where)), len(cumulated) - 1)
+            room = self.durations[corpus][file] - self.crop_seconds
+            start = rng.random() * max(room, 0.0)
+            seed = int(rng.integers(2**62))
+            path = str(self.paths[corpus][file])
+            try:
+                wav = read_audio(path, self.sample_rate, start, self.crop_seconds)
+            except UnusableAudio as error:
+                unusable.append((path, str(error)))
+                continue
+            return {"wav": wav, "seed": seed, "corpus": corpus, "unusable": unusable}
+        raise UserError(
+            f"{_MAX_ATTEMPTS} files in a row could not be read, the last one "
+            f"{path}: {unusable[-1][1]}. Is the disk with the audio still there?"
+        )
+
+
+class FixedCrops(Dataset):
+    """The same crops at every validation: the middle of each file.
+
+    They are read once, at construction, and kept in memory.
+
+    Arguments:
+    ---------
+    manifests : list of str or Path
+        CSV manifests, one per corpus.
+    max_items : int
+        At most this many files of each corpus, spread evenly over it.
+    crop_seconds : float
+        Length of a crop; shorter files are taken whole.
+    sample_rate : int
+        Rate of the crops in Hz.
+    seed : int
+        For the masks.
+
+    Raises:
+    ------
+    ValueError
+        If none of a corpus' files can be read.
+
+    Example:
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> from encodecmae_sb.data.manifest import prepare_corpora
+    >>> corpus, = prepare_corpora(speech_folder(), getfixture("tmp_path"))
+    >>> len(FixedCrops([corpus.valid_csv], max_items=3))
+    3
+    """
+
+    def __init__(
+        self, manifests, max_items=64, crop_seconds=4.0, sample_rate=24000, seed=0
+    ):
+        self.items = []
+        self.unusable = []
+        for corpus, manifest in enumerate(manifests):
+            rows = read_manifest(manifest)
+            before = len(self.items)
+            chosen = np.linspace(0, len(rows) - 1, min(max_items, len(rows)))
+            for index in chosen.round().astype(int):
+                path = rows[index]["wav"]
+                spare = float(rows[index]["duration"]) - crop_seconds
+                try:
+                    wav = read_audio(path, sample_rate, max(spare, 0) / 2, crop_seconds)
+                except UnusableAudio as error:
+                    self.unusable.append((path, str(error)))
+                    continue
+                rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+                self.items.append(
+                    {
+                        "wav": wav,
+                        "seed": int(rng.integers(2**62)),
+                        "corpus": corpus,
+                        "unusable": [],
+                    }
+                )
+            if len(self.items) == before:
+                raise UserError(
+                    f"None of the {len(chosen)} validation files of {manifest} can "
+                    f"be read; the last one is {path}: {self.unusable[-1][1]}"
+                )
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __len__(self):
+        return len(self.items)
+
+
+class DrawSampler:
+    """Batches of draw numbers for one process of several.
+
+    Step s of the run takes the draws s * G to (s + 1) * G - 1 with G the global
+    batch size; each process takes its slice of them. What is drawn in a step
+    therefore does not depend on how many processes share it.
+
+    Arguments:
+    ---------
+    batches_per_epoch : int
+        Batches of one process between two validations.
+    batch_size : int
+        Crops per batch and process.
+    rank, world_size : int
+        This process and how many there are.
+
+    Example:
+    -------
+    >>> sampler = DrawSampler(batches_per_epoch=2, batch_size=3)
+    >>> sampler.set_epoch(2)
+    >>> list(sampler)
+    [[6, 7, 8], [9, 10, 11]]
+    """
+
+    def __init__(self, batches_per_epoch, batch_size, rank=0, world_size=1):
+        self.batches_per_epoch = batches_per_epoch
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 1
+
+    def set_epoch(self, epoch):
+        """Chooses the epoch, counted from 1."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        first = (self.epoch - 1) * self.batches_per_epoch
+        for step in range(first, first + self.batches_per_epoch):
+            start = (step * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+    def __len__(self):
+        return self.batches_per_epoch

@@ -1,0 +1,313 @@
+"""Folders of audio become SpeechBrain CSV manifests.
+
+Any folder works: audio is found recursively. A folder laid out in official
+parts (LibriSpeech's `train-*`, `dev-*`, `test-*`) keeps them; in any other, one
+file in twenty is held out for validation, chosen by a hash of its path so that
+the choice never changes. LibriSpeech transcripts, where there are any, become
+the `wrd` and `spk_id` columns.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from encodecmae_sb.errors import UserError
+
+from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_audio
+
+logger = get_logger(__name__)
+
+_FORMAT = 1  # raise it when the manifest's columns or rules change
+_HELD_OUT = 20  # one file in this many, where there is no official split
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus, ready to be loaded.
+
+    Arguments:
+    ---------
+    name : str
+        Name of the folder, unique among the corpora of a run.
+    train_csv, valid_csv : Path
+        SpeechBrain manifests with columns ID, duration (s), wav, num_samples,
+        sample_rate (Hz) and, for LibriSpeech, spk_id and wrd.
+    num_files : int
+        Audio files found, unusable ones included.
+    unusable : list of (str, str)
+        Path and reason of each file left out.
+    """
+
+    name: str
+    train_csv: Path
+    valid_csv: Path
+    num_files: int
+    unusable: list
+
+
+def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
+    """Builds, or finds up to date, the manifests of several folders.
+
+    A manifest is built once and rebuilt when a file was added, removed or
+    changed (path, size or time).
+
+    Arguments:
+    ---------
+    data_folders : str, Path or list of them
+        Folders of audio.
+    save_folder : str or Path
+        Where the manifests go.
+    max_unusable : float
+        Share of unusable files above which to stop.
+
+    Returns:
+    -------
+    list of Corpus
+
+    Raises:
+    ------
+    FileNotFoundError
+        If a folder does not exist or holds no audio.
+    ValueError
+        If too much of a folder is unusable.
+
+    Example:
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> tmp = getfixture("tmp_path")
+    >>> corpus, = prepare_corpora(speech_folder(), tmp)
+    >>> corpus.name, len(corpus.unusable)
+    ('speech', 0)
+    """
+    corpora, names = [], set()
+    for folder in check_folders(data_folders):
+        name = unique = folder.name
+        count = 0
+        while unique in names:
+            count += 1
+            unique = f"{name}_{count}"
+        names.add(unique)
+        corpora.append(_prepare(folder, unique, Path(save_folder), max_unusable))
+    return corpora
+
+
+def check_folders(data_folders):
+    """Folders as absolute paths, once it is sure that they exist.
+
+    Arguments:
+    ---------
+    data_folders : str, Path or list of them
+
+    Returns:
+    -------
+    list of Path
+
+    Raises:
+    ------
+    FileNotFoundError
+        If one of them does not exist.
+    """
+    if isinstance(data_folders, (str, os.PathLike)):
+        data_folders = [data_folders]
+    folders = [Path(folder).expanduser().resolve() for folder in data_folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"No such folder: data_folder={folder}. Give the folder that holds "
+                "the audio, e.g. --data_folder /data/LibriSpeech"
+            )
+    return folders
+
+
+def find_audio(folder):
+    """Finds audio files below a folder, links to folders included.
+
+    Arguments:
+    ---------
+    folder : str or Path
+        Where to look.
+
+    Returns:
+    -------
+    list of (str, int, int)
+        Path relative to the folder, size in bytes and time of change in
+        nanoseconds of each file, sorted by path.
+
+    Raises:
+    ------
+    FileNotFoundError
+        If the folder does not exist or holds no audio.
+    """
+    (folder,) = check_folders(folder)
+    found, visited = [], set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in visited:  # a link back to a parent would never end
+            folders.clear()
+            continue
+        visited.add(real)
+        for file in files:
+            if file.lower().endswith(AUDIO_EXTENSIONS) and not file.startswith("."):
+                path = os.path.join(root, file)
+                try:
+                    stat = os.stat(path)
+                    size, time = stat.st_size, stat.st_mtime_ns
+                except OSError:  # a dangling link: reported when it is inspected
+                    size = time = 0
+                found.append((os.path.relpath(path, folder), size, time))
+    if not found:
+        raise FileNotFoundError(
+            f"No audio in data_folder={folder}: no file below it ends in "
+            f"{', '.join(AUDIO_EXTENSIONS)}."
+        )
+    return sorted(found)
+
+
+def _prepare(folder, name, save_folder, max_unusable):
+    files = find_audio(folder)
+    key = hashlib.sha256(json.dumps([_FORMAT, str(folder), files]).encode())
+    fingerprint = key.hexdigest()
+    save_folder.mkdir(parents=True, exist_ok=True)
+    train_csv = save_folder / f"{name}_train.csv"
+    valid_csv = save_folder / f"{name}_valid.csv"
+    state_file = save_folder / f"{name}.json"
+
+    state = {}
+    if state_file.exists() and train_csv.exists() and valid_csv.exists():
+        state = json.loads(state_file.read_text())
+        if state.get("fingerprint") != fingerprint:
+            logger.info(f"{folder} has changed: its manifest is built again")
+    if state.get("fingerprint") != fingerprint:
+        rows, unusable = _scan(folder, [path for path, _, _ in files])
+        _check_share(folder, len(files), unusable, max_unusable)
+        parts = _split(rows, _part_of(path for path, _, _ in files))
+        for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
+            _write_csv(csv_file, part)
+        state = {"fingerprint": fingerprint, "unusable": unusable}
+        # Written last and at once, so that a killed run leaves no half state.
+        scratch = state_file.with_suffix(".tmp")
+        scratch.write_text(json.dumps(state))
+        os.replace(scratch, state_file)
+    unusable = [tuple(item) for item in state["unusable"]]
+    _check_share(folder, len(files), unusable, max_unusable)
+    return Corpus(name, train_csv, valid_csv, len(files), unusable)
+
+
+def _scan(folder, paths):
+    """Inspects files in parallel: rows of the usable, (path, reason) of the rest."""
+
+    def inspect(path):
+        try:
+            return inspect_audio(folder / path)
+        except UnusableAudio as error:
+            return error
+
+    rows, unusable = [], []
+    transcripts = _read_transcripts({(folder / path).parent for path in paths})
+    stems = Counter(os.path.splitext(path)[0] for path in paths)
+    # Threads, not processes: the work is waiting for the disk, and libsndfile
+    # runs outside the interpreter's lock.
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        results = tqdm(
+            pool.map(inspect, paths),
+            total=len(paths),
+            desc=f"Reading {folder.name}",
+            unit=" files",
+            dynamic_ncols=True,
+            disable=len(paths) < 200,
+        )
+        for path, result in zip(paths, results, strict=True):
+            if isinstance(result, UnusableAudio):
+                shown = str(folder / path).encode("utf-8", "backslashreplace").decode()
+                unusable.append((shown, str(result)))
+                continue
+            stem = os.path.splitext(path)[0]
+            row = {
+                "ID": stem if stems[stem] == 1 else path,
+                "duration": f"{result.duration:.6f}",
+                "wav": str(folder / path),
+                "num_samples": result.num_samples,
+                "sample_rate": result.sample_rate,
+            }
+            if transcripts:
+                stem = Path(path).stem
+                row["spk_id"] = stem.split("-")[0]
+                row["wrd"] = transcripts.get(stem, "")
+            rows.append(row)
+    return rows, unusable
+
+
+def _read_transcripts(folders):
+    """LibriSpeech's `<speaker>-<chapter>.trans.txt` files, as ID -> text."""
+    transcripts = {}
+    for file in (file for folder in folders for file in folder.glob("*.trans.txt")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            utterance, _, text = line.partition(" ")
+            transcripts[utterance] = text.strip()
+    return transcripts
+
+
+def _check_share(folder, num_files, unusable, max_unusable):
+    if len(unusable) > max_unusable * num_files:
+        listed = "\n".join(f"  {path}: {reason}" for path, reason in unusable[:10])
+        more = f"\n  and {len(unusable) - 10} more" if len(unusable) > 10 else ""
+        raise UserError(
+            f"{len(unusable)} of {num_files} audio files in {folder} are unusable "
+            f"({len(unusable) / num_files:.1%}; max_unusable={max_unusable} allows "
+            f"{max_unusable:.1%}):\n{listed}{more}\n"
+            "Repair or remove them, or raise --max_unusable."
+        )
+
+
+def _part_of(paths):
+    """A function from a row to "train", "valid" or "" (neither)."""
+    tops = {Path(path).parts[0] for path in paths if len(Path(path).parts) > 1}
+    train = {top for top in tops if top.startswith("train")}
+    valid = {top for top in tops if top.startswith(("dev", "valid"))}
+
+    def official(row):
+        top = Path(row["ID"]).parts[0]
+        return "train" if top in train else "valid" if top in valid else ""
+
+    def held_out(row):
+        digest = hashlib.sha256(row["ID"].encode()).digest()
+        return "valid" if digest[0] * 256 + digest[1] < 65536 // _HELD_OUT else "train"
+
+    return official if train and valid else held_out
+
+
+def _split(rows, part_of):
+    train = [row for row in rows if part_of(row) == "train"]
+    valid = [row for row in rows if part_of(row) == "valid"]
+    # A handful of files may all hash to one side.
+    if not valid and len(train) > 1:
+        valid = [train.pop()]
+    elif not train and len(valid) > 1:
+        train = [valid.pop()]
+    elif not valid or not train:
+        raise UserError(
+            f"{len(train) + len(valid)} usable audio file: at least 2 are needed, "
+            "one to train on and one to validate on. Cut the file, or add others."
+        )
+    return train, valid
+
+
+def _write_csv(path, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_manifest(path):
+    """Reads a manifest back as a list of dicts of strings, in file order."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

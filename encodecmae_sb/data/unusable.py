@@ -1,0 +1,82 @@
+"""Keeps account of audio that could not be used."""
+
+import csv
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+
+from encodecmae_sb.errors import UserError
+
+logger = get_logger(__name__)
+
+
+class UnusableFiles:
+    """The list of files left out, in a file, with a limit.
+
+    Arguments:
+    ---------
+    path : str or Path
+        CSV file with columns path and reason; read back if it exists, so that a
+        resumed run counts on.
+    num_files : int
+        Files of the corpora, the unusable included.
+    max_share : float
+        Share of them that may be unusable before the run stops.
+
+    Example:
+    -------
+    >>> bad = UnusableFiles(getfixture("tmp_path") / "unusable.csv", 100, 0.05)
+    >>> bad.add([("a.wav", "empty file"), ("a.wav", "empty file")])
+    >>> len(bad)
+    1
+    """
+
+    def __init__(self, path, num_files, max_share=0.05):
+        self.path = Path(path)
+        self.num_files = num_files
+        self.max_share = max_share
+        self.reasons = {}
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                self.reasons = {
+                    row["path"]: row["reason"]
+                    for row in csv.DictReader(file)
+                    if row["reason"] is not None
+                }
+        else:
+            self.path.write_text("path,reason\n", encoding="utf-8")
+
+    def add(self, items):
+        """Notes files and writes the new ones down.
+
+        Arguments:
+        ---------
+        items : iterable of (str, str)
+            Path and reason.
+
+        Raises:
+        ------
+        UserError
+            If too large a share is unusable.
+        """
+        new = {path: why for path, why in items if path not in self.reasons}
+        if not new:
+            return
+        self.reasons.update(new)
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(new.items())
+        for path, why in list(new.items())[:5]:
+            logger.warning(f"Left out: {path}: {why}")
+        logger.warning(
+            f"{len(self)} of {self.num_files} audio files left out so far, listed in "
+            f"{self.path}"
+        )
+        if len(self) > self.max_share * self.num_files:
+            raise UserError(
+                f"{len(self)} of {self.num_files} audio files are unusable, more than "
+                f"max_unusable={self.max_share} allows. They are listed in "
+                f"{self.path}. Repair or remove them, or raise --max_unusable."
+            )
+
+    def __len__(self):
+        return len(self.reasons)

@@ -1,0 +1,102 @@
+"""How every recipe begins and ends."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import sys
+import uuid
+from pathlib import Path
+
+import speechbrain as sb
+from hyperpyyaml import load_hyperpyyaml
+
+from .errors import UserError
+
+
+def start_experiment(argv):
+    """Parses the command line, loads the yaml, makes the output folder.
+
+    Arguments:
+    ---------
+    argv : list of str
+        A yaml file, run options of SpeechBrain, and overrides of yaml keys.
+
+    Returns:
+    -------
+    hparams : dict
+    run_opts : speechbrain.core.RunOptions
+    named : set of str
+        The yaml keys given on the command line.
+
+    Raises:
+    ------
+    SystemExit
+        With a message, if the output folder cannot be written to.
+    """
+    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
+    if not Path(hparams_file).is_file():
+        raise FileNotFoundError(f"No such hyperparameter file: {hparams_file}")
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    check_writable(hparams["output_folder"])
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    named = re.findall(r"^(\w+):", overrides, flags=re.MULTILINE)
+    return hparams, run_opts, set(named)
+
+
+@contextlib.contextmanager
+def quit_on_user_errors():
+    """Ends a script with the message alone where the user can mend the cause.
+
+    Everything else keeps its traceback.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError) as error:
+        sys.exit(f"\nError: {error}")
+
+
+def check_writable(folder):
+    """Makes a folder and tries to write to it, before anything is computed.
+
+    Arguments:
+    ---------
+    folder : str or Path
+
+    Raises:
+    ------
+    SystemExit
+        With a message that says what to do.
+    """
+    folder = Path(folder)
+    probe = folder / f".probe-{os.getpid()}-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(1 << 16))
+        probe.unlink()
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        sys.exit(
+            f"Cannot write to output_folder={folder}: {reason}. Free some space, or "
+            "choose another place: --output_folder FOLDER"
+        )
+
+
+def write_metrics(folder, metrics):
+    """Writes `metrics.json`: one flat object of what a recipe measured.
+
+    Arguments:
+    ---------
+    folder : str or Path
+    metrics : dict of str to number or str
+    """
+    scratch = Path(folder) / "metrics.json.tmp"
+    scratch.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, Path(folder) / "metrics.json")

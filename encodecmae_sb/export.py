@@ -1,0 +1,158 @@
+"""A trained encoder as a folder that `foreign_class` loads anywhere.
+
+The folder holds `hyperparams.yaml` (what to build), `encoder.ckpt` (weights),
+`custom_interface.py` (only imports from this package, because SpeechBrain keys
+such files by their name) and `README.md` (what it is, its figures, how to use it).
+"""
+
+from pathlib import Path
+
+import torch
+
+from . import __version__
+from .errors import UserError
+from .lobes.features import CodecLatents
+
+_YAML = """\
+# An EnCodecMAE encoder, made by encodecmae_sb {version}.
+format: 1
+encoder: !new:encodecmae_sb.lobes.AudioEncoder
+    front_end: {front_end}
+    transformer: !new:encodecmae_sb.lobes.ResiDualTransformer
+        dim: {transformer.dim}
+        num_layers: {num_layers}
+        num_heads: {transformer.num_heads}
+        ffn_dim: {transformer.ffn_dim}
+        head_dim: {transformer.head_dim}
+        shared_ffn: {transformer.shared_ffn}
+
+modules:
+    encoder: !ref <encoder>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        encoder: !ref <encoder>
+    custom_hooks:
+        encoder: !name:encodecmae_sb.export.load_encoder
+"""
+
+_INTERFACE = """\
+from encodecmae_sb.inference import EnCodecMAEEncoder  # noqa: F401
+"""
+
+_README = """\
+# An EnCodecMAE encoder
+
+{num_layers} layers, {dim} wide, {parameters:.1f} M parameters; one frame in
+{frame_ms:.2f} ms of audio. {origin}
+
+    from speechbrain.inference.interfaces import foreign_class
+
+    encoder = foreign_class(
+        source="{folder}",
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEEncoder",
+    )
+    features = encoder.encode_file("speech.wav")  # [frames, {dim}]
+
+{figures}"""
+
+
+def export_encoder(encoder, folder, origin="", figures=None):
+    """Writes an encoder folder.
+
+    Arguments:
+    ---------
+    encoder : AudioEncoder
+        What to write.
+    folder : str or Path
+        Made if needed; files in it are replaced.
+    origin : str
+        A sentence or two for the folder's README: trained how, on what.
+    figures : dict of str to float, optional
+        Metrics for the folder's README.
+
+    Example:
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
+    >>> folder = getfixture("tmp_path") / "encoder"
+    >>> export_encoder(encoder, folder)
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'custom_interface.py', 'encoder.ckpt', 'hyperparams.yaml']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(
+        {name: tensor.cpu() for name, tensor in encoder.state_dict().items()},
+        folder / "encoder.ckpt",
+    )
+    yaml = _YAML.format(
+        version=__version__,
+        front_end=_front_end_yaml(encoder.front_end),
+        transformer=encoder.transformer,
+        num_layers=encoder.num_layers,
+    )
+    (folder / "hyperparams.yaml").write_text(yaml, encoding="utf-8")
+    (folder / "custom_interface.py").write_text(_INTERFACE, encoding="utf-8")
+    table = "".join(
+        f"| {name} | {value:.4g} |\n" for name, value in (figures or {}).items()
+    )
+    readme = _README.format(
+        num_layers=encoder.num_layers,
+        dim=encoder.dim,
+        parameters=sum(p.numel() for p in encoder.parameters()) / 1e6,
+        frame_ms=1000 * encoder.front_end.hop_length / encoder.front_end.sample_rate,
+        origin=origin,
+        folder=folder.name,
+        figures="| measured on validation | |\n| --- | --- |\n" + table
+        if table
+        else "",
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _front_end_yaml(front_end):
+    if isinstance(front_end, CodecLatents):
+        return (
+            "!new:encodecmae_sb.lobes.CodecLatents\n"
+            f"        n_filters: {front_end.n_filters}"
+        )
+    return (
+        "!new:encodecmae_sb.lobes.LogMel\n"
+        f"        n_mels: {front_end.dim}\n"
+        f"        hop_length: {front_end.hop_length}\n"
+        f"        win_length: {front_end.win_length}\n"
+        f"        sample_rate: {front_end.sample_rate}\n"
+        f"        centered: {front_end.centered}\n"
+        f"        mean: {front_end.mean}\n"
+        f"        std: {front_end.std}"
+    )
+
+
+def load_encoder(encoder, path):
+    """Loads weights, all of them or none.
+
+    SpeechBrain's own way only warns of weights that are missing, and leaves
+    random ones in their place.
+
+    Arguments:
+    ---------
+    encoder : AudioEncoder
+        Changed in place.
+    path : str or Path
+        An `encoder.ckpt`, read with `weights_only=True`.
+
+    Raises:
+    ------
+    ValueError
+        If the weights are not those of this encoder.
+    """
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        encoder.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not fit the encoder that hyperparams.yaml beside it "
+            f"describes: {error}. Export the encoder again."
+        ) from error

@@ -1,0 +1,143 @@
+"""Pretrained interfaces, reached through SpeechBrain's `foreign_class`."""
+
+from pathlib import Path
+
+import torch
+from speechbrain.inference.interfaces import Pretrained
+
+from .data.audio import UnusableAudio, read_audio, resample
+from .lobes.pieces import encode_in_pieces
+
+
+class EnCodecMAEEncoder(Pretrained):
+    """Features of an EnCodecMAE encoder, about 75 a second.
+
+    Audio longer than 4 s is encoded in pieces of 4 s, as in pretraining.
+
+    Example:
+    -------
+    >>> from speechbrain.inference.interfaces import foreign_class
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> from encodecmae_sb.export import export_encoder
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> folder = getfixture("tmp_path") / "encoder"
+    >>> transformer = ResiDualTransformer(64, 2, 4, 96)
+    >>> export_encoder(AudioEncoder(LogMel(), transformer), folder)
+    >>> encoder = foreign_class(
+    ...     source=str(folder),
+    ...     pymodule_file="custom_interface.py",
+    ...     classname="EnCodecMAEEncoder",
+    ... )
+    >>> path = sorted(speech_folder().rglob("*.flac"))[0]
+    >>> encoder.encode_file(path).shape[1]
+    64
+    >>> features, lengths = encoder.encode_batch(
+    ...     torch.zeros(2, 24000), torch.tensor([1.0, 0.5])
+    ... )
+    >>> features.shape, lengths
+    (torch.Size([2, 75, 64]), tensor([75, 38]))
+    """
+
+    MODULES_NEEDED = ["encoder"]
+
+    @property
+    def sample_rate(self):
+        """Rate that `encode_batch` expects, in Hz."""
+        return self.mods.encoder.front_end.sample_rate
+
+    def encode_file(self, path, layer="last"):
+        """Encodes an audio file of any rate, mono or not (channels are averaged).
+
+        Arguments:
+        ---------
+        path : str or Path
+            WAV, FLAC, OGG or MP3.
+        layer : int or str
+            `"last"`, `"last_no_norm"` (the last layer without the final norm), the
+            number of a layer counted from 0, or `"all"`.
+
+        Returns:
+        -------
+        torch.Tensor
+            Shape [T, D], with `"all"` [layers, T, D].
+
+        Raises:
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it cannot be read or is shorter than a frame.
+        """
+        try:
+            wav = read_audio(path, self.sample_rate)
+        except UnusableAudio as error:
+            if not Path(path).exists():
+                raise FileNotFoundError(f"No such audio file: {path}") from error
+            raise ValueError(f"{path}: {error}") from error
+        return self._encode(wav[None], [len(wav)], layer)[0]
+
+    def encode_batch(self, wavs, wav_lens=None, layer="last", sample_rate=None):
+        """Encodes a padded batch.
+
+        Arguments:
+        ---------
+        wavs : torch.Tensor
+            Mono samples in [-1, 1], shape [B, N].
+        wav_lens : torch.Tensor, optional
+            Lengths relative to N, shape [B]; default: all 1.
+        layer : int or str
+            As for `encode_file`.
+        sample_rate : int, optional
+            Rate of `wavs`; default: the encoder's own, 24 000 Hz.
+
+        Returns:
+        -------
+        features : torch.Tensor
+            Shape [B, T, D], with `"all"` [layers, B, T, D]; zeros after the end of
+            an item.
+        lengths : torch.Tensor
+            Frames of each item, int64, shape [B].
+
+        Raises:
+        ------
+        ValueError
+            If an item is shorter than a frame, or shapes or values are off.
+        """
+        if wavs.dim() != 2:
+            raise ValueError(f"wavs: [batch, samples] expected, not {list(wavs.shape)}")
+        if not torch.isfinite(wavs).all():
+            raise ValueError("wavs hold non-finite samples (NaN or Inf)")
+        if wav_lens is None:
+            wav_lens = torch.ones(len(wavs))
+        if len(wav_lens) != len(wavs) or wav_lens.min() <= 0 or wav_lens.max() > 1:
+            raise ValueError(
+                f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
+                f"each of the {len(wavs)} items."
+            )
+        lengths = (wav_lens.double() * wavs.shape[1]).round().long().tolist()
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            # Item by item, so that the padding does not leak into the last samples.
+            items = [
+                resample(wav[:length], sample_rate, self.sample_rate)
+                for wav, length in zip(wavs, lengths, strict=True)
+            ]
+            lengths = [len(item) for item in items]
+            wavs = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
+        items = self._encode(wavs, lengths, layer)
+        frames = torch.tensor([item.shape[-2] for item in items])
+        shape = list(items[0].shape)
+        shape[-2] = int(frames.max())
+        features = items[0].new_zeros([len(items), *shape])
+        for row, item in zip(features, items, strict=True):
+            row[..., : item.shape[-2], :] = item
+        if layer == "all":
+            features = features.transpose(0, 1)
+        return features, frames
+
+    def forward(self, wavs, wav_lens=None):
+        """Same as `encode_batch`."""
+        return self.encode_batch(wavs, wav_lens)
+
+    @torch.no_grad()
+    def _encode(self, wavs, lengths, layer):
+        return encode_in_pieces(self.mods.encoder, wavs, lengths, layer)

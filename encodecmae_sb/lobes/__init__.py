@@ -1,0 +1,18 @@
+"""Torch modules, each usable from any HyperPyYAML file."""
+
+from .codec import Codec
+from .features import CodecLatents, LogMel
+from .masking import GapMasker
+from .model import AudioEncoder, MaskedCodecLoss, MaskedCodecModel
+from .transformer import ResiDualTransformer
+
+__all__ = [
+    "AudioEncoder",
+    "Codec",
+    "CodecLatents",
+    "GapMasker",
+    "LogMel",
+    "MaskedCodecLoss",
+    "MaskedCodecModel",
+    "ResiDualTransformer",
+]

@@ -1,0 +1,166 @@
+"""Pretrains EnCodecMAE: hide half of the audio, predict its codes.
+
+    python recipes/pretrain.py hparams/mini.yaml
+    python recipes/pretrain.py hparams/base.yaml --data_folder /data/LibriSpeech
+    torchrun --standalone --nproc_per_node=8 recipes/pretrain.py hparams/base.yaml \\
+        --data_folder "[/data/LibriSpeech, /data/fma]"
+
+Without a data folder the run is a demonstration on the small corpus in this
+repository and, unless a codec is named, with the small codec in it.
+
+Makes, in the output folder: `encoder/`, which `foreign_class` loads;
+`metrics.json`; `curves.png`; `unusable_files.csv`; checkpoints. A run that was
+interrupted goes on when the same command is given again.
+"""
+
+import sys
+from pathlib import Path
+
+from speechbrain.utils.distributed import if_main_process, run_on_main
+
+from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
+from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.data.crops import FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora
+from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.experiment import (
+    quit_on_user_errors,
+    start_experiment,
+    write_metrics,
+)
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes import Codec, CodecLatents
+from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL
+
+
+def choose_codec(hparams, named):
+    """The codec's source.
+
+    Only a demonstration, and only where no codec was named, uses the bundled one.
+    """
+    if hparams["data_folder"] or "codec" in named or hparams["codec"] != OFFICIAL:
+        return hparams["codec"]
+    return BUNDLED
+
+
+def announce(hparams, source):
+    """Says at once what kind of run this is."""
+    if hparams["data_folder"]:
+        print(f"Codec: {source}")
+        return
+    print(
+        "DEMONSTRATION: no --data_folder was given, so this run trains on the small\n"
+        "synthetic corpus in this repository (speech of 10 synthetic voices, and\n"
+        f"sounds). Codec: {source}"
+        + (" (small, trained for this repository)." if source == BUNDLED else ".")
+        + "\nFor a real model: --data_folder FOLDER, any folder of audio.",
+        flush=True,
+    )
+
+
+def build_data(hparams, output):
+    """Manifests, random crops to train on, fixed ones to validate on."""
+    folders = hparams["data_folder"] or [str(speech_folder()), str(sound_folder())]
+    arguments = (folders, hparams["save_folder"], hparams["max_unusable"])
+    run_on_main(prepare_corpora, arguments)
+    corpora = prepare_corpora(*arguments)
+    unusable = UnusableFiles(
+        output / "unusable_files.csv",
+        sum(corpus.num_files for corpus in corpora),
+        hparams["max_unusable"],
+    )
+    train = RandomCrops(
+        [corpus.train_csv for corpus in corpora],
+        hparams["crop_seconds"],
+        hparams["sample_rate"],
+        hparams["seed"],
+        hparams["corpus_weights"],
+    )
+    valid = FixedCrops(
+        [corpus.valid_csv for corpus in corpora],
+        hparams["valid_items"],
+        hparams["crop_seconds"],
+        hparams["sample_rate"],
+        hparams["seed"],
+    )
+    for items in [corpus.unusable for corpus in corpora] + [valid.unusable]:
+        if if_main_process():
+            unusable.add(items)
+    return corpora, train, valid, unusable
+
+
+def main(argv):
+    """Runs the experiment that the command line describes."""
+    hparams, run_opts, named = start_experiment(argv)
+    output = Path(hparams["output_folder"])
+    source = choose_codec(hparams, named)
+    if if_main_process():
+        announce(hparams, source)
+    if hparams["data_folder"]:
+        check_folders(hparams["data_folder"])
+
+    # The main process first, so that weights are fetched once.
+    run_on_main(Codec, (source, hparams["n_codebooks"]))
+    codec = Codec(source, hparams["n_codebooks"])
+    model = hparams["model"]
+    if isinstance(model.encoder.front_end, CodecLatents):
+        model.encoder.front_end.use(codec)
+    corpora, train, valid, unusable = build_data(hparams, output)
+    if if_main_process():
+        print(
+            f"Training on {train.num_files} files, {train.total_seconds / 3600:.2f} h; "
+            f"validating on {len(valid)}; {len(unusable)} files left out."
+        )
+
+    brain = PretrainBrain(
+        modules={**hparams["modules"], "codec": codec},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        unusable=unusable,
+        corpora=[corpus.name for corpus in corpora],
+    )
+    brain.fit_crops(train, valid)
+    if if_main_process() and brain.history.rows:
+        finish(brain, source, output, argv[0])
+
+
+def finish(brain, source, output, hparams_file):
+    """Writes metrics, curves and the encoder, and says what to do next."""
+    row = brain.history.rows[-1]
+    metrics = {**row, "codec": source, "unusable_files": len(brain.unusable)}
+    write_metrics(output, metrics)
+    draw_curves(brain.history, output / "curves.png")
+    folder = output / "encoder"
+    export_encoder(
+        brain.hparams.model.encoder,
+        folder,
+        f"Pretrained with {Path(hparams_file).name} for {int(row['step'])} steps on "
+        f"{', '.join(brain.corpora)}; targets: codec {source}.",
+        row,
+    )
+    n_codebooks = brain.hparams.n_codebooks
+    print("\nHidden frames of the validation set (nats; accuracy in %):")
+    print("  codebook   cross-entropy   unigram   accuracy")
+    for q in range(1, n_codebooks + 1):
+        print(
+            f"  {q:8d}   {row[f'masked_ce_{q}']:13.3f}   {row[f'unigram_ce_{q}']:7.3f}"
+            f"   {100 * row[f'masked_accuracy_{q}']:8.1f}"
+        )
+    print(
+        f"\nMade in {output}:\n"
+        f"  encoder/             the encoder, for foreign_class\n"
+        f"  metrics.json         the figures above\n"
+        f"  curves.png           how they came about\n"
+        f"  unusable_files.csv   {len(brain.unusable)} files left out\n"
+        "Next:\n"
+        f"  python recipes/embed.py {folder} AUDIO_FILE          features of a file\n"
+        f"  python recipes/pretrain.py {hparams_file} --output_folder {output} "
+        f"--training_steps {2 * int(row['step'])}   train on"
+    )
+
+
+if __name__ == "__main__":
+    with quit_on_user_errors():
+        main(sys.argv[1:])

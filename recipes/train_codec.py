@@ -1,0 +1,107 @@
+"""Trains a small neural codec with EnCodec's interface, from scratch.
+
+    python recipes/train_codec.py hparams/codec_mini.yaml [--data_folder FOLDER]
+
+Makes `codec.safetensors`, which pretraining takes as `--codec FILE`;
+`metrics.json` with its quality on audio it was not trained on; and pairs of WAV
+files, an original and its reconstruction, to listen to.
+"""
+
+import sys
+from pathlib import Path
+
+import soundfile
+import speechbrain as sb
+import torch
+
+from encodecmae_sb.brains.codec import CodecBrain, codec_report, init_seanet_
+from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.experiment import start_experiment, write_metrics
+from encodecmae_sb.lobes.codec import Codec, save_codec
+
+
+def main(argv):
+    """Trains, measures, writes; all settings come from the yaml."""
+    hparams, run_opts, _ = start_experiment(argv)
+    output = Path(hparams["output_folder"])
+    folders = hparams["data_folder"] or [speech_folder(), sound_folder()]
+    corpora = prepare_corpora(folders, hparams["save_folder"], hparams["max_unusable"])
+    unusable = UnusableFiles(
+        output / "unusable_files.csv",
+        sum(corpus.num_files for corpus in corpora),
+        hparams["max_unusable"],
+    )
+    for corpus in corpora:
+        unusable.add(corpus.unusable)
+    train = RandomCrops(
+        [corpus.train_csv for corpus in corpora],
+        hparams["crop_seconds"],
+        hparams["sample_rate"],
+        hparams["seed"],
+        hparams["corpus_weights"],
+    )
+    valid = corpora
+    if hparams["valid_folder"]:
+        valid_save = Path(hparams["save_folder"]) / "valid"
+        valid = prepare_corpora(hparams["valid_folder"], valid_save)
+    valid = FixedCrops(
+        [corpus.valid_csv for corpus in valid],
+        hparams["valid_items"],
+        crop_seconds=4.0,
+        sample_rate=hparams["sample_rate"],
+    )
+    unusable.add(valid.unusable)
+
+    init_seanet_(hparams["codec_net"])
+    brain = CodecBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        unusable=unusable,
+    )
+    brain.fit_crops(train, valid)
+    if sb.utils.distributed.if_main_process():
+        finish(brain, valid, output)
+
+
+def finish(brain, valid, output):
+    """Writes the codec, reads it back, and measures what was read."""
+    path = output / "codec.safetensors"
+    save_codec(
+        brain.net,
+        path,
+        {
+            "n_filters": str(brain.hparams.n_filters),
+            "steps": str(brain.optimizer_step),
+            "licence": "Apache-2.0",
+        },
+    )
+    codec = Codec(path, n_codebooks=brain.hparams.n_codebooks)
+    loader = torch.utils.data.DataLoader(valid, 8, collate_fn=CropCollator())
+    metrics = codec_report(codec.net, loader)
+    write_metrics(output, {"steps": brain.optimizer_step, **metrics})
+    for index in (0, len(valid) // 2):
+        wav = valid[index]["wav"]
+        wav = 0.7 * wav / wav.abs().max().clamp(min=1e-5)
+        made = codec.decode(codec.encode(wav[None]))[0, : len(wav)]
+        for name, samples in (("original", wav), ("reconstruction", made)):
+            file = output / f"listen_{index}_{name}.wav"
+            soundfile.write(str(file), samples.numpy(), codec.sample_rate)
+
+    print("\nThe codec, on audio that it was not trained on:")
+    for name, value in metrics.items():
+        print(f"  {name:18s} {value:8.3f}")
+    print(
+        f"Codec:      {path} ({path.stat().st_size / 1e6:.1f} MB)\n"
+        f"To listen:  {output}/listen_*.wav\n"
+        f"Use it:     python recipes/pretrain.py hparams/mini.yaml --codec {path}"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
