@@ -18,19 +18,19 @@ from .errors import UserError
 def start_experiment(argv):
     """Parses the command line, loads the yaml, makes the output folder.
 
-    Arguments:
+    Arguments
     ---------
     argv : list of str
         A yaml file, run options of SpeechBrain, and overrides of yaml keys.
 
-    Returns:
+    Returns
     -------
     hparams : dict
     run_opts : speechbrain.core.RunOptions
     named : set of str
         The yaml keys given on the command line.
 
-    Raises:
+    Raises
     ------
     SystemExit
         With a message, if the output folder cannot be written to.
@@ -63,14 +63,38 @@ def quit_on_user_errors():
         sys.exit(f"\nError: {error}")
 
 
+def main_process_first(function, *args):
+    """Calls a function in every process, in the others after the main one.
+
+    For what the main process fetches or writes and the others then find.
+
+    Arguments
+    ---------
+    function : callable
+    *args
+        Its arguments.
+
+    Returns
+    -------
+    object
+        The function's result in this process.
+    """
+    if sb.utils.distributed.if_main_process():
+        result = function(*args)
+        sb.utils.distributed.ddp_barrier()
+        return result
+    sb.utils.distributed.ddp_barrier()
+    return function(*args)
+
+
 def check_writable(folder):
     """Makes a folder and tries to write to it, before anything is computed.
 
-    Arguments:
+    Arguments
     ---------
     folder : str or Path
 
-    Raises:
+    Raises
     ------
     SystemExit
         With a message that says what to do.
@@ -92,7 +116,7 @@ def check_writable(folder):
 def write_metrics(folder, metrics):
     """Writes `metrics.json`: one flat object of what a recipe measured.
 
-    Arguments:
+    Arguments
     ---------
     folder : str or Path
     metrics : dict of str to number or str

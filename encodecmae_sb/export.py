@@ -61,7 +61,7 @@ _README = """\
 def export_encoder(encoder, folder, origin="", figures=None):
     """Writes an encoder folder.
 
-    Arguments:
+    Arguments
     ---------
     encoder : AudioEncoder
         What to write.
@@ -72,7 +72,7 @@ def export_encoder(encoder, folder, origin="", figures=None):
     figures : dict of str to float, optional
         Metrics for the folder's README.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
     >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
@@ -136,14 +136,14 @@ def load_encoder(encoder, path):
     SpeechBrain's own way only warns of weights that are missing, and leaves
     random ones in their place.
 
-    Arguments:
+    Arguments
     ---------
     encoder : AudioEncoder
         Changed in place.
     path : str or Path
         An `encoder.ckpt`, read with `weights_only=True`.
 
-    Raises:
+    Raises
     ------
     ValueError
         If the weights are not those of this encoder.

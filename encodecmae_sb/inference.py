@@ -14,7 +14,7 @@ class EnCodecMAEEncoder(Pretrained):
 
     Audio longer than 4 s is encoded in pieces of 4 s, as in pretraining.
 
-    Example:
+    Example
     -------
     >>> from speechbrain.inference.interfaces import foreign_class
     >>> from encodecmae_sb.bundled import speech_folder
@@ -48,7 +48,7 @@ class EnCodecMAEEncoder(Pretrained):
     def encode_file(self, path, layer="last"):
         """Encodes an audio file of any rate, mono or not (channels are averaged).
 
-        Arguments:
+        Arguments
         ---------
         path : str or Path
             WAV, FLAC, OGG or MP3.
@@ -56,12 +56,12 @@ class EnCodecMAEEncoder(Pretrained):
             `"last"`, `"last_no_norm"` (the last layer without the final norm), the
             number of a layer counted from 0, or `"all"`.
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             Shape [T, D], with `"all"` [layers, T, D].
 
-        Raises:
+        Raises
         ------
         FileNotFoundError
             If there is no such file.
@@ -79,7 +79,7 @@ class EnCodecMAEEncoder(Pretrained):
     def encode_batch(self, wavs, wav_lens=None, layer="last", sample_rate=None):
         """Encodes a padded batch.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Mono samples in [-1, 1], shape [B, N].
@@ -90,7 +90,7 @@ class EnCodecMAEEncoder(Pretrained):
         sample_rate : int, optional
             Rate of `wavs`; default: the encoder's own, 24 000 Hz.
 
-        Returns:
+        Returns
         -------
         features : torch.Tensor
             Shape [B, T, D], with `"all"` [layers, B, T, D]; zeros after the end of
@@ -98,7 +98,7 @@ class EnCodecMAEEncoder(Pretrained):
         lengths : torch.Tensor
             Frames of each item, int64, shape [B].
 
-        Raises:
+        Raises
         ------
         ValueError
             If an item is shorter than a frame, or shapes or values are off.

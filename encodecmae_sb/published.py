@@ -26,7 +26,7 @@ _PUBLISHED_HOP = 318
 class PublishedModel:
     """A published checkpoint, converted.
 
-    Arguments:
+    Arguments
     ---------
     model : MaskedCodecModel
         The whole pretraining model; `model.encoder` is what is used afterwards.
@@ -41,16 +41,16 @@ class PublishedModel:
 def load_published(path):
     """Reads and converts a published checkpoint file.
 
-    Arguments:
+    Arguments
     ---------
     path : str or Path
         Read with `weights_only=True`: a file that tries to run code is refused.
 
-    Returns:
+    Returns
     -------
     PublishedModel
 
-    Raises:
+    Raises
     ------
     ValueError
         If the file is no such checkpoint.
@@ -73,19 +73,19 @@ def load_published(path):
 def convert_published(state_dict, config=""):
     """Converts a published state dict.
 
-    Arguments:
+    Arguments
     ---------
     state_dict : dict of str to torch.Tensor
         Published names.
     config : str
         The configuration text beside it; says how many heads there are.
 
-    Returns:
+    Returns
     -------
     PublishedModel
         In eval mode.
 
-    Raises:
+    Raises
     ------
     ValueError
         If names or shapes are not those of a published model.

@@ -1,4 +1,4 @@
-"""Pretrains EnCodecMAE: hide half of the audio, predict its codes.
+r"""Pretrains EnCodecMAE: hide half of the audio, predict its codes.
 
     python recipes/pretrain.py hparams/mini.yaml
     python recipes/pretrain.py hparams/base.yaml --data_folder /data/LibriSpeech
@@ -16,7 +16,7 @@ interrupted goes on when the same command is given again.
 import sys
 from pathlib import Path
 
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
 from encodecmae_sb.bundled import sound_folder, speech_folder
@@ -24,6 +24,7 @@ from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.experiment import (
+    main_process_first,
     quit_on_user_errors,
     start_experiment,
     write_metrics,
@@ -61,9 +62,9 @@ def announce(hparams, source):
 def build_data(hparams, output):
     """Manifests, random crops to train on, fixed ones to validate on."""
     folders = hparams["data_folder"] or [str(speech_folder()), str(sound_folder())]
-    arguments = (folders, hparams["save_folder"], hparams["max_unusable"])
-    run_on_main(prepare_corpora, arguments)
-    corpora = prepare_corpora(*arguments)
+    corpora = main_process_first(
+        prepare_corpora, folders, hparams["save_folder"], hparams["max_unusable"]
+    )
     unusable = UnusableFiles(
         output / "unusable_files.csv",
         sum(corpus.num_files for corpus in corpora),
@@ -99,9 +100,7 @@ def main(argv):
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"])
 
-    # The main process first, so that weights are fetched once.
-    run_on_main(Codec, (source, hparams["n_codebooks"]))
-    codec = Codec(source, hparams["n_codebooks"])
+    codec = main_process_first(Codec, source, hparams["n_codebooks"])
     model = hparams["model"]
     if isinstance(model.encoder.front_end, CodecLatents):
         model.encoder.front_end.use(codec)

@@ -26,7 +26,7 @@ def wave(pcm16):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "layer, array",
+    ("layer", "array"),
     [
         ("last", "extract_last"),
         ("last_no_norm", "extract_last_nopostnorm"),

@@ -30,7 +30,7 @@ _BAR = (
 class History:
     """What each validation measured, saved with every checkpoint.
 
-    Example:
+    Example
     -------
     >>> history = History()
     >>> history.append({"step": 10, "loss": 0.5})
@@ -84,8 +84,6 @@ class StepBrain(Brain):
         self.world_size = 1
         if self.distributed_launch:
             self.world_size = torch.distributed.get_world_size()
-        # SpeechBrain counts steps to stop at as a run option.
-        self.optimizer_step_limit = self.hparams.training_steps
 
     @property
     def history(self):
@@ -95,7 +93,7 @@ class StepBrain(Brain):
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`.
 
-        Arguments:
+        Arguments
         ---------
         train_crops : RandomCrops
             Endless random crops.
@@ -112,6 +110,7 @@ class StepBrain(Brain):
             self.hparams.batch_size,
             rank=self.rank if self.distributed_launch else 0,
             world_size=self.world_size,
+            total_batches=self.hparams.training_steps * self.grad_accumulation_factor,
         )
         train_loader = SaveableDataLoader(
             train_crops, batch_sampler=self.train_sampler, **loader
@@ -132,6 +131,9 @@ class StepBrain(Brain):
     def on_fit_start(self):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
+        if self.optimizer_step >= self.hparams.training_steps:
+            # Finished before: no epoch is left to go into.
+            self.hparams.epoch_counter.limit = self.hparams.epoch_counter.current
         if if_main_process() and not self.noprogressbar:
             self.bar = tqdm(
                 total=self.hparams.training_steps,
@@ -184,6 +186,8 @@ class StepBrain(Brain):
             tqdm.write(f"step {self.optimizer_step}: {line}")
         self.checkpointer.save_and_keep_only(
             meta={"step": self.optimizer_step, "loss": float(stage_loss)},
+            # A run that ends within an epoch can be told to go on from there.
+            end_of_epoch=self.optimizer_step % self.hparams.valid_interval == 0,
             num_to_keep=2,
             verbosity=10,  # logging.DEBUG: the line above is news enough
         )

@@ -5,10 +5,11 @@ import os
 import shutil
 
 from speechbrain.utils.checkpoints import Checkpointer
-from speechbrain.utils.distributed import if_main_process, main_process_only
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.experiment import check_writable
 
 logger = get_logger(__name__)
 
@@ -25,7 +26,7 @@ class AtomicCheckpointer(Checkpointer):
 
     Arguments are those of `speechbrain.utils.checkpoints.Checkpointer`.
 
-    Example:
+    Example
     -------
     >>> model = torch.nn.Linear(2, 2)
     >>> saver = AtomicCheckpointer(getfixture("tmp_path"), {"model": model})
@@ -37,6 +38,7 @@ class AtomicCheckpointer(Checkpointer):
     """
 
     def __init__(self, *args, **kwargs):
+        check_writable(args[0] if args else kwargs["checkpoints_dir"])
         super().__init__(*args, **kwargs)
         self._warned = set()
 
@@ -65,6 +67,7 @@ class AtomicCheckpointer(Checkpointer):
         try:
             saved = super().save_checkpoint(*args, **kwargs)
             if saved is None:
+                ddp_barrier()  # until the main process has renamed the folder
                 return None
             _write_contents(saved.path)
             final = saved.path.with_name(saved.path.name.removeprefix(_UNFINISHED))
@@ -82,6 +85,7 @@ class AtomicCheckpointer(Checkpointer):
                 f"{error}. Make room, or make the folder writable, and run the same "
                 "command again: it goes on from the last complete checkpoint."
             ) from error
+        ddp_barrier()
         files = {name: final / path.name for name, path in saved.paramfiles.items()}
         return saved._replace(path=final, paramfiles=files)
 
@@ -134,7 +138,6 @@ class AtomicCheckpointer(Checkpointer):
                 "another --output_folder."
             ) from error
 
-    @main_process_only
     def _remove_unfinished(self):
         left = sorted(self.checkpoints_dir.glob(_UNFINISHED + "*"))
         for folder in left:

@@ -26,7 +26,7 @@ def init_seanet_(net):
     Kaiming-normal weights for a linear gain of 1, zero biases, and the
     magnitudes of the weight normalisation set to match.
 
-    Arguments:
+    Arguments
     ---------
     net : encodec.EncodecModel
         Changed in place.
@@ -50,7 +50,7 @@ def init_seanet_(net):
 class LogMelDistance(nn.Module):
     """L1 distance between log-mel spectrograms at several resolutions.
 
-    Arguments:
+    Arguments
     ---------
     n_ffts : tuple of int
         FFT sizes in samples; the hop is a quarter.
@@ -61,7 +61,7 @@ class LogMelDistance(nn.Module):
     floor : float
         Smallest magnitude before the logarithm.
 
-    Example:
+    Example
     -------
     >>> wavs = torch.rand(2, 4800)
     >>> LogMelDistance()(wavs, wavs).item()
@@ -96,12 +96,12 @@ class LogMelDistance(nn.Module):
     def forward(self, wavs, others):
         """Mean distance over all resolutions, in nats.
 
-        Arguments:
+        Arguments
         ---------
         wavs, others : torch.Tensor
             Samples, shape [B, N].
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             Scalar.
@@ -118,7 +118,7 @@ class ResidualCodebooks:
     entry anew and then overwrites it with its old running average in the same
     step; and with 1024 entries and small batches nearly all count as dead.)
 
-    Arguments:
+    Arguments
     ---------
     quantizer : encodec.quantization.ResidualVectorQuantizer
         Whose codebooks to train.
@@ -137,7 +137,7 @@ class ResidualCodebooks:
     def start(self, latents, generator, iterations=20):
         """Starts every codebook at the k-means centroids of what is left to it.
 
-        Arguments:
+        Arguments
         ---------
         latents : torch.Tensor
             Many latents, shape [M, D]; M at least the codebook size.
@@ -163,7 +163,7 @@ class ResidualCodebooks:
     def update(self, latents, generator):
         """Moves the codebooks towards a batch.
 
-        Arguments:
+        Arguments
         ---------
         latents : torch.Tensor
             Shape [M, D].
@@ -187,13 +187,13 @@ class ResidualCodebooks:
     def quantize(quantizer, latents):
         """Quantises with a straight-through gradient.
 
-        Arguments:
+        Arguments
         ---------
         quantizer : encodec.quantization.ResidualVectorQuantizer
         latents : torch.Tensor
             Shape [B, D, T].
 
-        Returns:
+        Returns
         -------
         quantized : torch.Tensor
             Shape [B, D, T]; its gradient is that of the latents.
@@ -330,7 +330,7 @@ class CodecBrain(StepBrain):
 def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
     """Learning rate after a share of the run: linear warm-up, then half a cosine.
 
-    Example:
+    Example
     -------
     >>> cosine_schedule(0.01, lr=1.0), round(cosine_schedule(1.0, lr=1.0), 2)
     (1.0, 0.05)
@@ -347,11 +347,11 @@ def vary(batch):
     Every item gets a random peak from -36 to 0 dB and a random sign; one in
     three is mixed with its neighbour. Everything follows from the items' seeds.
 
-    Arguments:
+    Arguments
     ---------
     batch : CropBatch
 
-    Returns:
+    Returns
     -------
     torch.Tensor
         Samples, shape [B, N].
@@ -376,7 +376,7 @@ def vary(batch):
 def codec_report(net, loader, device="cpu", quantized=True):
     """Measures a codec as a listener and as a target would.
 
-    Arguments:
+    Arguments
     ---------
     net : encodec.EncodecModel
         The network.
@@ -387,7 +387,7 @@ def codec_report(net, loader, device="cpu", quantized=True):
     quantized : bool
         Whether to go through the codebooks.
 
-    Returns:
+    Returns
     -------
     dict of str to float
         `mel_ratio`: L1 between log-mel spectrograms (64 bins, FFT 512, 1024,

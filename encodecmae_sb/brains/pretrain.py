@@ -49,12 +49,12 @@ class PretrainBrain(StepBrain):
     def count_codes(self, crops):
         """Distribution of the codes over a fixed sample of training crops.
 
-        Arguments:
+        Arguments
         ---------
         crops : RandomCrops
             The first of its draws are used.
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             Log-probabilities, float32, shape [Q, K]; every code is counted once
@@ -160,7 +160,7 @@ def _figures(means):
 def draw_curves(history, path):
     """Draws loss, cross-entropy and accuracy over the run.
 
-    Arguments:
+    Arguments
     ---------
     history : History
         Filled by `PretrainBrain`.

@@ -12,7 +12,7 @@ _HERE = Path(__file__).parent
 def speech_folder():
     """Synthetic speech in LibriSpeech layout.
 
-    Example:
+    Example
     -------
     >>> sorted(p.name for p in speech_folder().iterdir() if p.is_dir())
     ['dev', 'test', 'train']
@@ -23,7 +23,7 @@ def speech_folder():
 def sound_folder():
     """Synthetic sound events and notes in ESC-50 layout.
 
-    Example:
+    Example
     -------
     >>> sorted(p.name for p in sound_folder().iterdir())
     ['audio', 'meta']
@@ -34,7 +34,7 @@ def sound_folder():
 def codec_file():
     """A small codec with EnCodec's interface, trained on synthetic audio.
 
-    Example:
+    Example
     -------
     >>> codec_file().suffix
     '.safetensors'

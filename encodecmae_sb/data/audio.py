@@ -32,7 +32,7 @@ class UnusableAudio(Exception):
 class AudioInfo:
     """What a manifest keeps of an audio file.
 
-    Arguments:
+    Arguments
     ---------
     num_samples : int
         Length in samples per channel, at the file's own rate.
@@ -59,24 +59,24 @@ def inspect_audio(path, min_seconds=320 / 24000):
     does not depend on the length; floating-point files, the only ones that can
     hold non-finite values, are read whole in blocks.
 
-    Arguments:
+    Arguments
     ---------
     path : str or Path
         The audio file.
     min_seconds : float
         Shorter files are unusable. Default: one frame of the codec.
 
-    Returns:
+    Returns
     -------
     AudioInfo
 
-    Raises:
+    Raises
     ------
     UnusableAudio
         If the file is empty, corrupt, truncated, too short, or holds
         non-finite samples.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
     >>> path = sorted(speech_folder().rglob("*.flac"))[0]
@@ -144,7 +144,7 @@ def resampling_ratio(sample_rate, target_rate):
     of gigabytes; the nearest ratio of integers up to 1000 replaces theirs, which
     is off by less than 1e-4 (0.2 cents: 24 001 Hz is taken for 24 000 Hz).
 
-    Example:
+    Example
     -------
     >>> resampling_ratio(44100, 24000)
     (147, 80)
@@ -156,19 +156,19 @@ def resampling_ratio(sample_rate, target_rate):
 def resample(waveform, sample_rate, target_rate):
     """Resamples along the last axis.
 
-    Arguments:
+    Arguments
     ---------
     waveform : torch.Tensor
         Samples, shape [..., N].
     sample_rate, target_rate : int
         Rates in Hz.
 
-    Returns:
+    Returns
     -------
     torch.Tensor
         Shape [..., ceil(N * target_rate / sample_rate)].
 
-    Example:
+    Example
     -------
     >>> resample(torch.zeros(1, 8000), 8000, 24000).shape
     torch.Size([1, 24000])
@@ -188,7 +188,7 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     the read starts on a block of the resampler, and a margin around it, cut off
     afterwards, feeds the filter.
 
-    Arguments:
+    Arguments
     ---------
     path : str or Path
         The audio file.
@@ -200,12 +200,12 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     seconds : float, optional
         How much to read at most; default: to the end.
 
-    Returns:
+    Returns
     -------
     torch.Tensor
         float32 samples, shape [N].
 
-    Raises:
+    Raises
     ------
     UnusableAudio
         If the part cannot be read, is shorter than the file's header says, or

@@ -23,7 +23,7 @@ _MAX_ATTEMPTS = 20
 class CropBatch:
     """A batch of waveforms.
 
-    Arguments:
+    Arguments
     ---------
     wavs : torch.Tensor
         Samples in [-1, 1], shape [B, N], zero after each item's end; N is a
@@ -68,7 +68,7 @@ class CropBatch:
 class CropCollator:
     """Pads crops to the longest of the batch, rounded up to whole frames.
 
-    Arguments:
+    Arguments
     ---------
     hop_length : int
         Samples per frame.
@@ -101,7 +101,7 @@ class RandomCrops(Dataset):
     position in it uniformly. A file that turns out to be unreadable is replaced
     by another draw and reported in the item.
 
-    Arguments:
+    Arguments
     ---------
     manifests : list of str or Path
         CSV manifests, one per corpus.
@@ -114,7 +114,7 @@ class RandomCrops(Dataset):
     weights : list of float, optional
         Share of the draws each corpus gets; default: by total duration.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
     >>> from encodecmae_sb.data.manifest import prepare_corpora
@@ -194,7 +194,7 @@ class FixedCrops(Dataset):
 
     They are read once, at construction, and kept in memory.
 
-    Arguments:
+    Arguments
     ---------
     manifests : list of str or Path
         CSV manifests, one per corpus.
@@ -207,12 +207,12 @@ class FixedCrops(Dataset):
     seed : int
         For the masks.
 
-    Raises:
+    Raises
     ------
     ValueError
         If none of a corpus' files can be read.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
     >>> from encodecmae_sb.data.manifest import prepare_corpora
@@ -267,7 +267,7 @@ class DrawSampler:
     batch size; each process takes its slice of them. What is drawn in a step
     therefore does not depend on how many processes share it.
 
-    Arguments:
+    Arguments
     ---------
     batches_per_epoch : int
         Batches of one process between two validations.
@@ -275,8 +275,10 @@ class DrawSampler:
         Crops per batch and process.
     rank, world_size : int
         This process and how many there are.
+    total_batches : int, optional
+        Where the run ends, possibly within an epoch; default: never.
 
-    Example:
+    Example
     -------
     >>> sampler = DrawSampler(batches_per_epoch=2, batch_size=3)
     >>> sampler.set_epoch(2)
@@ -284,8 +286,11 @@ class DrawSampler:
     [[6, 7, 8], [9, 10, 11]]
     """
 
-    def __init__(self, batches_per_epoch, batch_size, rank=0, world_size=1):
+    def __init__(
+        self, batches_per_epoch, batch_size, rank=0, world_size=1, total_batches=None
+    ):
         self.batches_per_epoch = batches_per_epoch
+        self.total_batches = total_batches
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -297,9 +302,12 @@ class DrawSampler:
 
     def __iter__(self):
         first = (self.epoch - 1) * self.batches_per_epoch
-        for step in range(first, first + self.batches_per_epoch):
+        for step in range(first, first + len(self)):
             start = (step * self.world_size + self.rank) * self.batch_size
             yield list(range(start, start + self.batch_size))
 
     def __len__(self):
-        return self.batches_per_epoch
+        if self.total_batches is None:
+            return self.batches_per_epoch
+        left = self.total_batches - (self.epoch - 1) * self.batches_per_epoch
+        return max(0, min(self.batches_per_epoch, left))

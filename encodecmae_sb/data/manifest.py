@@ -33,7 +33,7 @@ _HELD_OUT = 20  # one file in this many, where there is no official split
 class Corpus:
     """One corpus, ready to be loaded.
 
-    Arguments:
+    Arguments
     ---------
     name : str
         Name of the folder, unique among the corpora of a run.
@@ -59,7 +59,7 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
     A manifest is built once and rebuilt when a file was added, removed or
     changed (path, size or time).
 
-    Arguments:
+    Arguments
     ---------
     data_folders : str, Path or list of them
         Folders of audio.
@@ -68,18 +68,18 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
     max_unusable : float
         Share of unusable files above which to stop.
 
-    Returns:
+    Returns
     -------
     list of Corpus
 
-    Raises:
+    Raises
     ------
     FileNotFoundError
         If a folder does not exist or holds no audio.
     ValueError
         If too much of a folder is unusable.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
     >>> tmp = getfixture("tmp_path")
@@ -102,15 +102,15 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
 def check_folders(data_folders):
     """Folders as absolute paths, once it is sure that they exist.
 
-    Arguments:
+    Arguments
     ---------
     data_folders : str, Path or list of them
 
-    Returns:
+    Returns
     -------
     list of Path
 
-    Raises:
+    Raises
     ------
     FileNotFoundError
         If one of them does not exist.
@@ -130,18 +130,18 @@ def check_folders(data_folders):
 def find_audio(folder):
     """Finds audio files below a folder, links to folders included.
 
-    Arguments:
+    Arguments
     ---------
     folder : str or Path
         Where to look.
 
-    Returns:
+    Returns
     -------
     list of (str, int, int)
         Path relative to the folder, size in bytes and time of change in
         nanoseconds of each file, sorted by path.
 
-    Raises:
+    Raises
     ------
     FileNotFoundError
         If the folder does not exist or holds no audio.

@@ -13,7 +13,7 @@ logger = get_logger(__name__)
 class UnusableFiles:
     """The list of files left out, in a file, with a limit.
 
-    Arguments:
+    Arguments
     ---------
     path : str or Path
         CSV file with columns path and reason; read back if it exists, so that a
@@ -23,7 +23,7 @@ class UnusableFiles:
     max_share : float
         Share of them that may be unusable before the run stops.
 
-    Example:
+    Example
     -------
     >>> bad = UnusableFiles(getfixture("tmp_path") / "unusable.csv", 100, 0.05)
     >>> bad.add([("a.wav", "empty file"), ("a.wav", "empty file")])
@@ -49,12 +49,12 @@ class UnusableFiles:
     def add(self, items):
         """Notes files and writes the new ones down.
 
-        Arguments:
+        Arguments
         ---------
         items : iterable of (str, str)
             Path and reason.
 
-        Raises:
+        Raises
         ------
         UserError
             If too large a share is unusable.

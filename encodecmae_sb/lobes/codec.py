@@ -39,7 +39,7 @@ class CodecError(UserError):
 def build_encodec(n_filters=32, n_codebooks=32, codebook_size=1024):
     """An untrained EnCodec 24 kHz network, of any width.
 
-    Arguments:
+    Arguments
     ---------
     n_filters : int
         Filters of the first convolution; 32 in the published codec.
@@ -48,12 +48,12 @@ def build_encodec(n_filters=32, n_codebooks=32, codebook_size=1024):
     codebook_size : int
         Entries per codebook.
 
-    Returns:
+    Returns
     -------
     encodec.EncodecModel
         With `encoder`, `quantizer` and `decoder`; hop 320 samples, D = 128.
 
-    Example:
+    Example
     -------
     >>> net = build_encodec(n_filters=2, n_codebooks=8)
     >>> net.encoder(torch.zeros(1, 1, 640)).shape
@@ -94,7 +94,7 @@ class Codec(nn.Module):
     `requires_grad_()` of an enclosing module is called with: a codebook that
     moved would move the targets. It computes in float32 whatever autocast says.
 
-    Arguments:
+    Arguments
     ---------
     source : str
         `encodec_24khz`: the official weights, fetched once and cached by torch
@@ -104,13 +104,13 @@ class Codec(nn.Module):
     n_codebooks : int
         How many of the residual codebooks to use.
 
-    Raises:
+    Raises
     ------
     CodecError
         If the source is unknown, unreachable, unreadable, not a 24 kHz mono
         EnCodec, or has fewer codebooks than asked for.
 
-    Example:
+    Example
     -------
     >>> codec = Codec("bundled")
     >>> codes = codec.encode(torch.rand(2, 24000) - 0.5)
@@ -132,7 +132,7 @@ class Codec(nn.Module):
     def from_network(cls, net, source="given network", n_codebooks=8):
         """A frozen codec around a network in memory, such as a trained one.
 
-        Arguments:
+        Arguments
         ---------
         net : encodec.EncodecModel
             Becomes frozen, in place.
@@ -141,7 +141,7 @@ class Codec(nn.Module):
         n_codebooks : int
             How many of the residual codebooks to use.
 
-        Returns:
+        Returns
         -------
         Codec
         """
@@ -178,12 +178,12 @@ class Codec(nn.Module):
     def latents(self, wavs):
         """Output of EnCodec's encoder, before quantisation.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Mono samples at 24 kHz in [-1, 1], shape [B, N].
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].
@@ -195,12 +195,12 @@ class Codec(nn.Module):
     def encode(self, wavs):
         """Discrete codes.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Mono samples at 24 kHz in [-1, 1], shape [B, N].
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             int64 in [0, codebook_size), shape [B, ceil(N / 320), n_codebooks].
@@ -214,12 +214,12 @@ class Codec(nn.Module):
     def decode(self, codes):
         """Waveform from codes.
 
-        Arguments:
+        Arguments
         ---------
         codes : torch.Tensor
             Integers, shape [B, T, q] with q at most the codec's codebooks.
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             float32 samples at 24 kHz, shape [B, 320 * T].
@@ -235,7 +235,7 @@ def save_codec(net, path, metadata=None):
     Weights are rounded to 16-bit floats, which halves the file; what is only
     needed to train the codebooks (their running averages) is left out.
 
-    Arguments:
+    Arguments
     ---------
     net : encodec.EncodecModel
         As built by `build_encodec`.
@@ -275,7 +275,7 @@ def _load(source):
 def network_from_weights(weights, source="given weights"):
     """An EnCodec network around a state dict, its sizes read off the shapes.
 
-    Arguments:
+    Arguments
     ---------
     weights : dict of str to torch.Tensor
         EnCodec's state dict. A `decoder` may be missing, and so may the
@@ -283,11 +283,11 @@ def network_from_weights(weights, source="given weights"):
     source : str
         Named in errors.
 
-    Returns:
+    Returns
     -------
     encodec.EncodecModel
 
-    Raises:
+    Raises
     ------
     CodecError
         If the weights are not those of a 24 kHz mono EnCodec.
@@ -351,7 +351,7 @@ def _read_checkpoint(path):
         try:
             with safe_open(str(path), "pt") as file:
                 metadata = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}
+                weights = {name: file.get_tensor(name) for name in list(file.keys())}
         except (SafetensorError, json.JSONDecodeError) as error:
             raise CodecError(f"codec={path} cannot be read: {error}") from error
         rate = metadata.get("sample_rate", str(_SAMPLE_RATE))
@@ -393,19 +393,21 @@ def _check_reachable():
     if urllib.request.getproxies():  # the proxy answers for the host
         return
     host = ROOT_URL.split("/")[2]
-    outcome = []
+    outcome = [f"no answer from {host} within {_CONNECT_SECONDS} s"]
 
     def connect():
-        with contextlib.suppress(OSError):
+        try:
             socket.create_connection((host, 443), timeout=_CONNECT_SECONDS).close()
-            outcome.append(True)
+            outcome[0] = None
+        except OSError as error:
+            outcome[0] = f"no connection to {host}: {error}"
 
     # A thread, since a name look-up has no time limit of its own.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_CONNECT_SECONDS)
-    if not outcome:
-        raise OSError(f"no connection to {host} within {_CONNECT_SECONDS} s")
+    if outcome[0]:
+        raise OSError(outcome[0])
 
 
 @contextlib.contextmanager

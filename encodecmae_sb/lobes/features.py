@@ -30,7 +30,7 @@ class LogMel(nn.Module):
     * not centred (published models, hop 318): 1 + (N - W) // H frames, Kaldi's
       snipped edges, the first window starting at sample 0.
 
-    Arguments:
+    Arguments
     ---------
     n_mels : int
         Mel bins from 20 Hz to the Nyquist frequency.
@@ -45,7 +45,7 @@ class LogMel(nn.Module):
     mean, std : float
         Of the logarithm of the energies, for the normalisation.
 
-    Example:
+    Example
     -------
     >>> LogMel()(torch.zeros(2, 96000)).shape
     torch.Size([2, 300, 256])
@@ -85,12 +85,12 @@ class LogMel(nn.Module):
     def num_frames(self, num_samples):
         """Frames that a waveform gives.
 
-        Arguments:
+        Arguments
         ---------
         num_samples : int or torch.Tensor of int
             Length in samples.
 
-        Returns:
+        Returns
         -------
         int or torch.Tensor of int
         """
@@ -101,12 +101,12 @@ class LogMel(nn.Module):
     def forward(self, wavs):
         """Normalised log-mel energies.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Samples in [-1, 1], shape [B, N].
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             float32, shape [B, T, n_mels].
@@ -133,14 +133,14 @@ class LogMel(nn.Module):
 class CodecLatents(nn.Module):
     """EnCodec's encoder before quantisation, frozen: the "ec-ec" models' input.
 
-    Arguments:
+    Arguments
     ---------
     codec : Codec, optional
         Whose encoder to use; without it the weights are to be loaded.
     n_filters : int
         Width of the encoder where no codec is given.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.lobes import Codec
     >>> CodecLatents(Codec("bundled"))(torch.zeros(2, 3000)).shape
@@ -160,7 +160,7 @@ class CodecLatents(nn.Module):
     def use(self, codec):
         """Takes over the encoder of a codec, whatever its width.
 
-        Arguments:
+        Arguments
         ---------
         codec : Codec
         """
@@ -188,12 +188,12 @@ class CodecLatents(nn.Module):
     def forward(self, wavs):
         """Latents.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Samples in [-1, 1], shape [B, N].
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].

@@ -31,14 +31,14 @@ class GapMasker(nn.Module):
     Too short an item, or too high a ratio, leaves no room for that; its gaps are
     then laid out on the line itself, and may touch.
 
-    Arguments:
+    Arguments
     ---------
     ratio : float
         Share of hidden frames, in (0, 1).
     gap : int
         Frames per gap (15 = 200 ms).
 
-    Example:
+    Example
     -------
     >>> masker = GapMasker(ratio=0.5, gap=15)
     >>> masked = masker(torch.tensor([300, 101]), torch.tensor([1, 2]), 300)
@@ -63,7 +63,7 @@ class GapMasker(nn.Module):
     def forward(self, lengths, seeds, num_frames):
         """Draws masks.
 
-        Arguments:
+        Arguments
         ---------
         lengths : torch.Tensor
             Frames of each item, int64, shape [B], at most `num_frames`.
@@ -72,7 +72,7 @@ class GapMasker(nn.Module):
         num_frames : int
             Frames of the padded batch, T.
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             True where hidden, bool, shape [B, T]. Padding is never hidden.
@@ -129,7 +129,7 @@ def _hash(seeds, counter):
 def keep_visible(frames, visible, max_visible):
     """Moves the visible frames of each item to the front and drops the rest.
 
-    Arguments:
+    Arguments
     ---------
     frames : torch.Tensor
         Shape [B, T, D].
@@ -139,7 +139,7 @@ def keep_visible(frames, visible, max_visible):
         Largest number of visible frames of an item, known without asking the
         device, so that shapes are fixed.
 
-    Returns:
+    Returns
     -------
     kept : torch.Tensor
         Shape [B, max_visible, D], in order of time.
@@ -148,7 +148,7 @@ def keep_visible(frames, visible, max_visible):
     valid : torch.Tensor
         False where an item has fewer visible frames, bool, [B, max_visible].
 
-    Example:
+    Example
     -------
     >>> frames = torch.arange(4.0).view(1, 4, 1)
     >>> visible = torch.tensor([[False, True, False, True]])
@@ -166,14 +166,14 @@ def keep_visible(frames, visible, max_visible):
 def restore_positions(kept, positions, valid, num_frames):
     """Puts kept frames back to their true positions, zeros elsewhere.
 
-    Arguments:
+    Arguments
     ---------
     kept, positions, valid : torch.Tensor
         As `keep_visible` gives them.
     num_frames : int
         T.
 
-    Returns:
+    Returns
     -------
     torch.Tensor
         Shape [B, T, D].

@@ -33,14 +33,14 @@ def _linear(in_features, out_features):
 class AudioEncoder(nn.Module):
     """What remains of pretraining: front end, projection, positions, transformer.
 
-    Arguments:
+    Arguments
     ---------
     front_end : LogMel or CodecLatents
         Waveform [B, N] -> frames [B, T, F].
     transformer : ResiDualTransformer
         [B, T, D] -> [B, T, D].
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.lobes import LogMel, ResiDualTransformer
     >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
@@ -72,7 +72,7 @@ class AudioEncoder(nn.Module):
     def forward(self, wavs, num_frames=None):
         """Encodes everything, nothing masked.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Samples at 24 kHz in [-1, 1], shape [B, N].
@@ -80,7 +80,7 @@ class AudioEncoder(nn.Module):
             Valid frames of each item, shape [B]; later ones are not attended to.
             None: all frames are valid.
 
-        Returns:
+        Returns
         -------
         TransformerOutput
         """
@@ -94,7 +94,7 @@ class AudioEncoder(nn.Module):
 def frame_mask(num_frames, max_frames):
     """True at the first `num_frames` [B] of each item, bool, [B, max_frames].
 
-    Example:
+    Example
     -------
     >>> frame_mask(torch.tensor([1, 3]), 3).int()
     tensor([[1, 0, 0],
@@ -107,7 +107,7 @@ def frame_mask(num_frames, max_frames):
 class MaskedCodecModel(nn.Module):
     """EnCodecMAE: encode the visible frames, predict the codes of all.
 
-    Arguments:
+    Arguments
     ---------
     encoder : AudioEncoder
         Sees only the visible frames.
@@ -118,7 +118,7 @@ class MaskedCodecModel(nn.Module):
     codebook_size : int
         Classes per target.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.lobes import LogMel, ResiDualTransformer
     >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
@@ -141,7 +141,7 @@ class MaskedCodecModel(nn.Module):
     def forward(self, wavs, masked, valid=None, max_visible=None):
         """Predicts codes.
 
-        Arguments:
+        Arguments
         ---------
         wavs : torch.Tensor
             Samples at 24 kHz in [-1, 1], shape [B, N].
@@ -154,7 +154,7 @@ class MaskedCodecModel(nn.Module):
             Largest number of visible frames of an item. Giving it saves asking
             the device.
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             Logits, shape [B, T, Q, codebook_size].
@@ -177,7 +177,7 @@ class MaskedCodecModel(nn.Module):
 class MaskedLoss:
     """The loss and what it is made of; all tensors stay on the device.
 
-    Arguments:
+    Arguments
     ---------
     loss : torch.Tensor
         What is minimised, scalar.
@@ -200,7 +200,7 @@ class MaskedLoss:
 class MaskedCodecLoss(nn.Module):
     """Cross-entropy on hidden and, with less weight, on visible frames.
 
-    Arguments:
+    Arguments
     ---------
     n_codebooks : int
         Codebooks, Q; with 8 or fewer the paper's weights of the first Q, scaled to
@@ -208,7 +208,7 @@ class MaskedCodecLoss(nn.Module):
     masked_weight : float
         Weight of the hidden frames; the visible ones have the rest of 1.
 
-    Example:
+    Example
     -------
     >>> logits, codes = torch.zeros(2, 10, 8, 1024), torch.zeros(2, 10, 8).long()
     >>> masked = torch.arange(10).expand(2, 10) < 5
@@ -230,7 +230,7 @@ class MaskedCodecLoss(nn.Module):
     def forward(self, logits, codes, masked, valid=None):
         """Computes the loss, in float32 whatever autocast says.
 
-        Arguments:
+        Arguments
         ---------
         logits : torch.Tensor
             Shape [B, T, Q, K].
@@ -241,7 +241,7 @@ class MaskedCodecLoss(nn.Module):
         valid : torch.Tensor, optional
             False at padding, which counts neither as hidden nor as visible.
 
-        Returns:
+        Returns
         -------
         MaskedLoss
         """

@@ -23,7 +23,7 @@ def encode_in_pieces(encoder, wavs, lengths=None, layer="last", batch_size=16):
     A last piece of 2048 samples or fewer after whole ones is dropped. The result
     for an item does not depend on the batch it came in, beyond float noise.
 
-    Arguments:
+    Arguments
     ---------
     encoder : AudioEncoder
         In eval mode.
@@ -38,18 +38,18 @@ def encode_in_pieces(encoder, wavs, lengths=None, layer="last", batch_size=16):
     batch_size : int
         Pieces encoded at once.
 
-    Returns:
+    Returns
     -------
     list of torch.Tensor
         For each item [T_i, D], with `"all"` [layers, T_i, D], on the encoder's
         device.
 
-    Raises:
+    Raises
     ------
     ValueError
         If an item is shorter than a frame or `layer` is unknown.
 
-    Example:
+    Example
     -------
     >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
     >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96)).eval()

@@ -14,7 +14,7 @@ from encodecmae_sb.errors import UserError
 class TransformerOutput:
     """What a `ResiDualTransformer` gives.
 
-    Arguments:
+    Arguments
     ---------
     last : torch.Tensor
         Output, the sum of the post-normalised stream and the normalised residual
@@ -31,7 +31,7 @@ class TransformerOutput:
 class SelfAttention(nn.Module):
     """Multi-head self-attention without biases.
 
-    Arguments:
+    Arguments
     ---------
     dim : int
         Width of the input, D.
@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
     head_dim : int
         Width of a head; the attention is num_heads * head_dim wide inside.
 
-    Example:
+    Example
     -------
     >>> SelfAttention(64, 3, 21)(torch.zeros(2, 10, 64)).shape
     torch.Size([2, 10, 64])
@@ -59,14 +59,14 @@ class SelfAttention(nn.Module):
     def forward(self, x, valid=None):
         """Attends.
 
-        Arguments:
+        Arguments
         ---------
         x : torch.Tensor
             Shape [B, T, D].
         valid : torch.Tensor, optional
             False at padding, which is not attended to, bool, shape [B, T].
 
-        Returns:
+        Returns
         -------
         torch.Tensor
             Shape [B, T, D].
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Sequential):
     """Linear, ReLU, linear.
 
-    Arguments:
+    Arguments
     ---------
     dim : int
         Width of input and output.
@@ -100,7 +100,7 @@ class FeedForward(nn.Sequential):
 class ResiDualLayer(nn.Module):
     """One layer on two streams, post-normalised `a` and raw residual `r`.
 
-    Arguments:
+    Arguments
     ---------
     dim, num_heads, head_dim : int
         See `SelfAttention`.
@@ -126,7 +126,7 @@ class ResiDualLayer(nn.Module):
 class ResiDualTransformer(nn.Module):
     """A stack of ResiDual layers.
 
-    Arguments:
+    Arguments
     ---------
     dim : int
         Width D.
@@ -142,12 +142,12 @@ class ResiDualTransformer(nn.Module):
     shared_ffn : bool
         Whether all layers share one feed-forward, as in the published models.
 
-    Raises:
+    Raises
     ------
     ValueError
         If `dim` is not divisible by `num_heads` and no `head_dim` is given.
 
-    Example:
+    Example
     -------
     >>> net = ResiDualTransformer(dim=64, num_layers=3, num_heads=4, ffn_dim=96)
     >>> out = net(torch.zeros(2, 10, 64))
@@ -182,7 +182,7 @@ class ResiDualTransformer(nn.Module):
     def forward(self, x, valid=None):
         """Transforms.
 
-        Arguments:
+        Arguments
         ---------
         x : torch.Tensor
             Shape [B, T, D].
@@ -190,7 +190,7 @@ class ResiDualTransformer(nn.Module):
             False at padding, bool, shape [B, T]. None: nothing is padding, and
             attention runs without a mask.
 
-        Returns:
+        Returns
         -------
         TransformerOutput
         """
@@ -206,12 +206,12 @@ class ResiDualTransformer(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Fixed sinusoids (sin on even, cos on odd channels) times a learnt scalar.
 
-    Arguments:
+    Arguments
     ---------
     dim : int
         Width D, even.
 
-    Example:
+    Example
     -------
     >>> SinusoidalPositions(8)(torch.zeros(1, 5, 8)).shape
     torch.Size([1, 5, 8])

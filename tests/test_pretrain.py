@@ -1,0 +1,288 @@
+"""The pretraining recipe as a user runs it, at a size that runs in seconds."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.interfaces import foreign_class
+
+from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.data.audio import read_audio
+from encodecmae_sb.lobes.pieces import encode_in_pieces
+
+ROOT = Path(__file__).parent.parent
+
+# mini.yaml, made smaller still.
+TINY = {
+    "dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "batch_size": 4,
+    "crop_seconds": 0.5,
+    "valid_items": 4,
+    "training_steps": 12,
+    "valid_interval": 4,
+    "num_workers": 0,
+}
+
+
+def command(output, yaml="mini", launcher=(sys.executable,), **options):
+    """The command line of a run, as a list."""
+    given = {**TINY, **options, "output_folder": str(output)}
+    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    recipe = [str(ROOT / "recipes/pretrain.py"), str(ROOT / f"hparams/{yaml}.yaml")]
+    return [*launcher, *recipe, "--device", "cpu", *flags]
+
+
+def run(output, yaml="mini", expect=0, cwd=None, **options):
+    """Runs the recipe to its end and returns what it printed."""
+    done = subprocess.run(
+        command(output, yaml, **options),
+        capture_output=True,
+        text=True,
+        cwd=cwd or output.parent,
+        timeout=120,
+        env=environment(),
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == expect, text[-3000:]
+    return text
+
+
+def environment(**more):
+    # One thread, so that sums are taken in the same order on every machine.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def results(output):
+    """What two runs must agree on, bit for bit."""
+    weights = hashlib.sha256((output / "encoder/encoder.ckpt").read_bytes())
+    return weights.hexdigest(), json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder and what it printed."""
+    output = tmp_path_factory.mktemp("pretrain") / "run"
+    return output, run(output)
+
+
+def test_a_run_says_what_it_is_and_what_it_made(finished):
+    output, text = finished
+    assert text.index("DEMONSTRATION") < text.index("Training on")
+    assert "Codec: bundled" in text
+    for name in ("metrics.json", "curves.png", "unusable_files.csv", "encoder"):
+        assert name in text
+        assert (output / name).exists()
+    assert "left" in text  # the progress bar shows the time left
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["step"] == TINY["training_steps"]
+    for q in range(1, 9):
+        assert 0 < metrics[f"masked_ce_{q}"] < 8
+        assert 0 < metrics[f"unigram_ce_{q}"] < 8
+        assert 0 <= metrics[f"masked_accuracy_{q}"] <= 1
+    assert "speech/masked_ce_1" in metrics
+
+
+def test_it_learns(tmp_path):
+    run(
+        tmp_path / "run",
+        training_steps=120,
+        valid_interval=60,
+        dim=64,
+        lr=0.003,
+        batch_size=8,
+        crop_seconds=1.0,
+        valid_items=16,
+    )
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    gain = metrics["speech/unigram_ce_1"] - metrics["speech/masked_ce_1"]
+    assert gain > 0.05
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_started_again_it_ends_the_same(finished, tmp_path, workers):
+    reference, _ = finished
+    rng = random.Random(workers)
+    options = {"num_workers": workers, "ckpt_interval_minutes": 0}
+    options["ckpt_interval_steps"] = 1
+    output = tmp_path / "run"
+    for _ in range(2):
+        child = subprocess.Popen(
+            command(output, **options),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=tmp_path,
+            env=environment(),
+            start_new_session=True,
+        )
+        wanted = rng.randint(2, 5)
+        seen = set()
+        while child.poll() is None and len(seen) < wanted:
+            seen |= {path.name for path in output.glob("save/CKPT*")}
+            time.sleep(0.005)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    run(output, **options)
+    assert results(output) == results(reference)
+
+
+def test_the_export_is_the_model_in_memory(finished, tmp_path, monkeypatch):
+    output, _ = finished
+    monkeypatch.chdir(tmp_path)
+    encoder = foreign_class(
+        source=str(output / "encoder"),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEEncoder",
+    )
+    weights = torch.load(
+        sorted(output.glob("save/CKPT*"))[-1] / "model.ckpt", weights_only=True
+    )
+    for name, tensor in encoder.mods.encoder.state_dict().items():
+        assert torch.equal(tensor, weights[f"encoder.{name}"])
+    utterance = sorted(speech_folder().rglob("*.flac"))[0]
+    tone = 0.5 * np.sin(np.arange(5 * 48000) / 20)
+    for rate, channels in [(8000, 1), (16000, 1), (44100, 2)]:
+        path = tmp_path / f"{rate}.wav"
+        audio = np.stack([tone[: 5 * rate]] * channels, axis=1)
+        soundfile.write(path, audio, rate)
+        features = encoder.encode_file(path)
+        assert features.shape == (375, TINY["dim"])
+    wav = read_audio(utterance, 24000)
+    with torch.no_grad():
+        (expected,) = encode_in_pieces(encoder.mods.encoder, wav[None])
+    features = encoder.encode_file(utterance)
+    assert torch.equal(features, expected)
+    # In a batch, beside a longer item, the features are the same.
+    batch = torch.zeros(2, 2 * len(wav))
+    batch[0, : len(wav)] = wav
+    batch[1] = torch.randn(2 * len(wav), generator=torch.Generator().manual_seed(0))
+    together, frames = encoder.encode_batch(batch, torch.tensor([0.5, 1.0]))
+    assert frames[0] == len(features)
+    assert (together[0, : frames[0]] - features).abs().max() < 1e-4
+
+
+def test_real_folders_mixed_and_bad_files_reported(tmp_path):
+    folder = tmp_path / "noises"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        noise = 0.1 * rng.standard_normal(8000)
+        soundfile.write(folder / f"{i}.wav", noise, 8000)
+    (folder / "text.wav").write_text("no audio")
+    output = tmp_path / "run"
+    both = f"[{folder}, {speech_folder()}]"
+    text = run(output, data_folder=both, codec="bundled", corpus_weights="[1, 3]")
+    assert "DEMONSTRATION" not in text
+    listed = (output / "unusable_files.csv").read_text()
+    assert "text.wav" in listed
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["unusable_files"] == 1
+    assert "noises/masked_ce_1" in metrics
+    text = run(
+        tmp_path / "strict",
+        data_folder=both,
+        codec="bundled",
+        max_unusable=0,
+        expect=1,
+    )
+    assert "--max_unusable" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data_folder": "nowhere"}, "No such folder"),
+        ({"codec": "nothing.th"}, "Allowed: encodec_24khz"),
+        ({"num_heads": 3}, "not divisible"),
+        ({"corpus_weights": "[1]"}, "one number per data_folder"),
+    ],
+)
+def test_bad_settings_end_with_a_message(tmp_path, options, message):
+    text = run(tmp_path / "run", expect=1, **options)
+    assert message in text
+
+
+def test_official_weights_out_of_reach(tmp_path):
+    started = time.time()
+    text = run(
+        tmp_path / "run",
+        data_folder=speech_folder(),
+        expect=1,
+        # Neither a cache nor a way out.
+        launcher=(
+            "env",
+            f"TORCH_HOME={tmp_path}",
+            "HTTPS_PROXY=http://127.0.0.1:9",
+            sys.executable,
+        ),
+    )
+    assert time.time() - started < 60
+    assert "--codec bundled" in text
+    assert "--codec FILE" in text
+
+
+def test_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    text = run(tmp_path / "file", expect=1)
+    assert "Cannot write to output_folder" in text
+
+
+def test_checkpoint_of_another_size(finished):
+    output, _ = finished
+    text = run(output, dim=16, training_steps=16, expect=1)
+    assert "does not fit this configuration" in text
+
+
+def test_two_processes(tmp_path):
+    output = tmp_path / "run"
+    launcher = (sys.executable, "-m", "torch.distributed.run")
+    launcher += ("--standalone", "--nproc_per_node=2")
+    text = run(
+        output,
+        launcher=launcher,
+        distributed_backend="gloo",
+        batch_size=2,
+        num_workers=1,
+    )
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["step"] == TINY["training_steps"]
+    assert text.count("DEMONSTRATION") == 1
+
+
+@pytest.mark.parametrize("yaml", ["small", "base", "base_ec", "large"])
+def test_the_papers_configurations_train(tmp_path, yaml):
+    sizes = {"dim": 48, "num_heads": 4, "ffn_dim": 64}
+    if yaml == "large":
+        sizes["head_dim"] = 11
+    output = tmp_path / "run"
+    run(output, yaml, **sizes, training_steps=1, grad_accumulation_factor=2)
+    assert (output / "encoder/encoder.ckpt").exists()
+    run(output, yaml, **sizes, training_steps=2, grad_accumulation_factor=2)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["step"] == 2
+
+
+def test_debug_runs(tmp_path):
+    done = subprocess.run(
+        [*command(tmp_path / "run"), "--debug"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
