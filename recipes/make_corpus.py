@@ -53,18 +53,7 @@ UTTERANCES_PER_VOICE = 28
 SENTENCE_SHARE = 0.6
 MIN_SECONDS, MAX_SECONDS = 1.0, 4.0
 SENTENCES = Path(__file__).with_name("sentences.txt")
-DIGITS = [
-    "ZERO",
-    "ONE",
-    "TWO",
-    "THREE",
-    "FOUR",
-    "FIVE",
-    "SIX",
-    "SEVEN",
-    "EIGHT",
-    "NINE",
-]
+DIGITS = "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE".split()
 
 # First key of each random stream, so that no two kinds of draw share one.
 STREAM_SPLIT, STREAM_ORDER, STREAM_DIGITS, STREAM_UTTERANCE = 1, 2, 3, 4
@@ -110,110 +99,24 @@ FIRST_EXTRA_SPEAKER = 111
 # Material of the further training voices. Whispers are left out (two of them share
 # the formants of held-out variants), and so are aliases of other variants.
 EXTRA_VARIANTS = {
-    "F": [
-        "f1",
-        "f3",
-        "f4",
-        "linda",
-        "aunty",
-        "steph",
-        "Andrea",
-        "anika",
-        "belinda",
-        "steph3",
-        "Alicia",
-        "grandma",
-    ],
-    "M": [
-        "m1",
-        "m3",
-        "m4",
-        "m7",
-        "m8",
-        "Alex",
-        "Andy",
-        "adam",
-        "antonio",
-        "benjamin",
-        "boris",
-        "david",
-        "Denis",
-        "Diogo",
-        "ed",
-        "edward",
-        "Gene",
-        "gustave",
-        "Henrique",
-        "Hugo",
-        "iven",
-        "iven3",
-        "Jacky",
-        "john",
-        "kaukovalta",
-        "klatt",
-        "klatt2",
-        "klatt3",
-        "klatt4",
-        "Lee",
-        "marcelo",
-        "Marco",
-        "Mario",
-        "max",
-        "Michael",
-        "michel",
-        "miguel",
-        "Mike",
-        "Nguyen",
-        "norbert",
-        "pablo",
-        "paul",
-        "pedro",
-        "quincy",
-        "RicishayMax",
-        "rob",
-        "robert",
-        "robosoft3",
-        "sandro",
-        "shelby",
-        "Storm",
-        "travis",
-        "Tweaky",
-        "victor",
-        "zac",
-        "grandpa",
-        "croak",
-    ],
+    "F": (
+        "f1 f3 f4 linda aunty steph Andrea anika belinda steph3 Alicia grandma"
+    ).split(),
+    "M": (
+        "m1 m3 m4 m7 m8 Alex Andy adam antonio benjamin boris david Denis "
+        "Diogo ed edward Gene gustave Henrique Hugo iven iven3 Jacky john "
+        "kaukovalta klatt klatt2 klatt3 klatt4 Lee marcelo Marco Mario max "
+        "Michael michel miguel Mike Nguyen norbert pablo paul pedro quincy "
+        "RicishayMax rob robert robosoft3 sandro shelby Storm travis Tweaky "
+        "victor zac grandpa croak"
+    ).split(),
 }
 # The languages after the English accents read English words by their own rules.
-EXTRA_ACCENTS = [
-    "en-gb",
-    "en-us",
-    "en-gb-scotland",
-    "en-gb-x-rp",
-    "en-029",
-    "en-us-nyc",
-    "en-gb-x-gbclan",
-    "en-gb-x-gbcwmd",
-    "de",
-    "fr-fr",
-    "es",
-    "it",
-    "nl",
-    "sv",
-    "pl",
-    "pt-br",
-    "tr",
-    "fi",
-    "cs",
-    "ro",
-    "hu",
-    "da",
-    "nb",
-    "id",
-    "ca",
-    "hr",
-    "et",
-]
+EXTRA_ACCENTS = (
+    "en-gb en-us en-gb-scotland en-gb-x-rp en-029 en-us-nyc en-gb-x-gbclan "
+    "en-gb-x-gbcwmd de fr-fr es it nl sv pl pt-br tr fi cs ro hu "
+    "da nb id ca hr et"
+).split()
 
 
 @dataclass(frozen=True)
