@@ -47,6 +47,74 @@ def init_seanet_(net):
         nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def order_latents_(net, latents, whiten=0.4, num_slow=4, slow_gain=3.0):
+    """Changes the basis of the latents, so that the first codebook sees what lasts.
+
+    An autoencoder leaves most of the latents' variance in a few directions that
+    change from frame to frame. Codebooks started there spend all their entries on
+    them, and codes of hidden frames cannot be told from their neighbours. Here
+    variances are evened out, and the directions that vary slowest (largest
+    covariance between frames 3 to 8 apart) are magnified. The map is linear and
+    invertible, and is absorbed by the encoder's last convolution and, inverted, by
+    the decoder's first: the autoencoder computes the same as before.
+
+    Arguments
+    ---------
+    net : encodec.EncodecModel
+        Changed in place.
+    latents : torch.Tensor
+        Of training audio, shape [B, T, D].
+    whiten : float
+        0 leaves variances as they are, 0.5 makes them equal.
+    num_slow : int
+        Number of directions to magnify.
+    slow_gain : float
+        By how much.
+
+    Returns
+    -------
+    torch.Tensor
+        The latents in the new basis, shape [B, T, D].
+    """
+    mean = latents.mean((0, 1))
+    centred = latents - mean
+    frames = centred.flatten(0, 1)
+    variance, axes = torch.linalg.eigh(frames.T @ frames / len(frames))
+    variance = variance.clamp(min=1e-6 * variance.max())
+    basis = axes * variance**-whiten
+    even = centred @ basis
+    lagged = sum(
+        (even[:, :-lag].flatten(0, 1).T @ even[:, lag:].flatten(0, 1)) / len(frames)
+        for lag in (3, 5, 8)
+    )
+    _, directions = torch.linalg.eigh(lagged + lagged.T)
+    slow = directions[:, -num_slow:]
+    basis = basis @ (torch.eye(len(basis)).to(basis) + (slow_gain - 1) * slow @ slow.T)
+    inverse = torch.linalg.inv(basis)
+
+    last, first = net.encoder.model[-1].conv.conv, net.decoder.model[0].conv.conv
+    weight = _weight(last)
+    last.bias.copy_((last.bias - mean) @ basis)
+    _set_weight(last, torch.einsum("de,dik->eik", basis, weight))
+    weight = _weight(first)
+    first.bias.add_(torch.einsum("odk,d->o", weight, mean))
+    _set_weight(first, torch.einsum("ed,odk->oek", inverse, weight))
+    return centred @ basis
+
+
+def _weight(conv):
+    """The weight that a weight-normalised convolution computes with."""
+    direction = conv.weight_v
+    norm = direction.flatten(1).norm(dim=1).view_as(conv.weight_g)
+    return conv.weight_g * direction / norm
+
+
+def _set_weight(conv, weight):
+    conv.weight_v.copy_(weight)
+    conv.weight_g.copy_(weight.flatten(1).norm(dim=1).view_as(conv.weight_g))
+
+
 class LogMelDistance(nn.Module):
     """L1 distance between log-mel spectrograms at several resolutions.
 
@@ -263,15 +331,19 @@ class CodecBrain(StepBrain):
         latents, wanted = [], 20 * self.net.quantizer.bins
         draw = 0
         self.net.eval()
-        while sum(map(len, latents)) < wanted:
+        while sum(part[..., 0].numel() for part in latents) < wanted:
             batch = collate([crops[draw + i] for i in range(self.hparams.batch_size)])
             draw += self.hparams.batch_size
             wavs = vary(batch.to(self.device))
             latents.append(self.net.encoder(wavs.unsqueeze(1)).transpose(1, 2))
-            latents[-1] = latents[-1].flatten(0, 1)
         self.net.train()
+        latents = order_latents_(self.net, torch.cat(latents))
+        # What the optimizer remembers of the two layers is in the old basis.
+        for layer in (self.net.encoder.model[-1], self.net.decoder.model[0]):
+            for parameter in layer.parameters():
+                self.optimizer.state.pop(parameter, None)
         generator = torch.Generator().manual_seed(self.hparams.seed)
-        self.codebooks.start(torch.cat(latents), generator)
+        self.codebooks.start(latents.flatten(0, 1), generator)
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`; see `StepBrain`."""

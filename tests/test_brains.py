@@ -1,0 +1,186 @@
+"""Brains in memory: what a step may and may not change."""
+
+import copy
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain import Stage
+
+from encodecmae_sb.brains.codec import (
+    LogMelDistance,
+    ResidualCodebooks,
+    codec_report,
+    init_seanet_,
+    order_latents_,
+    vary,
+)
+from encodecmae_sb.brains.pretrain import PretrainBrain
+from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.lobes import Codec
+from encodecmae_sb.lobes.codec import build_encodec, save_codec
+from test_pretrain import ROOT, TINY
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (corpus,) = prepare_corpora(speech_folder(), tmp_path / "manifests")
+    return corpus
+
+
+def make_brain(tmp_path, **options):
+    overrides = {**TINY, "output_folder": str(tmp_path / "run"), **options}
+    with open(ROOT / "hparams/mini.yaml") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    return PretrainBrain(
+        modules={**hparams["modules"], "codec": Codec("bundled")},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True},
+        checkpointer=hparams["checkpointer"],
+        corpora=["speech"],
+    )
+
+
+def test_training_moves_the_model_and_not_the_codec(tmp_path, corpus):
+    brain = make_brain(tmp_path, training_steps=3)
+    codec = copy.deepcopy(brain.modules.codec.state_dict())
+    model = copy.deepcopy(brain.modules.model.state_dict())
+    train = RandomCrops([corpus.train_csv], 0.5)
+    brain.fit_crops(train, FixedCrops([corpus.valid_csv], 4, 0.5))
+    for name, tensor in brain.modules.codec.state_dict().items():
+        assert torch.equal(tensor, codec[name]), name
+    moved = [
+        name
+        for name, tensor in brain.modules.model.state_dict().items()
+        if not torch.equal(tensor, model[name])
+    ]
+    assert len(moved) == len(model)
+
+
+def test_silence_and_unequal_lengths_give_a_finite_loss(tmp_path):
+    brain = make_brain(tmp_path)
+    brain.init_optimizers()
+    brain.on_stage_start(Stage.TRAIN)
+    items = [
+        {"wav": wav, "seed": i, "corpus": 0, "unusable": []}
+        for i, wav in enumerate(
+            [torch.zeros(12000), torch.rand(400), torch.zeros(320), torch.rand(5000)]
+        )
+    ]
+    for chosen in (items, items[:1], items[2:3]):
+        loss = brain.fit_batch(CropCollator()(chosen))
+        assert torch.isfinite(loss)
+    for parameter in brain.modules.model.parameters():
+        assert torch.isfinite(parameter).all()
+
+
+def test_padding_changes_no_gradient(tmp_path):
+    """An item alone, and the same item with a padded end, teach the same."""
+    gradients = []
+    wav = torch.rand(8000, generator=torch.Generator().manual_seed(0)) - 0.5
+    for padded in (False, True):
+        brain = make_brain(tmp_path)
+        collate = CropCollator()
+        batch = collate([{"wav": wav, "seed": 7, "corpus": 0, "unusable": []}])
+        if padded:
+            batch.wavs = torch.nn.functional.pad(batch.wavs, (0, 6400))
+            batch.full = False
+        outputs = brain.compute_forward(batch, None)
+        loss = brain.modules.loss_fn(*outputs)
+        loss.loss.backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in brain.modules.model.parameters()])
+        )
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
+
+
+def test_a_fresh_codec_passes_its_signal():
+    net = build_encodec(n_filters=4, n_codebooks=1)
+    init_seanet_(net)
+    wavs = 0.1 * torch.randn(2, 1, 9600, generator=torch.Generator().manual_seed(0))
+    latents = net.encoder(wavs)
+    assert latents.std(dim=-1).mean() > 0.01
+    assert net.decoder(latents).std() > 0.01
+
+
+def test_codebooks_follow_their_vectors():
+    net = build_encodec(n_filters=2, n_codebooks=2, codebook_size=16)
+    generator = torch.Generator().manual_seed(0)
+    centres = 5 * torch.randn(16, 128, generator=generator)
+
+    def draw():
+        which = torch.randint(16, (800,), generator=generator)
+        return centres[which] + 0.1 * torch.randn(800, 128, generator=generator)
+
+    books = ResidualCodebooks(net.quantizer)
+    books.start(draw(), generator)
+    quantized, _ = ResidualCodebooks.quantize(net.quantizer, draw().T[None])
+    for _ in range(60):
+        books.update(draw(), generator)
+    vectors = draw()
+    quantized, commitment = ResidualCodebooks.quantize(net.quantizer, vectors.T[None])
+    left = (quantized[0].T - vectors).norm(dim=1).mean()
+    assert left < 0.15 * vectors.norm(dim=1).mean()
+    codes = net.quantizer.vq.layers[0].encode(vectors.T[None])
+    assert codes.unique().numel() >= 14
+    # The gradient goes straight through.
+    latents = vectors.T[None].clone().requires_grad_()
+    quantized, _ = ResidualCodebooks.quantize(net.quantizer, latents)
+    quantized.sum().backward()
+    assert torch.equal(latents.grad, torch.ones_like(latents))
+
+
+def test_levels_vary_and_repeat():
+    items = [
+        {"wav": torch.rand(3200) - 0.5, "seed": i, "corpus": 0, "unusable": []}
+        for i in range(32)
+    ]
+    batch = CropCollator()(items)
+    peaks = vary(batch).abs().amax(1)
+    assert peaks.max() <= 1 + 1e-6
+    assert peaks.min() > 0.01
+    assert peaks.max() / peaks.min() > 5
+    assert torch.equal(vary(batch), vary(batch))
+
+
+def test_bundled_codec_on_unheard_voices(corpus):
+    """What the README says of the codec that the repository ships."""
+    valid = FixedCrops([corpus.valid_csv], 24)
+    loader = torch.utils.data.DataLoader(valid, 8, collate_fn=CropCollator())
+    report = codec_report(Codec("bundled").net, loader)
+    assert report["perplexity_min"] >= 64
+    assert report["mel_ratio"] < 0.75
+    untrained = build_encodec(8, 8)
+    init_seanet_(untrained)
+    assert codec_report(untrained, loader, quantized=False)["mel_ratio"] > 1
+
+
+def test_a_saved_codec_is_the_codec(tmp_path):
+    net = Codec("bundled").net
+    save_codec(net, tmp_path / "copy.safetensors")
+    copied = Codec(tmp_path / "copy.safetensors")
+    wavs = torch.rand(1, 6400) - 0.5
+    assert torch.equal(copied.encode(wavs), Codec("bundled").encode(wavs))
+
+
+def test_log_mel_distance_is_in_nats():
+    wavs = torch.randn(1, 24000, generator=torch.Generator().manual_seed(0))
+    distance = LogMelDistance()(wavs, wavs / torch.e)
+    assert distance.item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_ordered_latents_leave_the_autoencoder_as_it_was():
+    net = build_encodec(n_filters=4, n_codebooks=1)
+    init_seanet_(net)
+    generator = torch.Generator().manual_seed(0)
+    wavs = 0.1 * torch.randn(8, 1, 32000, generator=generator)
+    before = net.encoder(wavs)
+    decoded = net.decoder(before).detach()
+    ordered = order_latents_(net, before.transpose(1, 2))
+    after = net.encoder(wavs)
+    assert (after.transpose(1, 2) - ordered).abs().max() < 1e-2 * ordered.std()
+    assert not torch.allclose(before, after)
+    assert (net.decoder(after) - decoded).abs().max() < 1e-2 * decoded.std()

@@ -1,0 +1,42 @@
+"""The codec recipe as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+from encodecmae_sb.lobes import Codec
+from test_pretrain import ROOT, environment
+
+
+def test_a_codec_is_trained_measured_and_usable(tmp_path):
+    output = tmp_path / "codec"
+    options = {
+        "n_filters": 2,
+        "n_codebooks": 2,
+        "codebook_size": 16,
+        "training_steps": 6,
+        "quantize_from": 3,
+        "valid_interval": 3,
+        "batch_size": 4,
+        "crop_seconds": 0.25,
+        "valid_items": 2,
+        "num_workers": 0,
+        "output_folder": output,
+    }
+    flags = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    recipe = [ROOT / "recipes/train_codec.py", ROOT / "hparams/codec_mini.yaml"]
+    done = subprocess.run(
+        [sys.executable, *map(str, recipe), "--device", "cpu", *flags],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["mel_ratio"] > 0
+    assert 1 <= metrics["perplexity_2"] <= 16
+    assert "mel_ratio" in done.stdout
+    assert len(list(output.glob("listen_*.wav"))) == 4
+    assert Codec(output / "codec.safetensors", n_codebooks=2).codebook_size == 16
