@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 
-from encodecmae_sb.lobes import Codec
 from test_pretrain import ROOT, environment
+
+from encodecmae_sb.lobes import Codec
 
 
 def test_a_codec_is_trained_measured_and_usable(tmp_path):
@@ -23,7 +24,9 @@ def test_a_codec_is_trained_measured_and_usable(tmp_path):
         "num_workers": 0,
         "output_folder": output,
     }
-    flags = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    flags = [
+        str(part) for key, value in options.items() for part in (f"--{key}", value)
+    ]
     recipe = [ROOT / "recipes/train_codec.py", ROOT / "hparams/codec_mini.yaml"]
     done = subprocess.run(
         [sys.executable, *map(str, recipe), "--device", "cpu", *flags],

@@ -253,7 +253,7 @@ class ResidualCodebooks:
 
     @staticmethod
     def quantize(quantizer, latents):
-        """Quantises with a straight-through gradient.
+        """Quantises through all codebooks.
 
         Arguments
         ---------
@@ -263,19 +263,11 @@ class ResidualCodebooks:
 
         Returns
         -------
-        quantized : torch.Tensor
-            Shape [B, D, T]; its gradient is that of the latents.
-        commitment : torch.Tensor
-            Mean squared error left after each codebook, summed over them.
+        torch.Tensor
+            Shape [B, D, T].
         """
-        commitment = 0.0
-        quantized = torch.zeros_like(latents)
-        for layer in quantizer.vq.layers:
-            with torch.no_grad():
-                codes = layer.encode(latents - quantized)
-                quantized = quantized + layer.decode(codes)
-            commitment = commitment + F.mse_loss(latents, quantized)
-        return latents + (quantized - latents).detach(), commitment
+        with torch.no_grad():
+            return quantizer.vq.decode(quantizer.vq.encode(latents))
 
     def _assign(self, book, vectors):
         codes = book.quantize(vectors)
@@ -293,7 +285,7 @@ class CodecBrain(StepBrain):
 
     Modules: `codec_net`. Reads from the yaml, besides `StepBrain`'s:
     `quantize_from` (the step at which the codebooks start),
-    `wave_weight`, `mel_weight`, `commitment_weight`, `mel_distance`,
+    `wave_weight`, `mel_weight`, `mel_distance`,
     `lr_schedule`.
     """
 
@@ -357,13 +349,13 @@ class CodecBrain(StepBrain):
         -------
         wavs, reconstruction : torch.Tensor
             Samples, shape [B, N].
-        commitment : torch.Tensor
-            Scalar.
         """
         batch = batch.to(self.device)
         wavs = vary(batch) if stage == Stage.TRAIN else batch.wavs
-        latents = self.net.encoder(wavs.unsqueeze(1)).float()
-        commitment = latents.new_zeros(())
+        # Once the codebooks have started, the encoder stands still: it would drift
+        # back to latents whose codes nothing around them tells.
+        with torch.set_grad_enabled(stage == Stage.TRAIN and not self.quantizing):
+            latents = self.net.encoder(wavs.unsqueeze(1)).float()
         if self.quantizing:
             with torch.autocast(self.device_type, enabled=False):
                 if stage == Stage.TRAIN:
@@ -371,24 +363,18 @@ class CodecBrain(StepBrain):
                     seed = self.hparams.seed + self.optimizer_step
                     generator = torch.Generator().manual_seed(seed)
                     self.codebooks.update(frames, generator)
-                latents, commitment = ResidualCodebooks.quantize(
-                    self.net.quantizer, latents
-                )
+                latents = ResidualCodebooks.quantize(self.net.quantizer, latents)
         reconstruction = self.net.decoder(latents).squeeze(1).float()
-        return wavs, reconstruction[:, : wavs.shape[1]], commitment
+        return wavs, reconstruction[:, : wavs.shape[1]]
 
     def compute_objectives(self, predictions, batch, stage):
-        """Waveform L1, multi-scale log-mel L1 and commitment, weighted."""
-        wavs, reconstruction, commitment = predictions
+        """Waveform L1 and multi-scale log-mel L1, weighted."""
+        wavs, reconstruction = predictions
         with torch.autocast(self.device_type, enabled=False):
             wave = F.l1_loss(reconstruction, wavs)
             mel = self.hparams.mel_distance(wavs, reconstruction)
         self.shown = {"wave": wave.item(), "mel": mel.item()}
-        return (
-            self.hparams.wave_weight * wave
-            + self.hparams.mel_weight * mel
-            + self.hparams.commitment_weight * commitment
-        )
+        return self.hparams.wave_weight * wave + self.hparams.mel_weight * mel
 
     def _fit_valid(self, valid_set, epoch, enable):
         self.measured = codec_report(self.net, valid_set, self.device, self.quantizing)
