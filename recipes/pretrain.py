@@ -13,6 +13,7 @@ Makes, in the output folder: `encoder/`, which `foreign_class` loads;
 interrupted goes on when the same command is given again.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -122,10 +123,18 @@ def main(argv):
     )
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
-        finish(brain, source, output, argv[0])
+        finish(brain, source, output, argv)
 
 
-def finish(brain, source, output, hparams_file):
+def longer(argv, steps):
+    """The same command line, for more steps."""
+    if "--training_steps" in argv:
+        at = argv.index("--training_steps")
+        argv = argv[:at] + argv[at + 2 :]
+    return shlex.join([*argv, "--training_steps", str(steps)])
+
+
+def finish(brain, source, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     row = brain.history.rows[-1]
     metrics = {**row, "codec": source, "unusable_files": len(brain.unusable)}
@@ -135,7 +144,7 @@ def finish(brain, source, output, hparams_file):
     export_encoder(
         brain.hparams.model.encoder,
         folder,
-        f"Pretrained with {Path(hparams_file).name} for {int(row['step'])} steps on "
+        f"Pretrained with {Path(argv[0]).name} for {int(row['step'])} steps on "
         f"{', '.join(brain.corpora)}; targets: codec {source}.",
         row,
     )
@@ -155,8 +164,7 @@ def finish(brain, source, output, hparams_file):
         f"  unusable_files.csv   {len(brain.unusable)} files left out\n"
         "Next:\n"
         f"  python recipes/embed.py {folder} AUDIO_FILE          features of a file\n"
-        f"  python recipes/pretrain.py {hparams_file} --output_folder {output} "
-        f"--training_steps {2 * int(row['step'])}   train on"
+        f"  python recipes/pretrain.py {longer(argv, 2 * int(row['step']))}   train on"
     )
 
 

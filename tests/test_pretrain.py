@@ -86,6 +86,8 @@ def test_a_run_says_what_it_is_and_what_it_made(finished):
         assert name in text
         assert (output / name).exists()
     assert "left" in text  # the progress bar shows the time left
+    # What it says to do next would go on with this very run.
+    assert f"--output_folder {output} --training_steps 24" in text
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["step"] == TINY["training_steps"]
     for q in range(1, 9):

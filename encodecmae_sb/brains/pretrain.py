@@ -112,15 +112,14 @@ class PretrainBrain(StepBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The loss; in validation also the sums that the metrics come from."""
         logits, codes, masked, valid = predictions
+        loss = self.modules.loss_fn(logits, codes, masked, valid)
         if stage == Stage.TRAIN:
-            loss = self.modules.loss_fn(logits, codes, masked, valid)
             self.shown = {
                 "loss": loss.loss.detach(),
                 "acc": loss.masked_accuracy.mean(),
             }
-            return loss.loss
-        loss = self.modules.loss_fn(logits, codes, masked, valid)
-        self.add_to_sums(logits, codes, masked, batch.corpus)
+        else:
+            self.add_to_sums(logits, codes, masked, batch.corpus)
         return loss.loss
 
     def add_to_sums(self, logits, codes, masked, corpus):
