@@ -6,6 +6,7 @@ import torch
 from speechbrain.inference.interfaces import Pretrained
 
 from .data.audio import UnusableAudio, read_audio, resample
+from .errors import UserError
 from .lobes.pieces import encode_in_pieces
 
 
@@ -73,7 +74,7 @@ class EnCodecMAEEncoder(Pretrained):
         except UnusableAudio as error:
             if not Path(path).exists():
                 raise FileNotFoundError(f"No such audio file: {path}") from error
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
         return self._encode(wav[None], [len(wav)], layer)[0]
 
     def encode_batch(self, wavs, wav_lens=None, layer="last", sample_rate=None):
@@ -104,13 +105,13 @@ class EnCodecMAEEncoder(Pretrained):
             If an item is shorter than a frame, or shapes or values are off.
         """
         if wavs.dim() != 2:
-            raise ValueError(f"wavs: [batch, samples] expected, not {list(wavs.shape)}")
+            raise UserError(f"wavs: [batch, samples] expected, not {list(wavs.shape)}")
         if not torch.isfinite(wavs).all():
-            raise ValueError("wavs hold non-finite samples (NaN or Inf)")
+            raise UserError("wavs hold non-finite samples (NaN or Inf)")
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs))
         if len(wav_lens) != len(wavs) or wav_lens.min() <= 0 or wav_lens.max() > 1:
-            raise ValueError(
+            raise UserError(
                 f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
                 f"each of the {len(wavs)} items."
             )

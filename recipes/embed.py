@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from speechbrain.inference.interfaces import foreign_class
 
+from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import quit_on_user_errors
 
 
@@ -27,6 +28,11 @@ def main():
     )
     parser.add_argument("--output_folder", type=Path, help="default: beside the audio")
     args = parser.parse_args()
+    if not (Path(args.encoder) / "hyperparams.yaml").is_file():
+        raise UserError(
+            f"{args.encoder} is no encoder folder: it holds no hyperparams.yaml. Give "
+            "the folder that a recipe exported, e.g. results/mini/1234/encoder"
+        )
     encoder = foreign_class(
         source=str(Path(args.encoder).resolve()),
         pymodule_file="custom_interface.py",

@@ -288,3 +288,32 @@ def test_debug_runs(tmp_path):
         env=environment(),
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_embedding_from_the_shell(finished, tmp_path):
+    output, _ = finished
+    utterance = sorted(speech_folder().rglob("*.flac"))[0]
+
+    def embed(*arguments):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "recipes/embed.py"), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+            env=environment(),
+        )
+
+    done = embed(output / "encoder", utterance, "--output_folder", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    features = np.load(tmp_path / f"{utterance.stem}.npy")
+    assert features.shape[1] == TINY["dim"]
+    for arguments, message in [
+        ((tmp_path, utterance), "no encoder folder"),
+        ((output / "encoder", "none.wav"), "No such audio file"),
+        ((output / "encoder", utterance, "--layer", "9"), "0 to 1"),
+    ]:
+        done = embed(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

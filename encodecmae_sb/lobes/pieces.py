@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from encodecmae_sb.errors import UserError
+
 # As long as the crops of pretraining: 4 s.
 PIECE = 96000
 # A tail of at most this many samples after whole pieces is dropped.
@@ -66,7 +68,7 @@ def encode_in_pieces(encoder, wavs, lengths=None, layer="last", batch_size=16):
         if tail > SHORTEST_TAIL or not whole:
             sizes.append(tail)
         if encoder.front_end.num_frames(sizes[-1]) < 1:
-            raise ValueError(
+            raise UserError(
                 f"item {item} is {length} samples long, which is less than a frame "
                 "of the encoder's front end"
             )
@@ -99,7 +101,7 @@ def check_layer(encoder, layer):
         return
     if isinstance(layer, int) and 0 <= layer < encoder.num_layers:
         return
-    raise ValueError(
+    raise UserError(
         f"layer={layer!r}: allowed are 'last', 'last_no_norm', 'all' and the numbers "
         f"0 to {encoder.num_layers - 1}."
     )
