@@ -1,12 +1,10 @@
 """How every recipe begins and ends."""
 
 import contextlib
-import errno
 import json
 import os
 import re
 import sys
-import uuid
 from pathlib import Path
 
 import speechbrain as sb
@@ -32,8 +30,8 @@ def start_experiment(argv):
 
     Raises
     ------
-    SystemExit
-        With a message, if the output folder cannot be written to.
+    UserError
+        If the output folder cannot be written to.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
@@ -41,7 +39,6 @@ def start_experiment(argv):
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
-    check_writable(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -85,32 +82,6 @@ def main_process_first(function, *args):
         return result
     sb.utils.distributed.ddp_barrier()
     return function(*args)
-
-
-def check_writable(folder):
-    """Makes a folder and tries to write to it, before anything is computed.
-
-    Arguments
-    ---------
-    folder : str or Path
-
-    Raises
-    ------
-    SystemExit
-        With a message that says what to do.
-    """
-    folder = Path(folder)
-    probe = folder / f".probe-{os.getpid()}-{uuid.uuid4().hex}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(1 << 16))
-        probe.unlink()
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
-        sys.exit(
-            f"Cannot write to output_folder={folder}: {reason}. Free some space, or "
-            "choose another place: --output_folder FOLDER"
-        )
 
 
 def write_metrics(folder, metrics):

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import soundfile
-import speechbrain as sb
 import torch
 
 from encodecmae_sb.brains.codec import CodecBrain, codec_report, init_seanet_
@@ -19,13 +18,21 @@ from encodecmae_sb.bundled import sound_folder, speech_folder
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.experiment import start_experiment, write_metrics
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.experiment import (
+    quit_on_user_errors,
+    start_experiment,
+    write_metrics,
+)
 from encodecmae_sb.lobes.codec import Codec, save_codec
 
 
 def main(argv):
     """Trains, measures, writes; all settings come from the yaml."""
     hparams, run_opts, _ = start_experiment(argv)
+    if torch.distributed.is_initialized():
+        # Codebooks are learnt from one process's frames; several would drift apart.
+        raise UserError("The codec trains in one process: start it without torchrun.")
     output = Path(hparams["output_folder"])
     folders = hparams["data_folder"] or [speech_folder(), sound_folder()]
     corpora = prepare_corpora(folders, hparams["save_folder"], hparams["max_unusable"])
@@ -65,8 +72,7 @@ def main(argv):
         unusable=unusable,
     )
     brain.fit_crops(train, valid)
-    if sb.utils.distributed.if_main_process():
-        finish(brain, valid, output)
+    finish(brain, valid, output)
 
 
 def finish(brain, valid, output):
@@ -104,4 +110,5 @@ def finish(brain, valid, output):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with quit_on_user_errors():
+        main(sys.argv[1:])

@@ -47,11 +47,16 @@ def command(output, yaml="mini", launcher=(sys.executable,), **options):
 
 def run(output, yaml="mini", expect=0, cwd=None, **options):
     """Runs the recipe to its end and returns what it printed."""
+    return execute(command(output, yaml, **options), cwd or output.parent, expect)
+
+
+def execute(arguments, cwd, expect=0):
+    """Runs a command line and returns what it printed, errors last."""
     done = subprocess.run(
-        command(output, yaml, **options),
+        [str(argument) for argument in arguments],
         capture_output=True,
         text=True,
-        cwd=cwd or output.parent,
+        cwd=cwd,
         timeout=120,
         env=environment(),
     )
@@ -279,33 +284,16 @@ def test_the_papers_configurations_train(tmp_path, yaml):
 
 
 def test_debug_runs(tmp_path):
-    done = subprocess.run(
-        [*command(tmp_path / "run"), "--debug"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    execute([*command(tmp_path / "run"), "--debug"], tmp_path)
 
 
 def test_embedding_from_the_shell(finished, tmp_path):
     output, _ = finished
     utterance = sorted(speech_folder().rglob("*.flac"))[0]
 
-    def embed(*arguments):
-        return subprocess.run(
-            [sys.executable, str(ROOT / "recipes/embed.py"), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=120,
-            env=environment(),
-        )
-
-    done = embed(output / "encoder", utterance, "--output_folder", tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    embed = [sys.executable, ROOT / "recipes/embed.py"]
+    flags = ["--output_folder", tmp_path]
+    execute([*embed, output / "encoder", utterance, *flags], tmp_path)
     features = np.load(tmp_path / f"{utterance.stem}.npy")
     assert features.shape[1] == TINY["dim"]
     for arguments, message in [
@@ -313,7 +301,6 @@ def test_embedding_from_the_shell(finished, tmp_path):
         ((output / "encoder", "none.wav"), "No such audio file"),
         ((output / "encoder", utterance, "--layer", "9"), "0 to 1"),
     ]:
-        done = embed(*arguments)
-        assert done.returncode == 1
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        text = execute([*embed, *arguments], tmp_path, expect=1)
+        assert message in text
+        assert "Traceback" not in text

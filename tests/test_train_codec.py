@@ -1,10 +1,9 @@
 """The codec recipe as a user runs it."""
 
 import json
-import subprocess
 import sys
 
-from test_pretrain import ROOT, environment
+from test_pretrain import ROOT, execute
 
 from encodecmae_sb.lobes import Codec
 
@@ -28,18 +27,10 @@ def test_a_codec_is_trained_measured_and_usable(tmp_path):
         str(part) for key, value in options.items() for part in (f"--{key}", value)
     ]
     recipe = [ROOT / "recipes/train_codec.py", ROOT / "hparams/codec_mini.yaml"]
-    done = subprocess.run(
-        [sys.executable, *map(str, recipe), "--device", "cpu", *flags],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    text = execute([sys.executable, *recipe, "--device", "cpu", *flags], tmp_path)
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["mel_ratio"] > 0
     assert 1 <= metrics["perplexity_2"] <= 16
-    assert "mel_ratio" in done.stdout
+    assert "mel_ratio" in text
     assert len(list(output.glob("listen_*.wav"))) == 4
     assert Codec(output / "codec.safetensors", n_codebooks=2).codebook_size == 16

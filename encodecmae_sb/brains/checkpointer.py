@@ -1,15 +1,17 @@
 """Checkpoints that exist either whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
+import uuid
+from pathlib import Path
 
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import check_writable
 
 logger = get_logger(__name__)
 
@@ -143,6 +145,32 @@ class AtomicCheckpointer(Checkpointer):
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
         return [folder.name for folder in left]
+
+
+def check_writable(folder):
+    """Makes a folder and tries to write to it, before anything is computed.
+
+    Arguments
+    ---------
+    folder : str or Path
+
+    Raises
+    ------
+    UserError
+        If it cannot be made or written to.
+    """
+    folder = Path(folder)
+    probe = folder / f".probe-{os.getpid()}-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(1 << 16))
+        probe.unlink()
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise UserError(
+            f"Cannot write to output_folder={folder}: {reason}. Free some space, or "
+            "choose another place: --output_folder FOLDER"
+        ) from error
 
 
 def _write_contents(folder):

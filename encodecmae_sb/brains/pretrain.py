@@ -2,7 +2,6 @@
 
 import torch
 from speechbrain import Stage
-from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.data.crops import CropCollator
 from encodecmae_sb.lobes.model import frame_mask
@@ -32,13 +31,6 @@ class PretrainBrain(StepBrain):
         super().__init__(*args, **kwargs)
         self.corpora = list(corpora)
         self.unigram = None
-
-    def init_optimizers(self):
-        """Gives the optimizer what is to be trained, and nothing frozen."""
-        trained = [p for p in self.modules.parameters() if p.requires_grad]
-        self.optimizer = self.opt_class(trained)
-        self.optimizers_dict = {"opt_class": self.optimizer}
-        self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`; see `StepBrain`."""
@@ -166,8 +158,6 @@ def draw_curves(history, path):
     path : str or Path
         The PNG file to write.
     """
-    if not if_main_process():
-        return
     import matplotlib
 
     matplotlib.use("Agg")

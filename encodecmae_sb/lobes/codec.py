@@ -170,10 +170,6 @@ class Codec(nn.Module):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
 
-    def requires_grad_(self, requires_grad=True):
-        """Stays without gradients; the argument is ignored on purpose."""
-        return super().requires_grad_(False)
-
     @torch.no_grad()
     def latents(self, wavs):
         """Output of EnCodec's encoder, before quantisation.
@@ -351,7 +347,7 @@ def _read_checkpoint(path):
         try:
             with safe_open(str(path), "pt") as file:
                 metadata = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in list(file.keys())}
+                weights = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, json.JSONDecodeError) as error:
             raise CodecError(f"codec={path} cannot be read: {error}") from error
         rate = metadata.get("sample_rate", str(_SAMPLE_RATE))

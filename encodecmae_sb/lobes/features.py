@@ -176,10 +176,6 @@ class CodecLatents(nn.Module):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
 
-    def requires_grad_(self, requires_grad=True):
-        """Stays without gradients; the argument is ignored on purpose."""
-        return super().requires_grad_(False)
-
     def num_frames(self, num_samples):
         """Frames that a waveform gives: ceil(num_samples / 320)."""
         return -(-num_samples // self.hop_length)
