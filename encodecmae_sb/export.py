@@ -8,14 +8,18 @@ such files by their name) and `README.md` (what it is, its figures, how to use i
 from pathlib import Path
 
 import torch
+import yaml
+from hyperpyyaml import load_hyperpyyaml
 
 from . import __version__
 from .errors import UserError
 from .lobes.features import CodecLatents
 
+FORMAT = 1  # of the folder; raise it when older code could not read a new one
+
 _YAML = """\
 # An EnCodecMAE encoder, made by encodecmae_sb {version}.
-format: 1
+format: {format}
 encoder: !new:encodecmae_sb.lobes.AudioEncoder
     front_end: {front_end}
     transformer: !new:encodecmae_sb.lobes.ResiDualTransformer
@@ -89,6 +93,7 @@ def export_encoder(encoder, folder, origin="", figures=None):
     )
     yaml = _YAML.format(
         version=__version__,
+        format=FORMAT,
         front_end=_front_end_yaml(encoder.front_end),
         transformer=encoder.transformer,
         num_layers=encoder.num_layers,
@@ -148,6 +153,8 @@ def load_encoder(encoder, path):
     ValueError
         If the weights are not those of this encoder.
     """
+    if not Path(path).is_file():
+        raise UserError(f"No weights: {path} is missing. Export the encoder again.")
     weights = torch.load(path, map_location="cpu", weights_only=True)
     try:
         encoder.load_state_dict(weights, strict=True)
@@ -156,3 +163,83 @@ def load_encoder(encoder, path):
             f"{path} does not fit the encoder that hyperparams.yaml beside it "
             f"describes: {error}. Export the encoder again."
         ) from error
+
+
+def check_folder(folder, key="encoder"):
+    """Makes sure that a folder is one that this package exported and can read.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The folder.
+    key : str
+        What it is to hold: a key of its `hyperparams.yaml`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it is not such a folder, or of a format this version does not know.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"No such encoder folder: {folder}. Give a folder that a recipe exported, "
+            "e.g. results/mini/1234/encoder after recipes/pretrain.py."
+        )
+    path = folder / "hyperparams.yaml"
+    keys = {}
+    if path.is_file():
+        try:
+            # Tags name what to build; here only the keys matter.
+            node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+            keys = {name.value: value.value for name, value in node.value}
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+            keys = {}
+    missing = {"format", key} - set(keys)
+    if missing:
+        raise UserError(
+            f"{folder} is not an exported folder of this package with an {key}: "
+            f"hyperparams.yaml in it lacks {', '.join(sorted(missing))}. Give a folder "
+            "that a recipe exported, such as OUTPUT_FOLDER/encoder of "
+            "recipes/pretrain.py."
+        )
+    if keys["format"] != str(FORMAT):
+        raise UserError(
+            f"{folder} has format {keys['format']}; this version of encodecmae_sb "
+            f"({__version__}) reads format {FORMAT}. Export it again with this "
+            "version, or install the one that made it (named in hyperparams.yaml)."
+        )
+    return folder
+
+
+def load_encoder_folder(folder, pretrained=True):
+    """Loads the encoder of an exported folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The folder.
+    pretrained : bool
+        False builds the same architecture with new random weights.
+
+    Returns
+    -------
+    AudioEncoder
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `check_folder` and `load_encoder`.
+    """
+    folder = check_folder(folder)
+    text = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    encoder = load_hyperpyyaml(text)["encoder"]
+    if pretrained:
+        load_encoder(encoder, folder / "encoder.ckpt")
+    return encoder

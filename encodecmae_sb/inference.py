@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
-from .data.audio import UnusableAudio, read_audio, resample
+from .data.audio import UnusableAudio, read_audio
 from .errors import UserError
 from .lobes.pieces import encode_in_pieces
+from .resampling import resample
 
 
 class EnCodecMAEEncoder(Pretrained):

@@ -9,18 +9,16 @@ import math
 import os
 import struct
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-import torchaudio
+
+from encodecmae_sb.resampling import LOWPASS_WIDTH, resample, resampling_ratio
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
-# Half-width of torchaudio's resampling filter, in zero crossings.
-_LOWPASS_WIDTH = 6
 _MIN_RATE = 1000  # Hz
 
 
@@ -137,50 +135,6 @@ def _check_wav_is_whole(path):
             file.seek(length + length % 2, 1)
 
 
-def resampling_ratio(sample_rate, target_rate):
-    """Input and output samples per resampling block, as two small integers.
-
-    Rates that share no large factor (44 099 Hz, say) would need a filter bank
-    of gigabytes; the nearest ratio of integers up to 1000 replaces theirs, which
-    is off by less than 1e-4 (0.2 cents: 24 001 Hz is taken for 24 000 Hz).
-
-    Example
-    -------
-    >>> resampling_ratio(44100, 24000)
-    (147, 80)
-    """
-    ratio = Fraction(int(sample_rate), int(target_rate)).limit_denominator(1000)
-    return ratio.numerator, ratio.denominator
-
-
-def resample(waveform, sample_rate, target_rate):
-    """Resamples along the last axis.
-
-    Arguments
-    ---------
-    waveform : torch.Tensor
-        Samples, shape [..., N].
-    sample_rate, target_rate : int
-        Rates in Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape [..., ceil(N * target_rate / sample_rate)].
-
-    Example
-    -------
-    >>> resample(torch.zeros(1, 8000), 8000, 24000).shape
-    torch.Size([1, 24000])
-    """
-    if sample_rate == target_rate:
-        return waveform
-    orig, new = resampling_ratio(sample_rate, target_rate)
-    return torchaudio.functional.resample(
-        waveform, orig, new, lowpass_filter_width=_LOWPASS_WIDTH
-    )
-
-
 def read_audio(path, target_rate, start=0.0, seconds=None):
     """Reads mono audio, or a part of it, at the rate asked for.
 
@@ -217,7 +171,7 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
             first_block = int(start * file.samplerate / orig)
             margin_blocks = 0
             if orig != new:
-                taps = math.ceil(_LOWPASS_WIDTH * max(orig / new, 1)) + 1
+                taps = math.ceil(LOWPASS_WIDTH * max(orig / new, 1)) + 1
                 margin_blocks = math.ceil(taps / orig)
             read_block = max(0, first_block - margin_blocks)
             read_from = read_block * orig

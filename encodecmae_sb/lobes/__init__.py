@@ -1,6 +1,7 @@
 """Torch modules, each usable from any HyperPyYAML file."""
 
 from .codec import Codec
+from .encodecmae import EnCodecMAE
 from .features import CodecLatents, LogMel
 from .masking import GapMasker
 from .model import AudioEncoder, MaskedCodecLoss, MaskedCodecModel
@@ -10,6 +11,7 @@ __all__ = [
     "AudioEncoder",
     "Codec",
     "CodecLatents",
+    "EnCodecMAE",
     "GapMasker",
     "LogMel",
     "MaskedCodecLoss",
