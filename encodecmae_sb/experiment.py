@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
+import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from .errors import UserError
@@ -56,6 +57,14 @@ def quit_on_user_errors():
     """
     try:
         yield
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+            # With gloo, torch 2.11 now and then aborts ("terminate called without an
+            # active exception") while the interpreter shuts down after all is done.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     except (UserError, FileNotFoundError) as error:
         sys.exit(f"\nError: {error}")
 

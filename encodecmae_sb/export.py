@@ -20,15 +20,7 @@ FORMAT = 1  # of the folder; raise it when older code could not read a new one
 _YAML = """\
 # An EnCodecMAE encoder, made by encodecmae_sb {version}.
 format: {format}
-encoder: !new:encodecmae_sb.lobes.AudioEncoder
-    front_end: {front_end}
-    transformer: !new:encodecmae_sb.lobes.ResiDualTransformer
-        dim: {transformer.dim}
-        num_layers: {num_layers}
-        num_heads: {transformer.num_heads}
-        ffn_dim: {transformer.ffn_dim}
-        head_dim: {transformer.head_dim}
-        shared_ffn: {transformer.shared_ffn}
+{encoder}
 
 modules:
     encoder: !ref <encoder>
@@ -37,7 +29,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     loadables:
         encoder: !ref <encoder>
     custom_hooks:
-        encoder: !name:encodecmae_sb.export.load_encoder
+        encoder: !name:encodecmae_sb.export.load_weights
 """
 
 _INTERFACE = """\
@@ -92,11 +84,7 @@ def export_encoder(encoder, folder, origin="", figures=None):
         folder / "encoder.ckpt",
     )
     yaml = _YAML.format(
-        version=__version__,
-        format=FORMAT,
-        front_end=_front_end_yaml(encoder.front_end),
-        transformer=encoder.transformer,
-        num_layers=encoder.num_layers,
+        version=__version__, format=FORMAT, encoder=encoder_yaml(encoder)
     )
     (folder / "hyperparams.yaml").write_text(yaml, encoding="utf-8")
     (folder / "custom_interface.py").write_text(_INTERFACE, encoding="utf-8")
@@ -117,6 +105,31 @@ def export_encoder(encoder, folder, origin="", figures=None):
     (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
+def encoder_yaml(encoder):
+    """The HyperPyYAML lines that build an `AudioEncoder` like a given one.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+
+    Returns
+    -------
+    str
+        Under the key `encoder`.
+    """
+    transformer = encoder.transformer
+    return f"""\
+encoder: !new:encodecmae_sb.lobes.AudioEncoder
+    front_end: {_front_end_yaml(encoder.front_end)}
+    transformer: !new:encodecmae_sb.lobes.ResiDualTransformer
+        dim: {transformer.dim}
+        num_layers: {encoder.num_layers}
+        num_heads: {transformer.num_heads}
+        ffn_dim: {transformer.ffn_dim}
+        head_dim: {transformer.head_dim}
+        shared_ffn: {transformer.shared_ffn}"""
+
+
 def _front_end_yaml(front_end):
     if isinstance(front_end, CodecLatents):
         return (
@@ -135,33 +148,33 @@ def _front_end_yaml(front_end):
     )
 
 
-def load_encoder(encoder, path):
-    """Loads weights, all of them or none.
+def load_weights(module, path):
+    """Loads weights, all of them or none; a hook for SpeechBrain's Pretrainer.
 
     SpeechBrain's own way only warns of weights that are missing, and leaves
     random ones in their place.
 
     Arguments
     ---------
-    encoder : AudioEncoder
+    module : torch.nn.Module
         Changed in place.
     path : str or Path
-        An `encoder.ckpt`, read with `weights_only=True`.
+        A state dict, read with `weights_only=True`.
 
     Raises
     ------
     ValueError
-        If the weights are not those of this encoder.
+        If the weights are missing or not those of this module.
     """
     if not Path(path).is_file():
-        raise UserError(f"No weights: {path} is missing. Export the encoder again.")
+        raise UserError(f"No weights: {path} is missing. Export the folder again.")
     weights = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        encoder.load_state_dict(weights, strict=True)
+        module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{path} does not fit the encoder that hyperparams.yaml beside it "
-            f"describes: {error}. Export the encoder again."
+            f"{path} does not fit what hyperparams.yaml beside it describes: {error}. "
+            "Export the folder again."
         ) from error
 
 
@@ -235,11 +248,11 @@ def load_encoder_folder(folder, pretrained=True):
     Raises
     ------
     FileNotFoundError, ValueError
-        As `check_folder` and `load_encoder`.
+        As `check_folder` and `load_weights`.
     """
     folder = check_folder(folder)
     text = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
     encoder = load_hyperpyyaml(text)["encoder"]
     if pretrained:
-        load_encoder(encoder, folder / "encoder.ckpt")
+        load_weights(encoder, folder / "encoder.ckpt")
     return encoder

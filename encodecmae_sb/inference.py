@@ -11,6 +11,85 @@ from .lobes.pieces import encode_in_pieces
 from .resampling import resample
 
 
+def read_file(path, sample_rate):
+    """Reads a file of any rate, mono or not (channels are averaged).
+
+    Arguments
+    ---------
+    path : str or Path
+        WAV, FLAC, OGG or MP3.
+    sample_rate : int
+        Of the result, in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        Shape [N].
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read.
+    """
+    try:
+        return read_audio(path, sample_rate)
+    except UnusableAudio as error:
+        if not Path(path).exists():
+            raise FileNotFoundError(f"No such audio file: {path}") from error
+        raise UserError(f"{path}: {error}") from error
+
+
+def check_batch(wavs, wav_lens, sample_rate, target_rate):
+    """Checks a padded batch of waveforms and brings it to a rate.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Mono samples in [-1, 1], shape [B, N].
+    wav_lens : torch.Tensor or None
+        Lengths relative to N, shape [B]; None: all 1.
+    sample_rate : int or None
+        Rate of `wavs`; None: the target rate.
+    target_rate : int
+        Rate of the result, in Hz.
+
+    Returns
+    -------
+    wavs : torch.Tensor
+        Shape [B, N'].
+    lengths : list of int
+        Samples of each item.
+
+    Raises
+    ------
+    ValueError
+        If shapes or values are off.
+    """
+    if wavs.dim() != 2:
+        raise UserError(f"wavs: [batch, samples] expected, not {list(wavs.shape)}")
+    if not torch.isfinite(wavs).all():
+        raise UserError("wavs hold non-finite samples (NaN or Inf)")
+    if wav_lens is None:
+        wav_lens = torch.ones(len(wavs))
+    if len(wav_lens) != len(wavs) or wav_lens.min() <= 0 or wav_lens.max() > 1:
+        raise UserError(
+            f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
+            f"each of the {len(wavs)} items."
+        )
+    lengths = (wav_lens.double() * wavs.shape[1]).round().long().tolist()
+    if sample_rate is not None and sample_rate != target_rate:
+        # Item by item, so that the padding does not leak into the last samples.
+        items = [
+            resample(wav[:length], sample_rate, target_rate)
+            for wav, length in zip(wavs, lengths, strict=True)
+        ]
+        lengths = [len(item) for item in items]
+        wavs = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
+    return wavs, lengths
+
+
 class EnCodecMAEEncoder(Pretrained):
     """Features of an EnCodecMAE encoder, about 75 a second.
 
@@ -70,12 +149,7 @@ class EnCodecMAEEncoder(Pretrained):
         ValueError
             If it cannot be read or is shorter than a frame.
         """
-        try:
-            wav = read_audio(path, self.sample_rate)
-        except UnusableAudio as error:
-            if not Path(path).exists():
-                raise FileNotFoundError(f"No such audio file: {path}") from error
-            raise UserError(f"{path}: {error}") from error
+        wav = read_file(path, self.sample_rate)
         return self._encode(wav[None], [len(wav)], layer)[0]
 
     def encode_batch(self, wavs, wav_lens=None, layer="last", sample_rate=None):
@@ -105,26 +179,7 @@ class EnCodecMAEEncoder(Pretrained):
         ValueError
             If an item is shorter than a frame, or shapes or values are off.
         """
-        if wavs.dim() != 2:
-            raise UserError(f"wavs: [batch, samples] expected, not {list(wavs.shape)}")
-        if not torch.isfinite(wavs).all():
-            raise UserError("wavs hold non-finite samples (NaN or Inf)")
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
-        if len(wav_lens) != len(wavs) or wav_lens.min() <= 0 or wav_lens.max() > 1:
-            raise UserError(
-                f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
-                f"each of the {len(wavs)} items."
-            )
-        lengths = (wav_lens.double() * wavs.shape[1]).round().long().tolist()
-        if sample_rate is not None and sample_rate != self.sample_rate:
-            # Item by item, so that the padding does not leak into the last samples.
-            items = [
-                resample(wav[:length], sample_rate, self.sample_rate)
-                for wav, length in zip(wavs, lengths, strict=True)
-            ]
-            lengths = [len(item) for item in items]
-            wavs = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)
+        wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
         items = self._encode(wavs, lengths, layer)
         frames = torch.tensor([item.shape[-2] for item in items])
         shape = list(items[0].shape)

@@ -8,14 +8,25 @@ in the attention weights the head index runs fastest.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from .errors import UserError
-from .lobes.codec import network_from_weights
+from .export import check_folder, export_encoder, load_encoder_folder
+from .lobes.codec import check_reachable, network_from_weights, save_codec
 from .lobes.features import CodecLatents, LogMel
 from .lobes.model import AudioEncoder, MaskedCodecModel
 from .lobes.transformer import ResiDualTransformer
+
+REPOSITORY = "lpepino/encodecmae-v2"  # on the Hugging Face hub
+PUBLISHED = {
+    "mel256-ec-base": "10 layers, 768 wide, log-mel input; with EnCodec's encoder",
+    "mel256-ec-base_st": "the same after self-training",
+    "mel256-ec-large_st": "20 layers, 1024 wide, log-mel input, after self-training",
+    "ec-ec-base": "10 layers, 768 wide, input from EnCodec; with EnCodec's encoder",
+}
+CODEC_FILE = "codec.safetensors"  # beside an imported encoder
 
 _DEFAULT_HEADS = 12
 # The published mel models shift their windows by 318 samples (13.28 ms).
@@ -35,16 +46,171 @@ class PublishedModel:
     """
 
     model: MaskedCodecModel
-    codec: torch.nn.Module
+    codec: torch.nn.Module | None
 
 
-def load_published(path):
+def import_published(source, folder):
+    """Makes an encoder folder, as a recipe exports it, of published weights.
+
+    If the checkpoint holds the codec of its targets, that becomes
+    `codec.safetensors` in the folder, which `Codec` reads.
+
+    Arguments
+    ---------
+    source : str or Path
+        A file in the published layout, or a name in `PUBLISHED`, which is fetched.
+    folder : str or Path
+        Made if needed; an encoder folder in its place is replaced, nothing else.
+
+    Returns
+    -------
+    PublishedModel
+        What the folder was made of.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such checkpoint, the name is unknown or cannot be
+        fetched, or the folder holds something else.
+    """
+    folder = Path(folder).expanduser()
+    _check_replaceable(folder)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        path = fetch_published(str(source))
+    published = load_published(path)
+    has_codec = published.codec is not None
+    origin = f"Converted from {path.name}, weights in the layout of {REPOSITORY}."
+    if has_codec:
+        origin += (
+            f" {CODEC_FILE} is the EnCodec inside them (CC BY-NC 4.0), without its "
+            "decoder: what their targets were computed with."
+        )
+    try:
+        export_encoder(published.model.encoder, folder, origin)
+        (folder / CODEC_FILE).unlink(missing_ok=True)
+        if has_codec:
+            # Rounded weights would give a few other codes.
+            save_codec(published.codec, folder / CODEC_FILE, dtype=torch.float32)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
+    return published
+
+
+def _check_replaceable(folder):
+    """Refuses a folder that is neither new, nor empty, nor an encoder folder."""
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        check_folder(folder)
+    except (UserError, FileNotFoundError) as error:
+        raise UserError(
+            f"{folder} is there already and is no encoder folder: it is left as it "
+            "is. Give a new folder, or an encoder folder to replace."
+        ) from error
+
+
+def load_encoder_source(source, pretrained=True):
+    """The encoder of an exported folder or of published weights.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder, or else a name in `PUBLISHED`.
+    pretrained : bool
+        False builds the same architecture with new random weights.
+
+    Returns
+    -------
+    AudioEncoder
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither such a folder nor such a name.
+    ValueError
+        If the folder is no encoder folder, or the weights cannot be fetched.
+    """
+    if Path(source).expanduser().is_dir():
+        return load_encoder_folder(source, pretrained)
+    if str(source) not in PUBLISHED:
+        raise FileNotFoundError(
+            f"No such encoder folder: {source}. Give a folder that a recipe exported, "
+            "e.g. results/mini/1234/encoder after recipes/pretrain.py, or the name of "
+            f"published weights: {', '.join(PUBLISHED)}."
+        )
+    path = fetch_published(str(source))
+    return load_published(path, pretrained).model.encoder
+
+
+def fetch_published(name):
+    """Fetches a published checkpoint, once: huggingface_hub keeps it in its cache.
+
+    Arguments
+    ---------
+    name : str
+        A name in `PUBLISHED`.
+
+    Returns
+    -------
+    Path
+        The file in the cache.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the file cannot be had.
+    """
+    if name not in PUBLISHED:
+        raise UserError(
+            f"{name}: neither a file nor the name of published weights. Names: "
+            f"{', '.join(PUBLISHED)}. Any other file of "
+            f"https://huggingface.co/{REPOSITORY} can be given as a file, once "
+            "downloaded."
+        )
+    # Here, so that only those who use a name wait for this import.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import get_session
+
+    # The file is looked for by its name, wherever in the repository it stands.
+    wanted = {"allow_patterns": [f"{name}.pt", f"*/{name}.pt"]}
+    try:
+        cached = snapshot_download(REPOSITORY, local_files_only=True, **wanted)
+        for path in Path(cached).rglob(f"{name}.pt"):
+            return path
+    except OSError:
+        pass  # not in the cache yet
+    try:
+        # Else the hub's client goes on trying, up to minutes: is anybody there, and
+        # does it answer?
+        check_reachable(constants.ENDPOINT)
+        get_session().head(constants.ENDPOINT, timeout=10)
+        snapshot = snapshot_download(REPOSITORY, **wanted)
+    except Exception as error:  # errors of several HTTP libraries
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{name}: the published weights could not be fetched from "
+            f"{constants.ENDPOINT}/{REPOSITORY}: {why}. Try again with a network, or "
+            f"download {name}.pt on another machine and give the file: python "
+            f"recipes/import_published.py {name}.pt FOLDER; then use FOLDER."
+        ) from error
+    for path in Path(snapshot).rglob(f"{name}.pt"):
+        return path
+    raise UserError(
+        f"{name}: {constants.ENDPOINT}/{REPOSITORY} no longer has a file {name}.pt. "
+        "See there what it has, and give the file, once downloaded."
+    )
+
+
+def load_published(path, pretrained=True):
     """Reads and converts a published checkpoint file.
 
     Arguments
     ---------
     path : str or Path
         Read with `weights_only=True`: a file that tries to run code is refused.
+    pretrained : bool
+        As for `convert_published`.
 
     Returns
     -------
@@ -52,9 +218,13 @@ def load_published(path):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
         If the file is no such checkpoint.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"No such checkpoint file: {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises KeyError, IndexError, ... for junk
@@ -67,10 +237,15 @@ def load_published(path):
         raise UserError(
             f"{path} is not a published EnCodecMAE checkpoint: it has no state_dict."
         )
-    return convert_published(checkpoint["state_dict"], checkpoint.get("config", ""))
+    try:
+        return convert_published(
+            checkpoint["state_dict"], checkpoint.get("config", ""), pretrained
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def convert_published(state_dict, config=""):
+def convert_published(state_dict, config="", pretrained=True):
     """Converts a published state dict.
 
     Arguments
@@ -79,6 +254,8 @@ def convert_published(state_dict, config=""):
         Published names.
     config : str
         The configuration text beside it; says how many heads there are.
+    pretrained : bool
+        False builds the same architecture with new random weights.
 
     Returns
     -------
@@ -90,9 +267,18 @@ def convert_published(state_dict, config=""):
     ValueError
         If names or shapes are not those of a published model.
     """
-    for name in ("wav_encoder.post_net.weight", "head.layer.weight"):
-        if name not in state_dict:
-            raise UserError(f"not a published EnCodecMAE state dict: no {name}")
+    try:
+        return _convert(state_dict, str(config), pretrained)
+    except KeyError as error:
+        raise UserError(
+            f"not a published EnCodecMAE state dict: no {error.args[0]}"
+        ) from error
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise UserError(f"not a published EnCodecMAE state dict: {error}") from error
+
+
+def _convert(state_dict, config, pretrained):
+    head = state_dict["head.layer.weight"]
     encoder_heads = _number(config, "NUM_ENCODER_HEADS")
     encoder, encoder_weights = _transformer(
         state_dict, "visible_encoder.", encoder_heads
@@ -100,7 +286,7 @@ def convert_published(state_dict, config=""):
     decoder, decoder_weights = _transformer(
         state_dict, "decoder.", _number(config, "NUM_DECODER_HEADS")
     )
-    codec, latents = None, None
+    codec = None
     codec_weights = _take(state_dict, "target_encoder.model.", "quantizer.")
     latents = _take(state_dict, "wav_encoder.encoder.model.", "encoder.")
     if codec_weights:
@@ -114,7 +300,7 @@ def convert_published(state_dict, config=""):
     model = MaskedCodecModel(
         AudioEncoder(front_end, encoder),
         decoder,
-        n_codebooks=state_dict["head.layer.weight"].shape[0] // codebook_size,
+        n_codebooks=head.shape[0] // codebook_size,
         codebook_size=codebook_size,
     )
     weights = {
@@ -127,10 +313,8 @@ def convert_published(state_dict, config=""):
         **{f"decoder.{k}": v for k, v in decoder_weights.items()},
         **_take(state_dict, "head.layer.", "head."),
     }
-    try:
+    if pretrained:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"not a published EnCodecMAE state dict: {error}") from error
     return PublishedModel(model.eval(), codec)
 
 
@@ -152,10 +336,10 @@ def _take(state_dict, prefix, renamed):
 def _transformer(state_dict, prefix, num_heads):
     """A transformer of the right size, and its weights under our names."""
     published = _take(state_dict, prefix + "encoder_layers.", "")
-    num_layers = 1 + max(int(name.split(".")[0]) for name in published)
+    num_layers = len({name.partition(".")[0] for name in published})
     dim = published["0.norm1.weight"].shape[0]
     inner = published["0.att_layer.wq.weight"].shape[0]
-    if inner % num_heads:
+    if not num_heads or inner % num_heads:
         raise UserError(
             f"{prefix}: attention is {inner} wide inside, not a multiple of "
             f"{num_heads} heads; the configuration beside the weights is wrong."

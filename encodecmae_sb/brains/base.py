@@ -26,6 +26,46 @@ _BAR = (
 )
 
 
+def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
+    """Learning rate after a share of a run: linear warm-up, then half a cosine.
+
+    Example
+    -------
+    >>> cosine_schedule(0.01, lr=1.0), round(cosine_schedule(1.0, lr=1.0), 2)
+    (1.0, 0.05)
+    """
+    if progress < warmup:
+        return lr * progress / warmup
+    done = min(1.0, (progress - warmup) / (1 - warmup))
+    return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def open_bar(total, initial=0):
+    """A progress bar over the optimizer steps of a whole run.
+
+    Arguments
+    ---------
+    total : int
+        Steps of the run.
+    initial : int
+        Steps done before.
+
+    Returns
+    -------
+    tqdm.tqdm
+    """
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc="Training",
+        unit=" steps",
+        bar_format=_BAR,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+        smoothing=0.1,
+    )
+
+
 @register_checkpoint_hooks
 class History:
     """What each validation measured, saved with every checkpoint.
@@ -135,16 +175,7 @@ class StepBrain(Brain):
             # Finished before: no epoch is left to go into.
             self.hparams.epoch_counter.limit = self.hparams.epoch_counter.current
         if if_main_process() and not self.noprogressbar:
-            self.bar = tqdm(
-                total=self.hparams.training_steps,
-                initial=self.optimizer_step,
-                desc="Training",
-                unit=" steps",
-                bar_format=_BAR,
-                dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 10,
-                smoothing=0.1,
-            )
+            self.bar = open_bar(self.hparams.training_steps, self.optimizer_step)
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the clock of a training stretch."""

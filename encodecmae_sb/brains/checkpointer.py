@@ -30,6 +30,7 @@ class AtomicCheckpointer(Checkpointer):
 
     Example
     -------
+    >>> import torch
     >>> model = torch.nn.Linear(2, 2)
     >>> saver = AtomicCheckpointer(getfixture("tmp_path"), {"model": model})
     >>> first, second = saver.save_checkpoint(), saver.save_checkpoint()

@@ -1,9 +1,11 @@
 """Training a codec with EnCodec's interface, from scratch.
 
-Two things matter, both seen to fail otherwise: SEANet needs an initialisation
-that keeps the variance of the signal, and the codebooks must start as k-means
-centroids of the latents of an autoencoder that already works; quantised from the
-first step, every codebook collapses to one entry.
+Three things matter, each seen to fail otherwise. SEANet needs an initialisation
+that keeps the variance of the signal. The error of the waveform must be relative to
+the item's own energy: an absolute error is ruled by the loudest items, and the net
+never learns the phase. And the codebooks must start as k-means centroids of the
+latents of an autoencoder that already works; quantised from the first step, every
+codebook collapses to one entry.
 """
 
 import math
@@ -48,7 +50,7 @@ def init_seanet_(net):
 
 
 @torch.no_grad()
-def order_latents_(net, latents, whiten=0.4, num_slow=4, slow_gain=3.0):
+def order_latents_(net, latents, whiten=0.33, num_slow=4, slow_gain=2.0):
     """Changes the basis of the latents, so that the first codebook sees what lasts.
 
     An autoencoder leaves most of the latents' variance in a few directions that
@@ -178,6 +180,90 @@ class LogMelDistance(nn.Module):
         return sum(F.l1_loss(a, b) for a, b in pairs) / len(self.spectrograms)
 
 
+def relative_error(wavs, others):
+    """Energy of the difference over the energy of the original, mean over items.
+
+    Arguments
+    ---------
+    wavs, others : torch.Tensor
+        Original and reconstruction, shape [B, N].
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar: 0 is perfect, 1 is as good as silence.
+
+    Example
+    -------
+    >>> wavs = torch.rand(2, 100)
+    >>> relative_error(wavs, 0 * wavs).item()
+    1.0
+    """
+    error = (others - wavs).square().mean(1)
+    return (error / wavs.square().mean(1).clamp(min=1e-8)).mean()
+
+
+class SmoothEnvelope(nn.Module):
+    """Asks of the latents that a linear map reads the smooth spectral envelope.
+
+    A codec trained to reconstruct alone has no reason to keep apart what lasts
+    (which sound this is) from what changes from frame to frame (the phase). With
+    this term what lasts lies in a linear subspace, which `order_latents_` finds and
+    the first codebook then codes. It is to this codec what the distillation of a
+    semantic teacher is to SpeechTokenizer (arXiv 2308.16692), without a teacher.
+
+    Arguments
+    ---------
+    dim : int
+        Channels of the latents.
+    n_mels : int
+        Bins of the envelope.
+    smooth : int
+        Frames to average over.
+    sample_rate : int
+        In Hz.
+    hop_length : int
+        Samples per frame of the latents.
+
+    Example
+    -------
+    >>> SmoothEnvelope()(torch.rand(2, 12800), torch.zeros(2, 128, 40)).shape
+    torch.Size([])
+    """
+
+    def __init__(self, dim=128, n_mels=64, smooth=9, sample_rate=24000, hop_length=320):
+        super().__init__()
+        self.smooth = smooth
+        self.read_out = nn.Linear(dim, n_mels)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="At least one mel")
+            self.spectrogram = torchaudio.transforms.MelSpectrogram(
+                sample_rate, 2048, hop_length=hop_length, n_mels=n_mels, power=1
+            )
+
+    def forward(self, wavs, latents):
+        """Mean squared error of the envelope read off the latents, in nats².
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Samples, shape [B, N].
+        latents : torch.Tensor
+            Shape [B, D, T].
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        envelope = torch.log(self.spectrogram(wavs).clamp(min=1e-3))
+        envelope = F.avg_pool1d(
+            envelope, self.smooth, 1, self.smooth // 2, count_include_pad=False
+        )
+        read = self.read_out(latents.transpose(1, 2)).transpose(1, 2)
+        return F.mse_loss(read, envelope[..., : read.shape[-1]])
+
+
 class ResidualCodebooks:
     """Learns the codebooks of a residual quantiser by running averages.
 
@@ -283,10 +369,9 @@ class ResidualCodebooks:
 class CodecBrain(StepBrain):
     """Trains an EnCodec-shaped network to reconstruct.
 
-    Modules: `codec_net`. Reads from the yaml, besides `StepBrain`'s:
-    `quantize_from` (the step at which the codebooks start),
-    `wave_weight`, `mel_weight`, `mel_distance`,
-    `lr_schedule`.
+    Modules: `codec_net`, `mel_distance`, `envelope`. Reads from the yaml, besides
+    `StepBrain`'s: `quantize_from` (the step at which the codebooks start),
+    `wave_weight`, `mel_weight`, `envelope_weight`, `order_latents`, `lr_schedule`.
     """
 
     reported = ("train_loss", "mel_ratio", "perplexity_min")
@@ -310,7 +395,10 @@ class CodecBrain(StepBrain):
     def on_fit_batch_start(self, batch, should_step):
         """Starts the codebooks when their time has come."""
         super().on_fit_batch_start(batch, should_step)
-        progress = self.optimizer_step / self.hparams.training_steps
+        start, end = 0, self.hparams.quantize_from
+        if self.quantizing:
+            start, end = end, self.hparams.training_steps
+        progress = (self.optimizer_step - start) / (end - start)
         for group in self.optimizer.param_groups:
             group["lr"] = self.hparams.lr_schedule(progress)
         if self.optimizer_step == self.hparams.quantize_from:
@@ -329,7 +417,7 @@ class CodecBrain(StepBrain):
             wavs = vary(batch.to(self.device))
             latents.append(self.net.encoder(wavs.unsqueeze(1)).transpose(1, 2))
         self.net.train()
-        latents = order_latents_(self.net, torch.cat(latents))
+        latents = self.hparams.order_latents(self.net, torch.cat(latents))
         # What the optimizer remembers of the two layers is in the old basis.
         for layer in (self.net.encoder.model[-1], self.net.decoder.model[0]):
             for parameter in layer.parameters():
@@ -349,6 +437,8 @@ class CodecBrain(StepBrain):
         -------
         wavs, reconstruction : torch.Tensor
             Samples, shape [B, N].
+        latents : torch.Tensor
+            What the encoder gave, shape [B, D, T].
         """
         batch = batch.to(self.device)
         wavs = vary(batch) if stage == Stage.TRAIN else batch.wavs
@@ -356,6 +446,7 @@ class CodecBrain(StepBrain):
         # back to latents whose codes nothing around them tells.
         with torch.set_grad_enabled(stage == Stage.TRAIN and not self.quantizing):
             latents = self.net.encoder(wavs.unsqueeze(1)).float()
+        decoded = latents
         if self.quantizing:
             with torch.autocast(self.device_type, enabled=False):
                 if stage == Stage.TRAIN:
@@ -363,18 +454,22 @@ class CodecBrain(StepBrain):
                     seed = self.hparams.seed + self.optimizer_step
                     generator = torch.Generator().manual_seed(seed)
                     self.codebooks.update(frames, generator)
-                latents = ResidualCodebooks.quantize(self.net.quantizer, latents)
-        reconstruction = self.net.decoder(latents).squeeze(1).float()
-        return wavs, reconstruction[:, : wavs.shape[1]]
+                decoded = ResidualCodebooks.quantize(self.net.quantizer, latents)
+        reconstruction = self.net.decoder(decoded).squeeze(1).float()
+        return wavs, reconstruction[:, : wavs.shape[1]], latents
 
     def compute_objectives(self, predictions, batch, stage):
-        """Waveform L1 and multi-scale log-mel L1, weighted."""
-        wavs, reconstruction = predictions
+        """Relative error of the waveform, multi-scale log-mel L1, and envelope."""
+        wavs, reconstruction, latents = predictions
         with torch.autocast(self.device_type, enabled=False):
-            wave = F.l1_loss(reconstruction, wavs)
+            wave = relative_error(wavs, reconstruction)
             mel = self.hparams.mel_distance(wavs, reconstruction)
+            loss = self.hparams.wave_weight * wave + self.hparams.mel_weight * mel
+            if not self.quantizing:
+                envelope = self.modules.envelope(wavs, latents)
+                loss = loss + self.hparams.envelope_weight * envelope
         self.shown = {"wave": wave.item(), "mel": mel.item()}
-        return self.hparams.wave_weight * wave + self.hparams.mel_weight * mel
+        return loss
 
     def _fit_valid(self, valid_set, epoch, enable):
         self.measured = codec_report(self.net, valid_set, self.device, self.quantizing)
@@ -383,20 +478,6 @@ class CodecBrain(StepBrain):
     def validation_row(self, stage_loss):
         """The figures of `codec_report`."""
         return {"valid_loss": stage_loss, **self.measured}
-
-
-def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
-    """Learning rate after a share of the run: linear warm-up, then half a cosine.
-
-    Example
-    -------
-    >>> cosine_schedule(0.01, lr=1.0), round(cosine_schedule(1.0, lr=1.0), 2)
-    (1.0, 0.05)
-    """
-    if progress < warmup:
-        return lr * progress / warmup
-    done = min(1.0, (progress - warmup) / (1 - warmup))
-    return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def vary(batch):

@@ -171,26 +171,86 @@ def find_audio(folder):
     return sorted(found)
 
 
+def prepare_split(folder, save_folder, max_unusable=0.05):
+    """Builds, or finds up to date, one manifest of a whole folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        One part of a corpus, such as `LibriSpeech/dev-clean`.
+    save_folder : str or Path
+        Where the manifest goes, under the folder's name.
+    max_unusable : float
+        Share of unusable files above which to stop.
+
+    Returns
+    -------
+    csv_file : Path
+    unusable : list of (str, str)
+        Path and reason of each file left out.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `prepare_corpora`.
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> path, _ = prepare_split(speech_folder() / "dev", getfixture("tmp_path"))
+    >>> path.name, len(read_manifest(path))
+    ('dev.csv', 84)
+    """
+    (folder,) = check_folders(folder)
+    path = Path(save_folder) / f"{folder.name}.csv"
+    state = path.with_suffix(".json")
+
+    def write(rows, files):
+        if not rows:
+            raise UserError(f"No usable audio in {folder}.")
+        _write_csv(path, rows)
+
+    _, unusable = _up_to_date(folder, state, [path], write, max_unusable)
+    return path, unusable
+
+
 def _prepare(folder, name, save_folder, max_unusable):
+    train_csv = save_folder / f"{name}_train.csv"
+    valid_csv = save_folder / f"{name}_valid.csv"
+
+    def write(rows, files):
+        parts = _split(rows, _part_of(path for path, _, _ in files))
+        for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
+            _write_csv(csv_file, part)
+
+    num_files, unusable = _up_to_date(
+        folder,
+        save_folder / f"{name}.json",
+        [train_csv, valid_csv],
+        write,
+        max_unusable,
+    )
+    return Corpus(name, train_csv, valid_csv, num_files, unusable)
+
+
+def _up_to_date(folder, state_file, csv_files, write, max_unusable):
+    """Calls `write(rows, files)` unless the folder is as it was when it was called.
+
+    Returns the number of files, and those left out.
+    """
     files = find_audio(folder)
     key = hashlib.sha256(json.dumps([_FORMAT, str(folder), files]).encode())
     fingerprint = key.hexdigest()
-    save_folder.mkdir(parents=True, exist_ok=True)
-    train_csv = save_folder / f"{name}_train.csv"
-    valid_csv = save_folder / f"{name}_valid.csv"
-    state_file = save_folder / f"{name}.json"
-
+    state_file.parent.mkdir(parents=True, exist_ok=True)
     state = {}
-    if state_file.exists() and train_csv.exists() and valid_csv.exists():
+    if state_file.exists() and all(file.exists() for file in csv_files):
         state = json.loads(state_file.read_text())
         if state.get("fingerprint") != fingerprint:
             logger.info(f"{folder} has changed: its manifest is built again")
     if state.get("fingerprint") != fingerprint:
         rows, unusable = _scan(folder, [path for path, _, _ in files])
         _check_share(folder, len(files), unusable, max_unusable)
-        parts = _split(rows, _part_of(path for path, _, _ in files))
-        for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
-            _write_csv(csv_file, part)
+        write(rows, files)
         state = {"fingerprint": fingerprint, "unusable": unusable}
         # Written last and at once, so that a killed run leaves no half state.
         scratch = state_file.with_suffix(".tmp")
@@ -198,7 +258,7 @@ def _prepare(folder, name, save_folder, max_unusable):
         os.replace(scratch, state_file)
     unusable = [tuple(item) for item in state["unusable"]]
     _check_share(folder, len(files), unusable, max_unusable)
-    return Corpus(name, train_csv, valid_csv, len(files), unusable)
+    return len(files), unusable
 
 
 def _scan(folder, paths):

@@ -3,12 +3,14 @@
 from .codec import Codec
 from .encodecmae import EnCodecMAE
 from .features import CodecLatents, LogMel
+from .heads import CTCHead
 from .masking import GapMasker
 from .model import AudioEncoder, MaskedCodecLoss, MaskedCodecModel
 from .transformer import ResiDualTransformer
 
 __all__ = [
     "AudioEncoder",
+    "CTCHead",
     "Codec",
     "CodecLatents",
     "EnCodecMAE",

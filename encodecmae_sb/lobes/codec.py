@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import urllib.parse
 import urllib.request
 import warnings
 from pathlib import Path
@@ -219,13 +220,24 @@ class Codec(nn.Module):
         -------
         torch.Tensor
             float32 samples at 24 kHz, shape [B, 320 * T].
+
+        Raises
+        ------
+        CodecError
+            If the codec came without its decoder.
         """
+        if self.net.decoder is None:
+            raise CodecError(
+                f"The codec {self.source} came without its decoder, as the codecs "
+                "inside published EnCodecMAE weights do: it can encode, not decode. "
+                f"To decode use {OFFICIAL}, {BUNDLED} or a checkpoint with a decoder."
+            )
         with torch.autocast(codes.device.type, enabled=False):
             latents = self.net.quantizer.vq.decode(codes.long().permute(2, 0, 1))
             return self.net.decoder(latents).squeeze(1)
 
 
-def save_codec(net, path, metadata=None):
+def save_codec(net, path, metadata=None, dtype=torch.float16):
     """Writes a trained network as a safetensors file that `Codec` reads.
 
     Weights are rounded to 16-bit floats, which halves the file; what is only
@@ -234,14 +246,16 @@ def save_codec(net, path, metadata=None):
     Arguments
     ---------
     net : encodec.EncodecModel
-        As built by `build_encodec`.
+        As built by `build_encodec`; its decoder may be None.
     path : str or Path
         The file to write.
     metadata : dict of str to str, optional
         Notes kept in the file's header.
+    dtype : torch.dtype
+        Of the weights; `torch.float32` keeps the codes exactly as they are.
     """
     weights = {
-        name: tensor.detach().half().contiguous().cpu()
+        name: tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in net.state_dict().items()
         if not name.endswith(_TRAINING_STATE)
     }
@@ -274,14 +288,15 @@ def network_from_weights(weights, source="given weights"):
     Arguments
     ---------
     weights : dict of str to torch.Tensor
-        EnCodec's state dict. A `decoder` may be missing, and so may the
-        codebooks' training state.
+        EnCodec's state dict. The `decoder` may be missing as a whole, and so may
+        the codebooks' training state.
     source : str
         Named in errors.
 
     Returns
     -------
     encodec.EncodecModel
+        With `decoder` None where the weights have none.
 
     Raises
     ------
@@ -313,12 +328,10 @@ def network_from_weights(weights, source="given weights"):
         if name.startswith("quantizer.vq.layers.")
     }
     net = build_encodec(first.shape[0], len(layers), codebook.shape[0])
+    if not any(name.startswith("decoder.") for name in weights):
+        net.decoder = None  # rather than a random one
     expected = net.state_dict()
-    optional = {
-        name
-        for name in expected
-        if name.endswith(_TRAINING_STATE) or name.startswith("decoder.")
-    }
+    optional = {name for name in expected if name.endswith(_TRAINING_STATE)}
     missing = expected.keys() - weights.keys() - optional
     unknown = weights.keys() - expected.keys()
     wrong = [
@@ -373,7 +386,7 @@ def _fetch_official():
     if not cached.exists():
         checksum = _OFFICIAL_FILE.split("-")[1].split(".")[0]
         with _as_unreachable():
-            _check_reachable()
+            check_reachable(ROOT_URL)
             cached.parent.mkdir(parents=True, exist_ok=True)
             # A name of its own until it is whole, so that processes that start
             # together do not read each other's half.
@@ -384,16 +397,28 @@ def _fetch_official():
     return _read_checkpoint(cached)
 
 
-def _check_reachable():
-    """Fails within seconds where a download would hang."""
+def check_reachable(url):
+    """Fails within seconds where a download would hang.
+
+    Arguments
+    ---------
+    url : str
+        An address on the host in question.
+
+    Raises
+    ------
+    OSError
+        If the host takes no connection.
+    """
     if urllib.request.getproxies():  # the proxy answers for the host
         return
-    host = ROOT_URL.split("/")[2]
+    parts = urllib.parse.urlsplit(url)
+    host, port = parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)
     outcome = [f"no answer from {host} within {_CONNECT_SECONDS} s"]
 
     def connect():
         try:
-            socket.create_connection((host, 443), timeout=_CONNECT_SECONDS).close()
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
             outcome[0] = None
         except OSError as error:
             outcome[0] = f"no connection to {host}: {error}"

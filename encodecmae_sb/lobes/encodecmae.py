@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.export import load_encoder_folder
 from encodecmae_sb.resampling import resample, resampling_ratio
 
 from .model import AudioEncoder, frame_mask
@@ -26,7 +25,9 @@ class EnCodecMAE(nn.Module):
     Arguments
     ---------
     source : str, Path or AudioEncoder
-        A folder that a recipe exported, or an encoder that is there already.
+        A folder that a recipe exported; the name of published weights, such as
+        `mel256-ec-base_st`, fetched once and kept by huggingface_hub; or an encoder
+        that is there already.
     freeze : bool
         Keep the encoder as it is: no gradients, eval mode whatever `train()` of an
         enclosing module is called with. The layer weights below stay trainable.
@@ -55,9 +56,10 @@ class EnCodecMAE(nn.Module):
     Raises
     ------
     FileNotFoundError
-        If there is no such folder.
+        If there is no such folder and no such name.
     ValueError
-        If it is no encoder folder, or an option has no meaning.
+        If it is no encoder folder, the weights cannot be fetched, or an option has
+        no meaning.
 
     Example
     -------
@@ -88,7 +90,10 @@ class EnCodecMAE(nn.Module):
     ):
         super().__init__()
         if not isinstance(source, AudioEncoder):
-            source = load_encoder_folder(source, pretrained)
+            # Here, because that module is itself made of lobes.
+            from encodecmae_sb.published import load_encoder_source
+
+            source = load_encoder_source(source, pretrained)
         self.encoder = source
         self.input_sample_rate = input_sample_rate
         self.output_all_hiddens = output_all_hiddens
@@ -101,6 +106,7 @@ class EnCodecMAE(nn.Module):
                 f"input_sample_rate={input_sample_rate!r}: give the rate of the "
                 "waveforms in Hz, a whole number such as 16000."
             )
+        self.piece_seconds = piece_seconds
         self.piece = None
         if piece_seconds is not None:
             frames = round(piece_seconds * front_end.sample_rate / 320)
@@ -128,6 +134,54 @@ class EnCodecMAE(nn.Module):
     def dim(self):
         """Width of the features, D."""
         return self.encoder.dim
+
+    def num_frames(self, num_samples):
+        """Frames that waveforms give.
+
+        Arguments
+        ---------
+        num_samples : torch.Tensor
+            Lengths at `input_sample_rate`, int64, any shape.
+
+        Returns
+        -------
+        torch.Tensor
+            int64, at least 1, of the same shape.
+        """
+        front_end = self.encoder.front_end
+        samples = self._resampled(num_samples)
+        if self.piece is None:
+            return front_end.num_frames(samples).clamp(min=1)
+        whole = samples // self.piece
+        rest = front_end.num_frames(samples % self.piece).clamp(min=0)
+        return (whole * front_end.num_frames(self.piece) + rest).clamp(min=1)
+
+    def frame_lens(self, wav_lens, num_samples):
+        """Relative lengths of the output, exact to the frame.
+
+        Relative lengths of a waveform stand for whole frames of the output only up to
+        rounding, which depends on the batch.
+
+        Arguments
+        ---------
+        wav_lens : torch.Tensor
+            Lengths relative to `num_samples`, shape [B].
+        num_samples : int
+            Length of the waveforms, N.
+
+        Returns
+        -------
+        torch.Tensor
+            Lengths relative to T, shape [B].
+        """
+        lengths = (wav_lens * num_samples).round().long()
+        return self.num_frames(lengths) / self.num_frames(torch.tensor(num_samples))
+
+    def _resampled(self, num_samples):
+        """Samples at the encoder's rate."""
+        rate = self.encoder.front_end.sample_rate
+        orig, new = resampling_ratio(self.input_sample_rate, rate)
+        return -(-num_samples * new // orig)
 
     def train(self, mode=True):
         """As usual, but a frozen encoder stays in eval mode."""
@@ -166,16 +220,19 @@ class EnCodecMAE(nn.Module):
         """The layer or layers asked for, float32, [B, T, D] or [layers, B, T, D]."""
         front_end = self.encoder.front_end
         rate = front_end.sample_rate
+        original_samples = wavs.shape[1]
         lengths = None
         if wav_lens is not None:
             lengths = (wav_lens * wavs.shape[1]).round().long()  # [B], samples
             wavs = wavs * frame_mask(lengths, wavs.shape[1])
         with torch.autocast(wavs.device.type, enabled=False):
-            resampled = resample(wavs, self.input_sample_rate, rate)
+            # In double precision: the noise of single would be all that there is in
+            # the bands above the input's, and another for every shape of batch.
+            precise = wavs if wavs.is_mps else wavs.double()
+            resampled = resample(precise, self.input_sample_rate, rate).float()
         if lengths is not None:
             # The filter rings on after the end of an item.
-            orig, new = resampling_ratio(self.input_sample_rate, rate)
-            lengths = -(-lengths * new // orig)
+            lengths = self._resampled(lengths)
             resampled = resampled * frame_mask(lengths, resampled.shape[1])
 
         # Whole frames: what a codec's encoder gives for a partial one depends on
@@ -202,6 +259,5 @@ class EnCodecMAE(nn.Module):
         output = select_layer(self.encoder(wavs, num_frames), layer).float()
         per_piece, dim = output.shape[-2:]
         output = output.reshape(*output.shape[:-3], batch, num_pieces * per_piece, dim)
-        last = samples - (num_pieces - 1) * piece
-        total = (num_pieces - 1) * per_piece + max(front_end.num_frames(last), 0)
-        return output[..., : max(total, 1), :]
+        total = self.num_frames(torch.tensor(original_samples))
+        return output[..., : int(total), :]

@@ -1,0 +1,266 @@
+"""CTC speech recognition on top of an EnCodecMAE encoder."""
+
+import contextlib
+
+import numpy as np
+import torch
+from speechbrain import Brain, Stage
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.decoders import ctc_greedy_decode
+from speechbrain.nnet.losses import ctc_loss
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.metric_stats import ErrorRateStats
+from speechbrain.utils.seed import seed_everything
+from tqdm import tqdm
+
+from encodecmae_sb.data.speech import collate_speech
+from encodecmae_sb.recogniser import search
+from encodecmae_sb.tokens import BLANK
+
+from .base import open_bar
+
+
+class CTCBrain(Brain):
+    """Trains a recogniser; randomness is a function of seed and step alone.
+
+    Modules: `encoder` (`EnCodecMAE`) and `head` (`CTCHead`). Reads from the yaml:
+    `seed`, `number_of_epochs`, `epoch_counter`, `history`, `batch_seconds`,
+    `num_buckets`, `max_batch_items`, `test_batch_size`, `num_workers`, `lr`,
+    `lr_encoder`, `weight_decay`, `lr_schedule`, `freeze_steps` (steps before an
+    encoder that is not frozen starts to learn) and, if there is one, `wav_augment`.
+
+    Validation decodes greedily; `evaluate_set` uses a CTC beam search. `wer` and
+    `cer` are in per cent.
+    """
+
+    def __init__(self, *args, tokens, unusable=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tokens = tokens
+        self.unusable = unusable
+        self.searcher = None
+        self.bar = None
+
+    @property
+    def history(self):
+        """The measurements of this run so far."""
+        return self.hparams.history
+
+    def fit_speech(self, train_set, valid_set):
+        """Trains for `number_of_epochs`.
+
+        Arguments
+        ---------
+        train_set, valid_set : DynamicItemDataset
+            From `data.speech.speech_dataset`.
+        """
+        sampler = DynamicBatchSampler(
+            train_set,
+            self.hparams.batch_seconds,
+            num_buckets=self.hparams.num_buckets,
+            length_func=lambda row: row["duration"],
+            max_batch_ex=self.hparams.max_batch_items,
+            seed=self.hparams.seed,
+        )
+        if not self.distributed_launch:
+            # SpeechBrain tells a sampler the epoch only if it wrapped it itself;
+            # without, every epoch has the same batches.
+            self.train_sampler = sampler
+        self.total_steps = len(sampler) * self.hparams.number_of_epochs
+        if self.distributed_launch:
+            self.total_steps //= torch.distributed.get_world_size()
+        self.total_steps = max(1, self.total_steps // self.grad_accumulation_factor)
+        self.fit(
+            self.hparams.epoch_counter,
+            train_set,
+            valid_set,
+            progressbar=False,  # our own spans the run
+            train_loader_kwargs={
+                "batch_sampler": sampler,
+                "collate_fn": collate_speech,
+                "num_workers": self.hparams.num_workers,
+            },
+            valid_loader_kwargs=self.loader_options(),
+        )
+        if self.bar is not None:
+            self.bar.close()
+
+    def loader_options(self):
+        """How validation and test sets are loaded."""
+        return {
+            "batch_size": self.hparams.test_batch_size,
+            "collate_fn": collate_speech,
+        }
+
+    def init_optimizers(self):
+        """One optimizer for the head, one for an encoder that is not frozen."""
+        encoder, head = [], list(self.modules.head.parameters())
+        for name, parameter in self.modules.encoder.named_parameters():
+            # The weights of the sum of layers are new, as the head is.
+            new = name.endswith("layer_weights")
+            if parameter.requires_grad:
+                (head if new else encoder).append(parameter)
+        groups = {"head": (head, self.hparams.lr)}
+        if encoder:
+            groups["encoder"] = (encoder, self.hparams.lr_encoder)
+        self.optimizers_dict = {
+            name: torch.optim.AdamW(
+                parameters, lr=lr, weight_decay=self.hparams.weight_decay
+            )
+            for name, (parameters, lr) in groups.items()
+        }
+        self.peak_lr = {name: lr for name, (_, lr) in groups.items()}
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(f"optimizer_{name}", optimizer)
+
+    def on_fit_start(self):
+        """Recovers the last checkpoint and opens the progress bar."""
+        super().on_fit_start()
+        if if_main_process() and not self.noprogressbar:
+            self.bar = open_bar(self.total_steps, self.optimizer_step)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets seeds and learning rates; both depend on the step alone."""
+        step = [self.hparams.seed, self.hparams.epoch_counter.current, self.step]
+        rank = self.rank if self.distributed_launch else 0
+        seed = int(np.random.SeedSequence([*step, rank]).generate_state(1)[0])
+        # SpeechBrain's augmentations draw from the global generators.
+        seed_everything(seed, verbose=False)
+        progress = min(1.0, self.optimizer_step / self.total_steps)
+        for name, optimizer in self.optimizers_dict.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self.hparams.lr_schedule(progress, self.peak_lr[name])
+        self.note_unusable(batch)
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Moves the progress bar."""
+        if self.bar is not None and should_step:
+            epoch = self.hparams.epoch_counter.current
+            self.bar.set_postfix(
+                epoch=epoch, loss=f"{self.avg_train_loss:.3f}", refresh=False
+            )
+            self.bar.update(1)
+
+    def note_unusable(self, batch):
+        """Accounts for files that could not be read."""
+        bad = [item for items in batch.unusable for item in items]
+        if bad and self.unusable is not None:
+            self.unusable.add(bad)
+
+    def compute_forward(self, batch, stage):
+        """Waveforms -> log-probabilities.
+
+        Returns
+        -------
+        log_probs : torch.Tensor
+            Shape [B, T, tokens]; B is larger than the batch where the augmentation
+            adds to it.
+        lens : torch.Tensor
+            Relative lengths, shape [B].
+        """
+        wavs, lens = batch.to(self.device).sig
+        training = stage == Stage.TRAIN
+        if training and hasattr(self.hparams, "wav_augment"):
+            wavs, lens = self.hparams.wav_augment(wavs, lens)
+        frozen = training and self.optimizer_step < self.hparams.freeze_steps
+        with torch.no_grad() if frozen else contextlib.nullcontext():
+            frames = self.modules.encoder(wavs, lens)
+        encoder = getattr(self.modules.encoder, "module", self.modules.encoder)
+        return self.modules.head(frames, encoder.frame_lens(lens, wavs.shape[1]))
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The CTC loss; outside training also the error counts."""
+        log_probs, lens = predictions
+        targets, target_lens = batch.tokens
+        if stage == Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
+            targets, target_lens = self.hparams.wav_augment.replicate_multiple_labels(
+                targets, target_lens
+            )
+        with torch.autocast(log_probs.device.type, enabled=False):
+            loss = ctc_loss(log_probs, targets, lens, target_lens, BLANK)
+        if stage != Stage.TRAIN:
+            self.note_unusable(batch)
+            texts = self.decode(log_probs, lens)
+            self.count_errors(batch.id, texts, batch.wrd)
+        return loss
+
+    def decode(self, log_probs, lens):
+        """Log-probabilities -> list of texts."""
+        if self.searcher is not None:
+            return search(self.searcher, log_probs, lens)
+        numbers = ctc_greedy_decode(log_probs, lens, blank_id=BLANK)
+        return [self.tokens.decode(item) for item in numbers]
+
+    def count_errors(self, ids, texts, references):
+        """Adds utterances to the word and character errors."""
+        for stats, units in ((self.wer, str.split), (self.cer, list)):
+            stats.append(
+                ids, [units(text) for text in texts], [units(t) for t in references]
+            )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the error counts."""
+        if stage != Stage.TRAIN:
+            self.wer, self.cer = ErrorRateStats(), ErrorRateStats()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """After a validation: notes what it measured and saves a checkpoint."""
+        if stage == Stage.TRAIN:
+            self.train_loss = stage_loss
+        elif stage == Stage.VALID:
+            row = {
+                "epoch": epoch,
+                "step": self.optimizer_step,
+                "train_loss": float(self.train_loss),
+                "valid_loss": float(stage_loss),
+                "wer": float(self.wer.summarize("error_rate")),
+                "cer": float(self.cer.summarize("error_rate")),
+            }
+            self.history.append(row)
+            if if_main_process():
+                tqdm.write(
+                    f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
+                    f"loss {row['valid_loss']:.3f}  WER {row['wer']:.1f} %  "
+                    f"CER {row['cer']:.1f} %"
+                )
+            self.checkpointer.save_and_keep_only(
+                meta={"cer": row["cer"], "epoch": epoch},
+                min_keys=["cer"],
+                verbosity=10,  # logging.DEBUG: the line above is news enough
+            )
+
+    def evaluate_set(self, test_set, searcher, path):
+        """Measures a test set with the checkpoint that validated best.
+
+        Arguments
+        ---------
+        test_set : DynamicItemDataset
+            From `data.speech.speech_dataset`.
+        searcher : CTCBaseSearcher
+            Decodes.
+        path : str or Path
+            Where to write the alignments of words and of characters.
+
+        Returns
+        -------
+        dict of str to float
+            `wer`, `cer` and `loss`.
+        """
+        self.searcher = searcher
+        loss = self.evaluate(
+            test_set,
+            min_key="cer",
+            progressbar=False,
+            test_loader_kwargs=self.loader_options(),
+        )
+        self.searcher = None
+        figures = {
+            "wer": float(self.wer.summarize("error_rate")),
+            "cer": float(self.cer.summarize("error_rate")),
+            "loss": float(loss),
+        }
+        if if_main_process():
+            with open(path, "w", encoding="utf-8") as file:
+                self.wer.write_stats(file)
+                file.write("\n\nCharacters\n")
+                self.cer.write_stats(file)
+        return figures

@@ -1,0 +1,24 @@
+"""Free Spoken Digit Dataset: digits by a few speakers at 8 kHz; 10 classes.
+
+https://github.com/Jakobovski/free-spoken-digit-dataset. A fold is a speaker, named
+after him or her: the test is always a voice that was not trained.
+"""
+
+import re
+
+from encodecmae_sb.data.corpora import need
+from encodecmae_sb.data.labelled import Clip
+
+LAYOUT = """\
+  recordings/7_jackson_32.wav   DIGIT_SPEAKER_INDEX"""
+
+_NAME = re.compile(r"(\d)_([^_]+)_(\d+)")
+
+
+def find_clips(folder):
+    """Clips with the speaker as fold."""
+    clips = []
+    for path in sorted(need(folder, "recordings", LAYOUT).glob("*.wav")):
+        if name := _NAME.fullmatch(path.stem):
+            clips.append(Clip(path.stem, str(path), (name[1],), name[2]))
+    return clips

@@ -1,0 +1,267 @@
+"""Transcribed speech: manifests with a `wrd` column become datasets."""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from encodecmae_sb.errors import UserError
+
+from .audio import UnusableAudio, inspect_audio, read_audio
+from .manifest import check_folders, prepare_split, read_manifest
+
+
+@dataclass
+class SpeechSet:
+    """Utterances of one set.
+
+    Arguments
+    ---------
+    name : str
+        Such as `dev-clean`.
+    rows : list of dict
+        With keys ID (str), wav (path), wrd (text), duration (seconds).
+    left_out : list of (str, str)
+        ID or path, and reason, of each utterance that cannot be used.
+    """
+
+    name: str
+    rows: list
+    left_out: list = field(default_factory=list)
+
+    @property
+    def seconds(self):
+        """Duration of all utterances."""
+        return sum(row["duration"] for row in self.rows)
+
+
+def librispeech_set(data_folder, splits, save_folder, max_unusable=0.05):
+    """Loads parts of a corpus laid out as LibriSpeech.
+
+    Arguments
+    ---------
+    data_folder : str or Path
+        The folder that holds `train-clean-100`, `dev-clean`, ...
+    splits : list of str
+        Names of the parts to load together.
+    save_folder : str or Path
+        Where the manifests go.
+    max_unusable : float
+        Share of utterances that may be unusable.
+
+    Returns
+    -------
+    SpeechSet
+
+    Raises
+    ------
+    FileNotFoundError
+        If a part is missing; the message lists those that are there.
+    ValueError
+        If transcripts are missing or empty, or too much audio is unusable.
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> dev = librispeech_set(speech_folder(), ["dev"], getfixture("tmp_path"))
+    >>> len(dev.rows), dev.rows[0]["wrd"]
+    (84, 'WE BOUGHT TWO TICKETS FOR THE EARLY SHOW')
+    """
+    (data_folder,) = check_folders(data_folder)
+    rows, left_out = [], []
+    for split in splits:
+        folder = data_folder / split
+        if not folder.is_dir():
+            there = sorted(path.name for path in data_folder.iterdir() if path.is_dir())
+            raise FileNotFoundError(
+                f"{data_folder} has no folder {split!r}. It has: "
+                f"{', '.join(there) or 'no folders at all'}. Name its parts with "
+                "--train_splits, --valid_splits and --test_splits."
+            )
+        path, unusable = prepare_split(folder, save_folder, max_unusable)
+        left_out += unusable
+        rows += read_manifest(path)
+    if not any(row.get("wrd") for row in rows):
+        raise UserError(
+            f"No transcripts in {data_folder} ({', '.join(splits)}): a file named "
+            "<speaker>-<chapter>.trans.txt is needed beside the audio, with lines of "
+            "an utterance's name and its text."
+        )
+    return _transcribed("+".join(splits), rows, left_out, max_unusable)
+
+
+def manifest_set(csv_file, data_folder=None, sample_rate=None, max_unusable=0.05):
+    """Loads a SpeechBrain manifest.
+
+    Arguments
+    ---------
+    csv_file : str or Path
+        With columns ID, wav, wrd and, to spare reading every header, duration (s).
+    data_folder : str, optional
+        What `$data_root` (or `${data_root}`) in the paths stands for.
+    sample_rate : int, optional
+        Rate in Hz that the files are to have; default: each its own.
+    max_unusable : float
+        Share of utterances that may be unusable.
+
+    Returns
+    -------
+    SpeechSet
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If columns or transcripts are missing, or a rate is another than declared.
+    """
+    try:
+        rows = read_manifest(csv_file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"No such manifest: {csv_file}") from error
+    missing = {"ID", "wav", "wrd"} - set(rows[0] if rows else ())
+    if missing:
+        raise UserError(
+            f"{csv_file} lacks the columns {sorted(missing)}"
+            + (f"; it has {sorted(rows[0])}." if rows else ": it is empty.")
+            + " A manifest for speech recognition has ID, wav, wrd and duration."
+        )
+    left_out, usable = [], []
+    for row in rows:
+        row["wav"] = re.sub(r"\$\{?data_root\}?", str(data_folder or ""), row["wav"])
+        if sample_rate is not None or not row.get("duration"):
+            try:
+                info = inspect_audio(row["wav"])
+            except UnusableAudio as error:
+                left_out.append((row["wav"], str(error)))
+                continue
+            if sample_rate not in (None, info.sample_rate):
+                raise UserError(
+                    f"{row['wav']} has {info.sample_rate} Hz, but "
+                    f"source_sample_rate={sample_rate} was declared. Correct it, or "
+                    "leave it null: files of any rate are resampled."
+                )
+            row["duration"] = info.duration
+        usable.append(row)
+    return _transcribed(str(csv_file), usable, left_out, max_unusable)
+
+
+def _transcribed(name, rows, left_out, max_unusable):
+    """A `SpeechSet` of the rows that have a transcript."""
+    total = len(rows) + len(left_out)
+    usable, seen = [], set()
+    for row in rows:
+        text = " ".join((row.get("wrd") or "").split())
+        if not text:
+            left_out.append((row["ID"], "no transcript"))
+        elif row["ID"] in seen:
+            raise UserError(f"{name}: the ID {row['ID']!r} occurs more than once.")
+        else:
+            seen.add(row["ID"])
+            duration = float(row["duration"])
+            usable.append({**row, "wrd": text, "duration": duration})
+    if not usable or len(left_out) > max_unusable * total:
+        listed = "\n".join(f"  {item}: {why}" for item, why in left_out[:10])
+        raise UserError(
+            f"{len(left_out)} of {total} utterances of {name} are unusable "
+            f"(max_unusable={max_unusable} allows {max_unusable:.0%}):\n{listed}\n"
+            "Add their transcripts or repair the files, or raise --max_unusable."
+        )
+    return SpeechSet(name, usable, left_out)
+
+
+def leave_out_short(speech, tokens, num_outputs):
+    """Leaves out utterances too short for CTC to align their transcript.
+
+    CTC needs an output step for every token, and one more between equal ones.
+
+    Arguments
+    ---------
+    speech : SpeechSet
+        Changed in place.
+    tokens : Tokens
+        Makes the targets.
+    num_outputs : callable
+        Seconds -> output steps of the model.
+    """
+    kept = []
+    for row in speech.rows:
+        numbers = tokens.encode(row["wrd"])
+        needed = len(numbers) + sum(
+            a == b for a, b in zip(numbers, numbers[1:], strict=False)
+        )
+        steps = num_outputs(row["duration"])
+        if steps < needed:
+            why = f"{steps} output steps for a target that needs {needed}"
+            speech.left_out.append((row["ID"], why))
+        else:
+            kept.append(row)
+    if not kept:
+        raise UserError(
+            f"All utterances of {speech.name} are too short for their transcripts: "
+            f"{speech.left_out[-1][0]} has {speech.left_out[-1][1]}. Do audio and "
+            "transcripts belong together?"
+        )
+    speech.rows = kept
+
+
+def speech_dataset(speech, tokens, sample_rate=24000):
+    """A SpeechBrain dataset with `id`, `sig`, `tokens`, `wrd` and `unusable`.
+
+    Arguments
+    ---------
+    speech : SpeechSet
+        What to load.
+    tokens : Tokens
+        Makes the targets.
+    sample_rate : int
+        Of `sig`, in Hz; files of other rates are resampled.
+
+    Returns
+    -------
+    DynamicItemDataset
+    """
+
+    def load(wav):
+        try:
+            return read_audio(wav, sample_rate), None
+        except UnusableAudio as error:
+            return None, (wav, str(error))
+
+    def split(loaded):
+        yield loaded[0]
+        yield loaded[1]
+
+    data = {
+        row["ID"]: {name: row[name] for name in ("wav", "wrd", "duration")}
+        for row in speech.rows
+    }
+    items = [
+        {"func": load, "takes": "wav", "provides": "loaded"},
+        {"func": split, "takes": "loaded", "provides": ["sig", "unusable"]},
+        {
+            "func": lambda text: torch.tensor(tokens.encode(text)),
+            "takes": "wrd",
+            "provides": "tokens",
+        },
+    ]
+    keys = ["id", "sig", "tokens", "wrd", "unusable"]
+    return DynamicItemDataset(data, items, keys)
+
+
+def collate_speech(items):
+    """A `PaddedBatch` without the items that could not be read.
+
+    Its `unusable` lists them as (path, reason).
+    """
+    bad = [item["unusable"] for item in items if item["sig"] is None]
+    good = [item for item in items if item["sig"] is not None]
+    if not good:
+        listed = "\n".join(f"  {path}: {why}" for path, why in bad)
+        raise UserError(f"No file of a whole batch can be read:\n{listed}")
+    for item in good:
+        item["unusable"] = ()
+    good[0]["unusable"] = tuple(bad)
+    return PaddedBatch(good)

@@ -1,0 +1,123 @@
+"""Output layers for fine-tuning."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .model import frame_mask
+
+
+class CTCHead(nn.Module):
+    """Frames of an encoder -> log-probabilities of tokens, for CTC.
+
+    The paper's, after SUPERB: two bidirectional LSTM layers of 1024 over frozen
+    features. With `recurrent=False`, plain fully connected layers, for an encoder
+    that is trained along.
+
+    Arguments
+    ---------
+    input_size : int
+        Width of the encoder's frames, D.
+    num_tokens : int
+        Tokens, the blank (index 0) included.
+    hidden_size : int
+        Width of the layers, per direction.
+    num_layers : int
+        Number of layers before the output; 0 with `recurrent=False` is a linear head.
+    recurrent : bool
+        LSTM or fully connected layers.
+    stack : int
+        Frames put side by side before the first layer: 2 halves the rate, from 75 to
+        37.5 a second.
+    dropout : float
+        Between layers and before the output.
+
+    Example
+    -------
+    >>> head = CTCHead(64, num_tokens=29, hidden_size=32, stack=2)
+    >>> log_probs, lens = head(torch.zeros(2, 75, 64), torch.tensor([1.0, 0.4]))
+    >>> log_probs.shape, lens
+    (torch.Size([2, 38, 29]), tensor([1.0000, 0.3947]))
+    """
+
+    def __init__(
+        self,
+        input_size,
+        num_tokens,
+        hidden_size=1024,
+        num_layers=2,
+        recurrent=True,
+        stack=1,
+        dropout=0.0,
+    ):
+        super().__init__()
+        self.input_size = input_size
+        self.num_tokens = num_tokens
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.recurrent = recurrent
+        self.stack = stack
+        self.dropout = dropout
+        self.norm = nn.LayerNorm(input_size)
+        size = stack * input_size
+        if recurrent:
+            self.body = nn.LSTM(
+                size,
+                hidden_size,
+                num_layers,
+                batch_first=True,
+                bidirectional=True,
+                dropout=dropout if num_layers > 1 else 0.0,
+            )
+            size = 2 * hidden_size
+        else:
+            self.body = nn.Sequential()
+            for _ in range(num_layers):
+                self.body.append(nn.Linear(size, hidden_size))
+                self.body.append(nn.LeakyReLU())
+                self.body.append(nn.Dropout(dropout))
+                size = hidden_size
+        self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, num_tokens))
+
+    def num_outputs(self, num_frames):
+        """Output steps that a number of frames gives."""
+        return -(-num_frames // self.stack)
+
+    def forward(self, frames, wav_lens=None):
+        """Computes log-probabilities, in float32.
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            Shape [B, T, D].
+        wav_lens : torch.Tensor, optional
+            Lengths relative to T, shape [B]; default: all 1. Frames after an item's
+            end change nothing before it.
+
+        Returns
+        -------
+        log_probs : torch.Tensor
+            Shape [B, ceil(T / stack), num_tokens].
+        lens : torch.Tensor
+            Lengths relative to the output's, shape [B].
+        """
+        x = self.norm(frames)
+        if wav_lens is None:
+            wav_lens = torch.ones(len(x), device=x.device)
+        num_frames = (wav_lens * x.shape[1]).round().long().clamp(min=1)  # [B]
+        x = x * frame_mask(num_frames, x.shape[1])[..., None]
+        x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stack))
+        x = x.unflatten(1, (-1, self.stack)).flatten(2)  # [B, T', stack * D]
+        lengths = self.num_outputs(num_frames)
+        if self.recurrent:
+            # Packed, so that the backward direction starts at each item's own end.
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            x, _ = nn.utils.rnn.pad_packed_sequence(
+                self.body(packed)[0], batch_first=True, total_length=x.shape[1]
+            )
+        else:
+            x = self.body(x)
+        logits = self.output(x)
+        return logits.float().log_softmax(-1), lengths / x.shape[1]

@@ -1,0 +1,35 @@
+"""Transcribes audio files with an exported recogniser.
+
+    python recipes/transcribe.py RECOGNISER_FOLDER AUDIO_FILE [AUDIO_FILE ...]
+
+Prints a line for each file: its path, a tab, its text.
+"""
+
+import argparse
+from pathlib import Path
+
+from speechbrain.inference.interfaces import foreign_class
+
+from encodecmae_sb.experiment import quit_on_user_errors
+from encodecmae_sb.export import check_folder
+
+
+def main():
+    """Parses the command line and transcribes each file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recogniser", help="folder that recipes/asr_ctc.py exported")
+    parser.add_argument("audio", nargs="+", help="WAV, FLAC, OGG or MP3 files")
+    args = parser.parse_args()
+    check_folder(args.recogniser, "beam_search")
+    recogniser = foreign_class(
+        source=str(Path(args.recogniser).resolve()),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEASR",
+    )
+    for path in args.audio:
+        print(f"{path}\t{recogniser.transcribe_file(path)}")
+
+
+if __name__ == "__main__":
+    with quit_on_user_errors():
+        main()

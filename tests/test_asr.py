@@ -1,0 +1,308 @@
+"""Speech recognition: tokens, data, the recipe end to end, the exported folder."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.interfaces import foreign_class
+from test_pretrain import environment, execute
+
+from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.data.speech import (
+    SpeechSet,
+    leave_out_short,
+    librispeech_set,
+    manifest_set,
+)
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes import AudioEncoder, CTCHead, LogMel, ResiDualTransformer
+from encodecmae_sb.tokens import Tokens, check_characters
+
+ROOT = Path(__file__).parent.parent
+
+# asr_ctc_mini.yaml, made smaller still.
+TINY = {
+    "number_of_epochs": 2,
+    "train_splits": "[small]",
+    "valid_splits": "[small]",
+    "test_splits": "[small]",
+    "batch_seconds": 8.0,
+    "freeze_steps": 2,
+    "num_workers": 0,
+    "frozen_head": "{hidden_size: 16}",
+    "finetuned_head": "{hidden_size: 16}",
+    "beam_search": "{beam_size: 8}",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A dozen bundled utterances in LibriSpeech's layout."""
+    root = tmp_path_factory.mktemp("corpus")
+    speaker = root / "small"
+    speaker.symlink_to(speech_folder() / "dev/9001", target_is_directory=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """An exported random encoder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("exported") / "encoder"
+    transformer = ResiDualTransformer(32, 2, 2, 48)
+    export_encoder(AudioEncoder(LogMel(), transformer), folder)
+    return folder
+
+
+def command(output, encoder, corpus, **options):
+    """The command line of a run, as a list."""
+    given = {
+        **TINY,
+        "encoder_folder": encoder,
+        "data_folder": corpus,
+        "output_folder": output,
+        **options,
+    }
+    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    recipe = [ROOT / "recipes/asr_ctc.py", ROOT / "hparams/asr_ctc_mini.yaml"]
+    return [str(x) for x in (sys.executable, *recipe, "--device", "cpu", *flags)]
+
+
+@pytest.fixture(scope="module", params=["frozen", "finetuned"])
+def finished(request, tmp_path_factory, encoder, corpus):
+    """The output folder of a run that went through."""
+    output = tmp_path_factory.mktemp("asr") / request.param
+    execute(command(output, encoder, corpus, protocol=request.param), output.parent)
+    return output
+
+
+def load_recogniser(folder):
+    """Loads an exported folder as a user does."""
+    return foreign_class(
+        source=str(folder),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEASR",
+    )
+
+
+def hypotheses(path):
+    """The words that an alignment file says were recognised, per utterance."""
+    texts, lines = {}, path.read_text().partition("Characters")[0].splitlines()
+    for i, line in enumerate(lines):
+        if ", %WER" in line:
+            words = [word.strip() for word in lines[i + 3].split(";")]
+            texts[line.split(",")[0]] = " ".join(w for w in words if w != "<eps>")
+    return texts
+
+
+def test_interface_agrees_with_the_recipe(finished, corpus, tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere"
+    (finished / "asr").rename(moved)
+    monkeypatch.chdir(tmp_path)
+    try:
+        recogniser = load_recogniser("elsewhere")
+    finally:
+        moved.rename(finished / "asr")
+    expected = hypotheses(finished / "wer_small.txt")
+    assert len(expected) == 28
+    files = {path.stem: path for path in (corpus / "small").rglob("*.flac")}
+    for ID, text in expected.items():
+        assert recogniser.transcribe_file(files[ID.rpartition("/")[2]]) == text
+
+    wavs = [recogniser.load_audio(str(path)) for path in list(files.values())[:3]]
+    wavs = [torch.as_tensor(wav) for wav in wavs]
+    batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+    lens = torch.tensor([len(wav) / batch.shape[1] for wav in wavs])
+    texts, tokens = recogniser.transcribe_batch(batch, lens, sample_rate=16000)
+    assert [recogniser.hparams.tokens.decode(item) for item in tokens] == texts
+
+
+def test_metrics(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for name in ("wer", "cer"):
+        assert metrics[f"small/{name}"] > 0
+    assert metrics["protocol"] == finished.name
+    assert metrics["pretrained"] is True
+    assert metrics["left_out"] == 0
+
+
+def test_killed_and_started_again_it_ends_the_same(encoder, corpus, tmp_path):
+    options = {
+        "protocol": "finetuned",
+        "number_of_epochs": 3,
+        "ckpt_interval_steps": 1,
+        "ckpt_interval_minutes": 0,
+    }
+    straight = command(tmp_path / "straight", encoder, corpus, **options)
+    execute(straight, tmp_path)
+    broken = command(tmp_path / "broken", encoder, corpus, **options)
+    draw = random.Random(7)
+    for _ in range(2):
+        process = subprocess.Popen(
+            broken,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        wanted = draw.randint(1, 5)
+        seen = set()
+        while len(seen) < wanted and process.poll() is None:
+            seen |= set((tmp_path / "broken/save").glob("CKPT*"))
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    execute(broken, tmp_path)
+    results = [
+        (
+            json.loads((tmp_path / name / "metrics.json").read_text()),
+            (tmp_path / name / "asr/lobe.ckpt").read_bytes(),
+            (tmp_path / name / "asr/head.ckpt").read_bytes(),
+        )
+        for name in ("straight", "broken")
+    ]
+    assert results[0] == results[1]
+
+
+def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
+    rows = librispeech_set(corpus, ["small"], tmp_path).rows
+    bad = tmp_path / "bad.flac"
+    bad.write_bytes(Path(rows[0]["wav"]).read_bytes()[:4000])
+    rows[0] = {**rows[0], "wav": str(bad)}
+    with open(tmp_path / "all.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["ID", "duration", "wav", "wrd"], None, "ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    files = {f"{part}_csv": tmp_path / "all.csv" for part in ("train", "valid", "test")}
+    run = command(
+        tmp_path / "out",
+        encoder,
+        corpus,
+        number_of_epochs=1,
+        token_type="bpe",
+        vocab_size=60,
+        **files,
+    )
+    execute(run, tmp_path)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["left_out"] == 1
+    assert str(bad) in (tmp_path / "out/left_out.csv").read_text()
+    recogniser = load_recogniser(tmp_path / "out/asr")
+    assert len(recogniser.hparams.tokens) == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"train_splits": "[train-clean-100]"},
+            "no folder 'train-clean-100'. It has: small",
+        ),
+        ({"token_type": "bpe", "vocab_size": 5000}, "the largest that fits is"),
+        ({"token_type": "word"}, "allowed are char, bpe and unigram"),
+        ({"protocol": "thawed"}, "allowed are frozen, finetuned"),
+        ({"encoder_folder": "/nowhere"}, "No such encoder folder: /nowhere"),
+    ],
+)
+def test_errors_before_training(encoder, corpus, tmp_path, options, message):
+    text = execute(
+        command(tmp_path / "out", encoder, corpus, **options), tmp_path, expect=1
+    )
+    assert message in text
+    assert "Traceback" not in text
+
+
+def write_manifest(path, rows):
+    """Writes rows as CSV, with the columns of the first."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_manifest_errors(tmp_path):
+    wav = str(tmp_path / "a.wav")
+    soundfile.write(wav, np.zeros(8000), 8000)
+    good = {"ID": "a", "wav": "$data_root/a.wav", "wrd": "ONE"}
+    path = tmp_path / "x.csv"
+    (row,) = manifest_set(write_manifest(path, [good]), tmp_path).rows
+    assert row["wav"] == wav
+    assert row["duration"] == 1.0
+    with pytest.raises(FileNotFoundError, match="No such manifest"):
+        manifest_set(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match=r"lacks the columns \['wrd'\]"):
+        manifest_set(write_manifest(path, [{"ID": "a", "wav": wav}]))
+    with pytest.raises(ValueError, match="8000 Hz, but source_sample_rate=16000"):
+        manifest_set(write_manifest(path, [good]), tmp_path, 16000)
+    with pytest.raises(ValueError, match="occurs more than once"):
+        manifest_set(write_manifest(path, [good, good]), tmp_path)
+    empty = {**good, "ID": "b", "wrd": " "}
+    with pytest.raises(ValueError, match=r"(?s)1 of 2 utterances.*b: no transcript"):
+        manifest_set(write_manifest(path, [good, empty]), tmp_path)
+    loaded = manifest_set(write_manifest(path, [good, empty]), tmp_path, None, 0.5)
+    assert loaded.left_out == [("b", "no transcript")]
+
+
+def test_no_transcripts(tmp_path):
+    (tmp_path / "dev").mkdir()
+    soundfile.write(tmp_path / "dev/a.wav", np.zeros(8000), 8000)
+    with pytest.raises(ValueError, match="trans.txt is needed"):
+        librispeech_set(tmp_path, ["dev"], tmp_path / "save")
+
+
+def test_characters_that_training_never_had():
+    tokens = Tokens.of_characters(["ONE", "TWO"])
+    rows = [{"ID": "a", "wrd": "ONE"}, {"ID": "b", "wrd": "TWÖ?"}]
+    with pytest.raises(ValueError, match=r"'Ö' \(1, first in b\)"):
+        check_characters(tokens, rows, "dev")
+    check_characters(tokens, rows[:1], "dev")
+
+
+def test_too_short_for_ctc():
+    tokens = Tokens.of_characters(["AB"])
+    rows = [
+        {"ID": name, "wrd": text, "duration": 4.0}
+        for name, text in (("a", "ABAB"), ("b", "AABB"), ("c", "AAB"))
+    ]
+    speech = SpeechSet("train", rows)
+    leave_out_short(speech, tokens, num_outputs=int)  # four steps each
+    assert [row["ID"] for row in speech.rows] == ["a", "c"]
+    assert speech.left_out == [("b", "4 output steps for a target that needs 6")]
+    with pytest.raises(ValueError, match="All utterances of train are too short"):
+        leave_out_short(speech, tokens, num_outputs=lambda seconds: 1)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("stack", [1, 2, 3])
+def test_head_does_not_mix_items(recurrent, stack):
+    head = CTCHead(8, 5, hidden_size=6, recurrent=recurrent, stack=stack).eval()
+    items = [torch.randn(n, 8) for n in (7, 12, 20)]
+    batch = torch.randn(3, 20, 8)
+    for row, item in zip(batch, items, strict=True):
+        row[: len(item)] = item
+    together, lens = head(batch, torch.tensor([7 / 20, 12 / 20, 1.0]))
+    for row, length, item in zip(together, lens, items, strict=True):
+        alone, _ = head(item[None])
+        assert round(length.item() * len(row)) == len(alone[0])
+        assert torch.allclose(row[: len(alone[0])], alone[0], atol=1e-5)
+
+
+def test_tokens_survive_a_file(tmp_path):
+    texts = ["ONE TWO THREE", "FOUR FIVE SIX SEVEN"] * 3
+    for tokens in (Tokens.of_characters(texts), Tokens.of_pieces(texts, 24)):
+        tokens.save(tmp_path / "tokens")
+        loaded = Tokens()
+        loaded.load(tmp_path / "tokens")
+        assert loaded.labels == tokens.labels
+        for text in texts:
+            assert 0 not in loaded.encode(text)
+            assert loaded.decode(loaded.encode(text)) == text

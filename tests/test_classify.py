@@ -1,0 +1,458 @@
+"""The classification recipe as a user runs it, and what it exports."""
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.interfaces import foreign_class
+
+from encodecmae_sb.brains.classify import loss_weights
+from encodecmae_sb.classifier import export_classifier
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
+from encodecmae_sb.lobes.pooling import (
+    POOLINGS,
+    ClipClassifier,
+    ClipHead,
+    LogMelFrames,
+)
+from encodecmae_sb.scores import average_precision, class_rows, multi_label_scores
+
+ROOT = Path(__file__).parent.parent
+RATE = 8000
+
+
+def tiny_encoder(**front_end):
+    torch.manual_seed(0)
+    return AudioEncoder(LogMel(**front_end), ResiDualTransformer(32, 2, 2, 64)).eval()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny encoder and three kinds of short sounds in 3 folds."""
+    folder = tmp_path_factory.mktemp("classify")
+    export_encoder(tiny_encoder(), folder / "encoder")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(36):
+        label = ("low", "high", "noise")[i % 3]
+        seconds = rng.uniform(0.15, 0.4)
+        time_axis = np.arange(int(seconds * RATE)) / RATE
+        if label == "noise":
+            wav = 0.1 * rng.standard_normal(len(time_axis))
+        else:
+            hz = rng.uniform(200, 300) if label == "low" else rng.uniform(2000, 3000)
+            wav = 0.3 * np.sin(2 * np.pi * hz * time_axis)
+        soundfile.write(folder / f"{i}.wav", wav, RATE)
+        rows.append((f"{i}", f"{folder}/{i}.wav", f"{seconds}", label, f"{i // 12}"))
+    write_rows(folder / "clips.csv", rows)
+    return folder
+
+
+def write_rows(path, rows, header=("ID", "wav", "duration", "label", "fold")):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def command(home, output, **options):
+    given = {
+        "encoder_folder": home / "encoder",
+        "csv": home / "clips.csv",
+        "number_of_epochs": 6,
+        "batch_size": 6,
+        "lr": 0.02,
+        "num_workers": 0,
+        "output_folder": output,
+        **options,
+    }
+    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    yaml = ROOT / "hparams/classify_mini.yaml"
+    start = [sys.executable, str(ROOT / "recipes/classify.py"), str(yaml)]
+    return [*start, "--device", "cpu", *flags]
+
+
+def run(home, output, expect=0, **options):
+    done = subprocess.run(
+        command(home, output, **options),
+        capture_output=True,
+        text=True,
+        cwd=home,
+        timeout=120,
+        env=environment(),
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == expect, text[-3000:]
+    return text
+
+
+def run_here(home, output, **options):
+    """The same in this process, which saves the time of starting another."""
+    spec = importlib.util.spec_from_file_location("r", ROOT / "recipes/classify.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        recipe.main(command(home, output, **options)[2:])
+    return said.getvalue()
+
+
+def environment():
+    # One thread, so that sums are taken in the same order on every machine.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def load(folder):
+    return foreign_class(
+        source=str(folder),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEClassifier",
+    )
+
+
+def results(output):
+    """What two runs must agree on, bit for bit."""
+    weights = torch.load(output / "classifier/classifier.ckpt", weights_only=True)
+    metrics = json.loads((output / "metrics.json").read_text())
+    return weights, metrics, (output / "predictions.csv").read_text()
+
+
+def assert_same(output, reference):
+    (weights, *rest), (expected, *expected_rest) = results(output), results(reference)
+    assert rest == expected_rest
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def frozen(home):
+    """A finished run with a frozen encoder."""
+    output = home / "frozen"
+    return output, run(home, output)
+
+
+TUNED = {"freeze": False, "pooling": "attentive", "head": "mlp", "freeze_steps": 3}
+TUNED |= {"number_of_epochs": 3, "hidden_size": 16, "layer": "last"}
+TUNED |= {"class_weights": "balanced"}
+
+
+@pytest.fixture(scope="module")
+def tuned(home):
+    """A finished run that fine-tunes."""
+    output = home / "tuned"
+    run(home, output, **TUNED)
+    return output
+
+
+def test_a_run_says_what_it_made(frozen):
+    output, text = frozen
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.9
+    folds = [metrics[f"fold_{i}/accuracy"] for i in range(3)]
+    assert metrics["accuracy"] == pytest.approx(np.mean(folds))
+    assert metrics["accuracy_std"] == pytest.approx(np.std(folds, ddof=1))
+    assert metrics["most_frequent_class"] == pytest.approx(1 / 3)
+    for name in ("classifier", "metrics.json", "per_class.csv", "confusion.png"):
+        assert name in text
+        assert (output / name).exists()
+    assert "deviation" in text
+    assert "--pretrained False" in text
+    rows = read_rows(output / "per_class.csv")
+    assert [row["label"] for row in rows] == ["high", "low", "noise"]
+    assert all(row["clips"] == "12" for row in rows)
+    readme = (output / "classifier/README.md").read_text()
+    assert "mean of the folds" in readme
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tuned"])
+def test_the_export_predicts_what_the_recipe_did(kind, request, tmp_path, monkeypatch):
+    output = request.getfixturevalue(kind)
+    output = output[0] if isinstance(output, tuple) else output
+    # Elsewhere, and from another working directory.
+    shutil.copytree(output / "classifier", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    classifier = load("moved")
+    readme = Path("moved/README.md").read_text()
+    fold = readme.split("fold ")[1].split(" was held out")[0]
+    rows = [r for r in read_rows(output / "predictions.csv") if r["fold"] == fold]
+    assert len(rows) == 12
+    for row in rows:
+        probabilities, score, index, label = classifier.classify_file(row["wav"])
+        assert label == [row["predicted"]]
+        assert score.item() == pytest.approx(float(row["score"]), abs=1e-6)
+        assert probabilities.sum().item() == pytest.approx(1)
+        assert classifier.labels[index.item()] == label[0]
+
+
+def test_a_fine_tuned_encoder_has_changed_and_a_frozen_one_has_not(home, frozen, tuned):
+    encoder = torch.load(home / "encoder/encoder.ckpt", weights_only=True)
+    for output, same in ((frozen[0], True), (tuned, False)):
+        weights, _, _ = results(output)
+        name = "transformer.layers.0.attention.out.weight"
+        name = name if name in encoder else next(n for n in encoder if "weight" in n)
+        assert torch.equal(weights[f"lobe.encoder.{name}"], encoder[name]) == same
+
+
+@pytest.mark.parametrize("kind", ["frozen", "tuned"])
+def test_killed_and_started_again_it_ends_the_same(home, kind, request, tmp_path):
+    reference = request.getfixturevalue(kind)
+    reference = reference[0] if kind == "frozen" else reference
+    options = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    options |= TUNED if kind == "tuned" else {}
+    output = tmp_path / "run"
+    wanted = 3 if kind == "tuned" else 5
+    child = subprocess.Popen(
+        command(home, output, **options),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=home,
+        env=environment(),
+        start_new_session=True,
+    )
+    # Within the second fold.
+    seen = set()
+    while child.poll() is None and len(seen) < wanted:
+        seen |= {path.name for path in output.glob("save/1-*/CKPT*")}
+        time.sleep(0.002)
+    assert child.poll() is None, "it was over before it could be killed"
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    first = next(output.glob("save/0-*/results.npz")).stat().st_mtime_ns
+    run(home, output, **options)
+    assert next(output.glob("save/0-*/results.npz")).stat().st_mtime_ns == first
+    assert_same(output, reference)
+
+
+def test_other_settings_in_the_same_folder_start_anew(home, frozen, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(frozen[0], output)
+    run_here(home, output, features="logmel", number_of_epochs=2)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["features"] == "logmel"
+    load(output / "classifier").classify_file(home / "0.wav")
+    # And the first command finds its own results again, without training.
+    started = set(output.glob("save/*/CKPT*"))
+    run_here(home, output)
+    assert set(output.glob("save/*/CKPT*")) == started
+    assert_same(output, frozen[0])
+
+
+def test_random_weights_and_an_encoder_for_each_fold(home, tmp_path):
+    for fold in range(3):
+        shutil.copytree(home / "encoder", tmp_path / f"without_{fold}")
+    each = tmp_path / "without_{fold}"
+    run_here(home, tmp_path / "run", encoder_folder=each, number_of_epochs=1)
+    options = {"pretrained": False, "number_of_epochs": 1}
+    text = run_here(home, tmp_path / "random", **options)
+    assert "RANDOM" in text
+    first, _, _ = results(tmp_path / "run")
+    second, _, _ = results(tmp_path / "random")
+    name = "lobe.encoder.projection.weight"
+    assert not torch.equal(first[name], second[name])
+    shutil.rmtree(tmp_path / "without_1")
+    with pytest.raises(UserError, match="without_1"):
+        run_here(home, tmp_path / "other", encoder_folder=each)
+
+
+def test_several_labels_a_clip(home, tmp_path):
+    rows = read_rows(home / "clips.csv")
+    for row in rows:
+        row["label"] += "" if row["label"] == "noise" else ";tone"
+        row["fold"] = ("train", "valid", "test")[int(row["fold"])]
+    write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
+    output = tmp_path / "run"
+    text = run_here(
+        home,
+        output,
+        csv=tmp_path / "clips.csv",
+        multi_label=True,
+        class_weights="balanced",
+    )
+    assert "mAP" in text
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["mAP"] > 0.9
+    assert "average_precision" in read_rows(output / "per_class.csv")[0]
+    classifier = load(output / "classifier")
+    for row in read_rows(output / "predictions.csv"):
+        probabilities, score, index, label = classifier.classify_file(row["wav"])
+        assert label == [row["predicted"].split(";") if row["predicted"] else []]
+        assert (score[0] > 0.5).all()
+        assert len(score[0]) == len(index[0]) == (probabilities > 0.5).sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_folder": ROOT}, "is not an exported folder"),
+        ({"pooling": "max"}, "allowed are mean, mean_std, attentive"),
+        ({"head": "deep"}, "allowed are linear, mlp"),
+        ({"class_weights": "yes"}, "allowed are null and balanced"),
+        ({"layer": 7}, "layer=7"),
+        ({"csv": "none.csv"}, "No such manifest"),
+        ({"csv": "null", "corpus_rate": 44100}, "has 22050 Hz, but corpus_rate=44100"),
+        ({"corpus_rate": 16000}, "has 8000 Hz, but corpus_rate=16000"),
+        ({"csv": "null", "corpus": "fsdd"}, "holds no recordings"),
+    ],
+)
+def test_bad_settings_end_with_a_message(home, tmp_path, options, message):
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        run_here(home, tmp_path / "run", **options)
+
+
+def test_the_command_that_makes_the_encoder_is_named(home, tmp_path):
+    text = run(home, tmp_path / "run", expect=1, encoder_folder="nowhere")
+    assert "python recipes/pretrain.py hparams/mini.yaml" in text
+    assert "Traceback" not in text
+
+
+def test_unusable_audio_is_refused_or_left_out(home, tmp_path):
+    rows = [row.values() for row in read_rows(home / "clips.csv")]
+    rows.append(["x", str(tmp_path / "none.wav"), "1", "low", "0"])
+    write_rows(tmp_path / "clips.csv", rows)
+    options = {"csv": tmp_path / "clips.csv", "number_of_epochs": 1}
+    with pytest.raises(UserError, match="max_unusable"):
+        run_here(home, tmp_path / "run", **options)
+    text = run_here(home, tmp_path / "run", max_unusable=0.1, **options)
+    assert "36 clips" in text
+    assert "1 files left out" in text
+
+
+def classifiers(pooling, encoder, layer="last"):
+    lobe = EnCodecMAE(
+        encoder, input_sample_rate=24000, output_all_hiddens=layer == "all"
+    )
+    head = ClipHead(lobe.dim, 5, 2 if layer == "all" else 1, pooling, 8)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return ClipClassifier(lobe, head).eval()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("front_end", [{}, {"hop_length": 318, "centered": False}])
+@pytest.mark.parametrize("layer", ["last", "all"])
+def test_padding_changes_nothing(pooling, front_end, layer):
+    classifier = classifiers(pooling, tiny_encoder(**front_end), layer)
+    lengths = [110000, 96000, 40000, 96321]  # pieces of 96000
+    wavs = torch.randn(4, 110000)
+    lens = torch.tensor(lengths) / 110000
+    with torch.no_grad():
+        together = classifier(wavs, lens)
+        for i, length in enumerate(lengths):
+            alone = classifier(wavs[i : i + 1, :length])
+            assert (together[i] - alone[0]).abs().max() < 1e-3
+            counts = classifier.summarise(wavs[i : i + 1, :length])[1]
+            frames = classifier.lobe(wavs[i : i + 1, :length])
+            assert counts.item() == frames.shape[-2]
+
+
+def test_log_mel_statistics():
+    lobe = LogMelFrames()
+    head = ClipHead(256, 2, pooling="mean_std")
+    wav = torch.randn(1, 24000)
+    summary, _ = ClipClassifier(lobe, head).summarise(wav)
+    frames = LogMel()(wav)[0]
+    expected = torch.cat([frames.mean(0), frames.std(0, correction=0)])
+    # (Deviations of 0 are given as 1e-4.)
+    assert torch.allclose(summary[0, 0], expected, atol=2e-4)
+
+
+def test_two_models_side_by_side_from_elsewhere(tmp_path, monkeypatch):
+    audio = tmp_path / "a.wav"
+    noise = torch.rand(20000) - 0.5
+    soundfile.write(audio, noise.numpy(), 16000, subtype="FLOAT")
+    for name, pooling in (("one", "mean"), ("two", "attentive")):
+        model = classifiers(pooling, tiny_encoder())
+        labels = [f"{name}{i}" for i in range(4)] + ["yes"]
+        export_classifier(model, labels, tmp_path / name)
+    export_encoder(tiny_encoder(), tmp_path / "encoder")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    one, two = load(tmp_path / "one"), load(tmp_path / "two")
+    encoder = foreign_class(
+        source=str(tmp_path / "encoder"),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEEncoder",
+    )
+    assert one.labels[0] == "one0"
+    assert two.labels[0] == "two0"
+    assert one.labels[4] == "yes"
+    first, second = one.classify_file(audio)[0], two.classify_file(audio)[0]
+    assert not torch.allclose(first, second)
+    assert encoder.encode_file(audio).shape[1] == 32
+    wavs = torch.zeros(2, 40000)
+    wavs[0, :20000] = noise
+    batch = two.classify_batch(wavs, torch.tensor([0.5, 1.0]), sample_rate=16000)
+    assert (batch[0][0] - second[0]).abs().max() < 1e-3
+    for bad in (torch.zeros(3), torch.full((1, 9000), torch.nan)):
+        with pytest.raises(UserError):
+            one.classify_batch(bad)
+    with pytest.raises(FileNotFoundError):
+        one.classify_file("none.wav")
+    weights = tmp_path / "one/classifier.ckpt"
+    weights.write_bytes((tmp_path / "two/classifier.ckpt").read_bytes())
+    with pytest.raises(UserError, match="does not fit"):
+        load(tmp_path / "one")
+
+
+def test_average_precision_by_hand():
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    wanted = torch.tensor([1, 0, 1, 0])
+    assert average_precision(scores, wanted) == pytest.approx((1 + 2 / 3) / 2)
+    # The same score for all: no order helps.
+    assert average_precision(torch.zeros(4), wanted) == pytest.approx(0.5)
+    assert average_precision(-scores, wanted) == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_figures_of_classes():
+    probabilities = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    rows = class_rows(probabilities, torch.tensor([0, 1, 1]), ["a", "b"])
+    assert rows[0] | {"precision": 0.5, "recall": 1.0} == rows[0]
+    assert rows[1] | {"precision": 1.0, "recall": 0.5} == rows[1]
+    assert rows[1]["f1"] == pytest.approx(2 / 3)
+    # A class that does not occur does not count.
+    targets = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    scores = multi_label_scores(probabilities, targets)
+    assert scores == {"mAP": 1.0, "micro_f1": pytest.approx(2 * 2 / (3 + 2))}
+
+
+def test_weights_make_up_for_rare_classes():
+    targets = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    assert torch.allclose(
+        loss_weights(targets, 2, "balanced"), torch.tensor([1 / 3, 3.0])
+    )
+    assert loss_weights(targets, 2, None) is None
+
+
+YAMLS = sorted(path.name for path in (ROOT / "hparams").glob("classify_*.yaml"))
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_has_the_same_keys(name):
+    def keys(path):
+        lines = path.read_text().splitlines()
+        return [line.split(":")[0] for line in lines if line[:1].isalpha()]
+
+    mini = ROOT / "hparams/classify_mini.yaml"
+    assert keys(ROOT / "hparams" / name) == keys(mini)
+    source = (ROOT / "recipes/classify.py").read_text()
+    source += (ROOT / "encodecmae_sb/brains/classify.py").read_text()
+    for key in keys(mini):
+        assert f'"{key}"' in source or f"hparams.{key}" in source or key == "opt_class"

@@ -1,0 +1,211 @@
+"""The drop-in lobe keeps the contract that SpeechBrain's recipes rely on."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.parameter_transfer import Pretrainer
+from test_pretrain import execute
+
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    CodecLatents,
+    EnCodecMAE,
+    LogMel,
+    ResiDualTransformer,
+)
+from encodecmae_sb.lobes.pieces import encode_in_pieces
+
+SCRIPT = Path(__file__).with_name("ctc_with_lobe.py")
+
+
+def make_encoder(kind="mel"):
+    """A small random encoder whose layers all matter."""
+    front_end = LogMel() if kind == "mel" else CodecLatents(n_filters=2)
+    transformer = ResiDualTransformer(32, 3, 2, 48)
+    return AudioEncoder(front_end, transformer).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An exported encoder."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("exported") / "encoder"
+    export_encoder(make_encoder(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["mel", "latents"])
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100])
+@pytest.mark.parametrize("piece_seconds", [0.5, None])
+def test_features_do_not_depend_on_the_batch(kind, rate, piece_seconds):
+    lobe = EnCodecMAE(
+        make_encoder(kind), input_sample_rate=rate, piece_seconds=piece_seconds
+    )
+    seconds = (0.31, 0.5, 0.9, 1.3)
+    items = [0.3 * torch.randn(int(rate * s)) for s in seconds]
+    longest = max(len(item) for item in items)
+    # What stands after the end of an item is anything but silence.
+    batch = torch.randn(len(items), longest)
+    for row, item in zip(batch, items, strict=True):
+        row[: len(item)] = item
+    lens = torch.tensor([len(item) / longest for item in items])
+    together = lobe(batch, lens)
+    for i, item in enumerate(items):
+        for alone in (lobe(item[None])[0], lobe(item[None], torch.ones(1))[0]):
+            difference = (together[i, : len(alone)] - alone).abs().max()
+            assert difference < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["mel", "latents"])
+def test_same_features_as_the_interface(kind):
+    encoder = make_encoder(kind)
+    wavs = 0.3 * torch.randn(1, 2 * 96000 + 32000)
+    for layer in ("last", "last_no_norm", 1):
+        lobe = EnCodecMAE(encoder, input_sample_rate=24000, layer=layer)
+        (expected,) = encode_in_pieces(encoder, wavs, layer=layer)
+        assert torch.allclose(lobe(wavs)[0], expected, atol=1e-5)
+
+
+def test_about_75_frames_a_second(folder):
+    lobe = EnCodecMAE(folder, input_sample_rate=16000)
+    assert lobe(torch.zeros(1, 16000)).shape == (1, 75, 32)
+    assert lobe(torch.zeros(1, 10 * 16000)).shape == (1, 750, 32)
+
+
+def test_layers(folder):
+    wavs = 0.1 * torch.randn(2, 8000)
+    every = EnCodecMAE(folder, output_all_hiddens=True)(wavs)
+    assert every.shape[:2] == (3, 2)
+    assert torch.equal(EnCodecMAE(folder)(wavs), every[-1])
+    assert torch.equal(EnCodecMAE(folder, layer=0)(wavs), every[0])
+    lobe = EnCodecMAE(folder, layer="weighted")
+    with torch.no_grad():
+        lobe.layer_weights.copy_(torch.tensor([0.0, 50.0, 0.0]))
+    assert torch.allclose(lobe(wavs), every[1], atol=1e-6)
+    normed = EnCodecMAE(folder, output_norm=True)(wavs)
+    assert normed.mean(-1).abs().max() < 1e-5
+    assert (normed.var(-1, unbiased=False) - 1).abs().max() < 1e-2
+
+
+def test_frozen_stays_frozen_and_layer_weights_learn(folder):
+    lobe = EnCodecMAE(folder, freeze=True, layer="weighted").train()
+    assert lobe.training
+    assert not any(m.training for m in lobe.encoder.modules())
+    before = {name: value.clone() for name, value in lobe.state_dict().items()}
+    optimizer = torch.optim.Adam(lobe.parameters(), lr=0.1)
+    lobe(0.1 * torch.randn(2, 8000)).square().mean().backward()
+    optimizer.step()
+    after = lobe.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"layer_weights"}
+
+
+def test_gradients_flow_where_they_should(folder):
+    wavs = 0.1 * torch.randn(2, 8000)
+    lobe = EnCodecMAE(folder, freeze=False)
+    lobe(wavs).square().sum().backward()
+    without = [n for n, p in lobe.named_parameters() if p.grad is None]
+    assert without == []
+    lobe = EnCodecMAE(folder, freeze=False, freeze_feature_extractor=True)
+    lobe(wavs).square().sum().backward()
+    without = {n for n, p in lobe.named_parameters() if p.grad is None}
+    assert without == {
+        "encoder.projection.weight",
+        "encoder.projection.bias",
+        "encoder.positions.scale",
+    }
+
+
+def test_state_goes_through_checkpointer_and_pretrainer(folder, tmp_path):
+    saved = EnCodecMAE(folder, layer="weighted")
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(0.1)
+    wavs = 0.1 * torch.randn(1, 8000)
+    checkpoint = Checkpointer(tmp_path, {"lobe": saved}).save_checkpoint()
+
+    fresh = EnCodecMAE(folder, layer="weighted")
+    assert not torch.allclose(fresh(wavs), saved(wavs))
+    Checkpointer(tmp_path, {"lobe": fresh}).recover_if_possible()
+    assert torch.equal(fresh(wavs), saved(wavs))
+
+    fresh = EnCodecMAE(folder, layer="weighted", pretrained=False)
+    pretrainer = Pretrainer(tmp_path / "collected", {"lobe": fresh})
+    pretrainer.set_collect_in(tmp_path / "collected")
+    pretrainer.collect_files(default_source=str(checkpoint.path))
+    pretrainer.load_collected()
+    assert torch.equal(fresh(wavs), saved(wavs))
+
+
+def test_not_pretrained_is_another_encoder_of_the_same_shape(folder):
+    lobe, random = EnCodecMAE(folder), EnCodecMAE(folder, pretrained=False)
+    shapes = [{n: p.shape for n, p in x.named_parameters()} for x in (lobe, random)]
+    assert shapes[0] == shapes[1]
+    weights = [x.encoder.projection.weight for x in (lobe, random)]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_sample_rate": None}, "input_sample_rate=None"),
+        ({"input_sample_rate": 16}, "input_sample_rate=16"),
+        ({"layer": 3}, "layer=3.*0 to 2"),
+        ({"layer": "first"}, "layer='first'"),
+        ({"piece_seconds": 0.01}, "piece_seconds=0.01"),
+    ],
+)
+def test_options_without_meaning(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        EnCodecMAE(folder, **options)
+
+
+def test_folders_that_are_none(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such encoder folder"):
+        EnCodecMAE(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is not an exported folder"):
+        EnCodecMAE(tmp_path)
+    yaml = (Path(folder) / "hyperparams.yaml").read_text()
+    (tmp_path / "hyperparams.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match="encoder.ckpt is missing"):
+        EnCodecMAE(tmp_path)
+    newer = yaml.replace("format: 1", "format: 2")
+    (tmp_path / "hyperparams.yaml").write_text(newer)
+    with pytest.raises(ValueError, match="has format 2.*reads format 1"):
+        EnCodecMAE(tmp_path)
+
+
+def drive(folder, output, steps, freeze, *options, launcher=(sys.executable,)):
+    """Losses of the steps that a run of `ctc_with_lobe.py` made."""
+    command = [*launcher, SCRIPT, folder, output, steps, freeze, "--device", "cpu"]
+    text = execute([*command, *options], output.parent)
+    return json.loads(next(x for x in text.splitlines() if x.startswith("[")))
+
+
+GLOO = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "options", "processes"),
+    [
+        ("frozen", (), 1),
+        ("trained", ("--precision", "bf16"), 1),
+        ("frozen", ("--distributed_backend", "gloo"), 2),
+        ("trained", ("--distributed_backend", "gloo"), 2),
+    ],
+)
+def test_in_a_recipe_like_speechbrains(folder, tmp_path, freeze, options, processes):
+    launcher = (sys.executable,)
+    if processes > 1:
+        launcher = (*GLOO, f"--nproc_per_node={processes}")
+    whole = drive(folder, tmp_path / "a", 4, freeze, *options, launcher=launcher)
+    first = drive(folder, tmp_path / "b", 2, freeze, *options, launcher=launcher)
+    then = drive(folder, tmp_path / "b", 4, freeze, *options, launcher=launcher)
+    assert len(whole) == 4
+    assert len(first) == len(then) == 2
+    assert first + then == whole
