@@ -5,6 +5,32 @@ import csv
 import torch
 
 
+def clip_scores(probabilities, targets):
+    """The figures of clips with one label each, or with any number of labels.
+
+    Arguments
+    ---------
+    probabilities : torch.Tensor
+        Shape [clips, classes].
+    targets : torch.Tensor
+        int64, shape [clips], or 0 and 1, shape [clips, classes].
+
+    Returns
+    -------
+    dict of str to float
+        See `accuracy_scores` and `multi_label_scores`. The first is what is gone by.
+
+    Example
+    -------
+    >>> list(clip_scores(torch.eye(2), torch.eye(2)))
+    ['mAP', 'micro_f1']
+    """
+    multi_label = targets.dim() == 2
+    return (multi_label_scores if multi_label else accuracy_scores)(
+        probabilities, targets
+    )
+
+
 def accuracy_scores(probabilities, targets):
     """Figures for clips with one label each.
 

@@ -14,8 +14,6 @@ results of the last command stand there.
 """
 
 import csv
-import hashlib
-import json
 import logging
 import os
 import statistics
@@ -28,35 +26,38 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from encodecmae_sb.brains.base import History
 from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
-from encodecmae_sb.brains.classify import ClassifyBrain, loss_weights, store_summaries
+from encodecmae_sb.brains.classify import (
+    ClassifyBrain,
+    check_encoder,
+    clips_key,
+    describe_data,
+    digest,
+    find_data,
+    loss_weights,
+    store_summaries,
+    weights_key,
+)
 from encodecmae_sb.classifier import decide, export_classifier
-from encodecmae_sb.data.corpora import find_clips
 from encodecmae_sb.data.labelled import (
     LabelledClips,
     all_labels,
-    inspect_clips,
     make_runs,
-    read_manifests,
     targets_of,
     write_manifest,
 )
-from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     quit_on_user_errors,
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.export import check_folder
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.published import PUBLISHED
 from encodecmae_sb.scores import (
-    accuracy_scores,
     class_rows,
+    clip_scores,
     confusion_matrix,
     draw_confusion,
-    multi_label_scores,
     write_rows,
 )
 
@@ -98,29 +99,6 @@ def check_settings(hparams):
         raise UserError("Classification runs in one process: start without torchrun.")
 
 
-def find_data(hparams, named, output):
-    """Clips that can be used, from manifests or from a corpus.
-
-    The rate in the yaml is the corpus's; manifests are held to one that is named on
-    the command line.
-    """
-    manifests = {
-        key: hparams[key] for key in ("csv", "train_csv", "valid_csv", "test_csv")
-    }
-    rate = hparams["corpus_rate"]
-    if any(manifests.values()):
-        clips = read_manifests(hparams["multi_label"], **manifests)
-        rate = rate if "corpus_rate" in named else None
-    else:
-        clips = find_clips(hparams["corpus"], hparams["data_folder"])
-    found = len(clips)
-    clips, bad = inspect_clips(clips, rate)
-    listed = output / "unusable_files.csv"
-    listed.unlink(missing_ok=True)
-    UnusableFiles(listed, found, hparams["max_unusable"]).add(bad)
-    return clips, len(bad)
-
-
 def encoder_of(run, hparams):
     """The encoder folder for a run, or the name of published weights."""
     return str(hparams["encoder_folder"]).replace("{fold}", run.name)
@@ -131,16 +109,7 @@ def check_encoders(runs, hparams):
     if hparams["features"] == "logmel":
         return
     for source in {encoder_of(run, hparams): None for run in runs}:
-        if Path(source).expanduser().is_dir():
-            check_folder(source)
-        elif source not in PUBLISHED:
-            raise UserError(
-                f"There is no encoder in encoder_folder={source} (from "
-                f"{Path.cwd()}). The demonstration's is made by\n"
-                "  python recipes/pretrain.py hparams/mini.yaml\n"
-                "or name another one: --encoder_folder FOLDER, or published weights: "
-                f"{', '.join(PUBLISHED)}."
-            )
+        check_encoder(source)
 
 
 def build_classifier(hparams, run, num_classes):
@@ -225,8 +194,8 @@ class Trainer:
             key: self.run_opts[key] for key in _MATTER & self.run_opts.overridden_args
         }
         optimizer = str(self.hparams["opt_class"].keywords)
-        parts = [_clips_key(part) for part in (run.train, run.valid, run.test)]
-        return _digest([settings, given, optimizer, parts, _weights_key(classifier)])
+        parts = [clips_key(part) for part in (run.train, run.valid, run.test)]
+        return digest([settings, given, optimizer, parts, weights_key(classifier)])
 
     def targets(self, clips):
         """See `targets_of`."""
@@ -249,7 +218,7 @@ class Trainer:
         }
         clips = list(clips.values())
         kind = [head.pooling, hparams["layer"], hparams["features"]]
-        key = _digest([_clips_key(clips), kind, _weights_key(brain.classifier.lobe)])
+        key = digest([clips_key(clips), kind, weights_key(brain.classifier.lobe)])
         return store_summaries(
             brain.classifier,
             clips,
@@ -300,28 +269,6 @@ class Trainer:
         )
 
 
-def _digest(content):
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _clips_key(clips):
-    """Tells lists of clips apart, also when a file was replaced."""
-    rows = []
-    for clip in clips:
-        stat = os.stat(clip.wav)
-        rows.append([clip.id, clip.labels, stat.st_size, stat.st_mtime_ns])
-    return _digest(rows)
-
-
-def _weights_key(module):
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def main(argv):
     """Runs the experiment that the command line describes."""
     hparams, run_opts, named = start_experiment(argv)
@@ -335,17 +282,16 @@ def main(argv):
     write_manifest(output / "clips.csv", clips)
 
     trainer = Trainer(hparams, run_opts, runs, labels)
-    hours = sum(clip.duration for clip in clips) / 3600
     print(
-        f"{len(clips)} clips, {hours:.2f} h, {len(labels)} classes, "
-        f"{f'{len(runs)} folds' if len(runs) > 1 else 'one split'}; {unusable} files "
-        f"left out.\n{describe(hparams)}",
+        f"{describe_data(clips, runs, labels, unusable)}\n{describe(hparams)}",
         flush=True,
     )
     results, figures = [], []
     for number, run in enumerate(runs, 1):
         results.append(trainer.train(run))
-        figures.append(score(results[-1]["probabilities"], trainer.targets(run.test)))
+        figures.append(
+            clip_scores(results[-1]["probabilities"], trainer.targets(run.test))
+        )
         shown = "  ".join(f"{key} {value:.3f}" for key, value in figures[-1].items())
         print(
             f"{'Test' if len(runs) == 1 else f'Fold {run.name}'} ({number}/{len(runs)}"
@@ -367,14 +313,6 @@ def describe(hparams):
             f"{hparams['layer']}, {hparams['pooling']} pooling"
         )
     return f"{what}; {hparams['head']} head."
-
-
-def score(probabilities, targets):
-    """The figures of a test set."""
-    multi_label = targets.dim() == 2
-    return (multi_label_scores if multi_label else accuracy_scores)(
-        probabilities, targets
-    )
 
 
 def summarise(runs, figures):

@@ -1,6 +1,7 @@
 """Classification of clips, on features computed once or with the encoder learning."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,13 +14,133 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.data.labelled import EpochBatches, LabelledClips
+from encodecmae_sb.data.corpora import find_clips
+from encodecmae_sb.data.labelled import (
+    EpochBatches,
+    LabelledClips,
+    inspect_clips,
+    read_manifests,
+)
+from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.export import check_folder
+from encodecmae_sb.published import PUBLISHED
 from encodecmae_sb.scores import accuracy_scores, multi_label_scores
 
 from .base import open_bar
 
 CLASS_WEIGHTS = (None, "balanced")
+
+
+def find_data(hparams, named, output):
+    """Clips that can be used, from manifests or from a corpus.
+
+    The rate in the yaml is the corpus's; manifests are held to one that is named on
+    the command line.
+
+    Arguments
+    ---------
+    hparams : dict
+        Reads `csv`, `train_csv`, `valid_csv`, `test_csv`, `multi_label`, `corpus`,
+        `data_folder`, `corpus_rate` and `max_unusable`.
+    named : set of str
+        The yaml keys given on the command line.
+    output : Path
+        Where `unusable_files.csv` is written.
+
+    Returns
+    -------
+    clips : list of Clip
+    unusable : int
+        How many were left out.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `read_manifests`, `find_clips`, `inspect_clips` and `UnusableFiles`.
+    """
+    manifests = {
+        key: hparams[key] for key in ("csv", "train_csv", "valid_csv", "test_csv")
+    }
+    rate = hparams["corpus_rate"]
+    if any(manifests.values()):
+        clips = read_manifests(hparams["multi_label"], **manifests)
+        rate = rate if "corpus_rate" in named else None
+    else:
+        clips = find_clips(hparams["corpus"], hparams["data_folder"])
+    found = len(clips)
+    clips, bad = inspect_clips(clips, rate)
+    listed = output / "unusable_files.csv"
+    listed.unlink(missing_ok=True)
+    UnusableFiles(listed, found, hparams["max_unusable"]).add(bad)
+    return clips, len(bad)
+
+
+def describe_data(clips, runs, labels, unusable):
+    """One line on the clips that were found."""
+    hours = sum(clip.duration for clip in clips) / 3600
+    folds = f"{len(runs)} folds" if len(runs) > 1 else "one split"
+    return (
+        f"{len(clips)} clips, {hours:.2f} h, {len(labels)} classes, {folds}; "
+        f"{unusable} files left out."
+    )
+
+
+def check_encoder(source, key="encoder_folder"):
+    """Makes sure that there is an encoder, before any work.
+
+    Arguments
+    ---------
+    source : str
+        An exported folder, or the name of published weights.
+    key : str
+        The yaml key that names it, for the message.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    if Path(source).expanduser().is_dir():
+        check_folder(source)
+    elif source not in PUBLISHED:
+        raise UserError(
+            f"There is no encoder in {key}={source} (from {Path.cwd()}). The "
+            "demonstration's is made by\n"
+            "  python recipes/pretrain.py hparams/mini.yaml\n"
+            f"or name another one, with --{key}: a folder that a recipe exported, or "
+            f"published weights: {', '.join(PUBLISHED)}."
+        )
+
+
+def digest(content):
+    """A short name for what can be written as JSON.
+
+    Example
+    -------
+    >>> len(digest([1, "a"]))
+    12
+    """
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def clips_key(clips):
+    """Tells lists of clips apart, also when a file was replaced."""
+    rows = []
+    for clip in clips:
+        stat = os.stat(clip.wav)
+        rows.append([clip.id, clip.labels, stat.st_size, stat.st_mtime_ns])
+    return digest(rows)
+
+
+def weights_key(module):
+    """Tells modules of the same make apart by their weights."""
+    content = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        content.update(name.encode())
+        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
 
 
 class ClassifyBrain(Brain):
@@ -397,7 +518,13 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
             summary, num_frames = classifier.summarise(batch.inputs, lens)
             summary = summary.half() if frames else summary.float()
             if not torch.isfinite(summary).all():
-                raise UserError("The encoder gives features that are not finite.")
+                bad = ~torch.isfinite(summary).flatten(1).all(1).cpu()
+                clip = clips[batch.index.cpu()[bad][0]]
+                raise UserError(
+                    "The encoder gives features that are not finite (NaN or Inf), "
+                    f"first of {clip.wav}: its weights are damaged. Pretrain it again "
+                    "or name another one."
+                )
             items = summary.cpu().numpy()  # [B, T, L, D] or [B, L, W]
             for i, item, count in zip(
                 batch.index.tolist(), items, num_frames.tolist(), strict=True

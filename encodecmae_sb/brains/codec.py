@@ -50,7 +50,7 @@ def init_seanet_(net):
 
 
 @torch.no_grad()
-def order_latents_(net, latents, whiten=0.33, num_slow=4, slow_gain=2.0):
+def order_latents_(net, latents, whiten=0.2, num_slow=6, slow_gain=3.0):
     """Changes the basis of the latents, so that the first codebook sees what lasts.
 
     An autoencoder leaves most of the latents' variance in a few directions that
@@ -387,16 +387,16 @@ class CodecBrain(StepBrain):
         net = self.modules.codec_net
         return getattr(net, "module", net)
 
-    @property
-    def quantizing(self):
-        """Whether the codebooks have started."""
-        return self.optimizer_step >= self.hparams.quantize_from
+    def quantizing(self, stage):
+        """Whether the codebooks have started: they do with the step that follows."""
+        last = self.hparams.quantize_from - (stage == Stage.TRAIN)
+        return self.optimizer_step > last
 
     def on_fit_batch_start(self, batch, should_step):
         """Starts the codebooks when their time has come."""
         super().on_fit_batch_start(batch, should_step)
         start, end = 0, self.hparams.quantize_from
-        if self.quantizing:
+        if self.quantizing(Stage.TRAIN):
             start, end = end, self.hparams.training_steps
         progress = (self.optimizer_step - start) / (end - start)
         for group in self.optimizer.param_groups:
@@ -441,15 +441,16 @@ class CodecBrain(StepBrain):
             What the encoder gave, shape [B, D, T].
         """
         batch = batch.to(self.device)
-        wavs = vary(batch) if stage == Stage.TRAIN else batch.wavs
+        training = stage == Stage.TRAIN
+        wavs = vary(batch) if training else batch.wavs
         # Once the codebooks have started, the encoder stands still: it would drift
         # back to latents whose codes nothing around them tells.
-        with torch.set_grad_enabled(stage == Stage.TRAIN and not self.quantizing):
+        with torch.set_grad_enabled(training and not self.quantizing(stage)):
             latents = self.net.encoder(wavs.unsqueeze(1)).float()
         decoded = latents
-        if self.quantizing:
+        if self.quantizing(stage):
             with torch.autocast(self.device_type, enabled=False):
-                if stage == Stage.TRAIN:
+                if training:
                     frames = latents.detach().transpose(1, 2).flatten(0, 1)
                     seed = self.hparams.seed + self.optimizer_step
                     generator = torch.Generator().manual_seed(seed)
@@ -465,14 +466,16 @@ class CodecBrain(StepBrain):
             wave = relative_error(wavs, reconstruction)
             mel = self.hparams.mel_distance(wavs, reconstruction)
             loss = self.hparams.wave_weight * wave + self.hparams.mel_weight * mel
-            if not self.quantizing:
+            if not self.quantizing(stage):
                 envelope = self.modules.envelope(wavs, latents)
                 loss = loss + self.hparams.envelope_weight * envelope
         self.shown = {"wave": wave.item(), "mel": mel.item()}
         return loss
 
     def _fit_valid(self, valid_set, epoch, enable):
-        self.measured = codec_report(self.net, valid_set, self.device, self.quantizing)
+        self.measured = codec_report(
+            self.net, valid_set, self.device, self.quantizing(Stage.VALID)
+        )
         super()._fit_valid(valid_set, epoch, enable)
 
     def validation_row(self, stage_loss):

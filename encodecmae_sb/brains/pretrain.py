@@ -4,6 +4,7 @@ import torch
 from speechbrain import Stage
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.data.targets import HOP
 from encodecmae_sb.lobes.model import frame_mask
 
 from .base import StepBrain
@@ -15,7 +16,8 @@ class PretrainBrain(StepBrain):
     """Pretrains a `MaskedCodecModel` on the codes of a frozen codec.
 
     Modules: `codec` (`Codec`), `model` (`MaskedCodecModel`), `masker`
-    (`GapMasker`), `loss_fn` (`MaskedCodecLoss`).
+    (`GapMasker`), `loss_fn` (`MaskedCodecLoss`). Reads from the yaml, besides
+    `StepBrain`'s: `lr_schedule`, if there is one (the paper has none).
 
     Validation measures, per codebook q = 1, 2, ... and over all frames of the
     validation set together: `masked_ce_q` and `masked_accuracy_q` on hidden
@@ -52,16 +54,19 @@ class PretrainBrain(StepBrain):
             Log-probabilities, float32, shape [Q, K]; every code is counted once
             more than it occurs.
         """
-        codec = self.modules.codec
-        counts = torch.ones(codec.n_codebooks, codec.codebook_size)
+        counts = torch.ones(self.hparams.n_codebooks, self.hparams.codebook_size)
         collate, size = CropCollator(), self.hparams.batch_size
         for start in range(0, _UNIGRAM_CROPS, size):
             batch = collate([crops[start + i] for i in range(size)])
-            codes = codec.encode(batch.wavs.to(self.device)).cpu()
-            valid = frame_mask(batch.lengths // 320, codes.shape[1])
+            codes = self.codes(batch.to(self.device)).cpu()
+            valid = frame_mask(batch.lengths // HOP, codes.shape[1])
             for q, row in enumerate(codes[valid].T):
                 counts[q] += torch.bincount(row, minlength=counts.shape[1])
         return (counts / counts.sum(1, keepdim=True)).log().to(self.device)
+
+    def codes(self, batch):
+        """The targets of a batch on the device, int64, shape [B, T, Q]."""
+        return self.modules.codec.encode(batch.wavs)
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the sums of the validation."""
@@ -74,6 +79,14 @@ class PretrainBrain(StepBrain):
                 dtype=torch.float64,
             )
             self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate, where the yaml has a schedule."""
+        super().on_fit_batch_start(batch, should_step)
+        if hasattr(self.hparams, "lr_schedule"):
+            progress = self.optimizer_step / self.hparams.training_steps
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.hparams.lr_schedule(progress)
 
     def compute_forward(self, batch, stage):
         """Hides frames and predicts codes.
@@ -90,11 +103,11 @@ class PretrainBrain(StepBrain):
             False at padding; None if there is none.
         """
         batch = batch.to(self.device)
-        codec, masker = self.modules.codec, self.modules.masker
-        codes = codec.encode(batch.wavs)
+        masker = self.modules.masker
+        codes = self.codes(batch)
         num_frames = codes.shape[1]
         # A last frame that is not full counts as padding.
-        frames = batch.lengths // codec.hop_length
+        frames = batch.lengths // HOP
         masked = masker(frames, batch.seeds, num_frames)
         valid = None if batch.full else frame_mask(frames, num_frames)
         max_visible = masker.max_visible(num_frames)

@@ -39,6 +39,9 @@ class CropBatch:
         of equal length never ask the device.
     unusable : list of (str, str)
         Path and reason of files that could not be read and were replaced.
+    targets : torch.Tensor, optional
+        Stored targets of the crops, zeros after each item's end, int64, shape
+        [B, N / hop, 1].
     """
 
     wavs: torch.Tensor
@@ -47,22 +50,23 @@ class CropBatch:
     corpus: torch.Tensor
     full: bool
     unusable: list
+    targets: torch.Tensor | None = None
 
     def to(self, device):
         """The same batch on another device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("wavs", "lengths", "seeds", "corpus")
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self):
         """The same batch in page-locked memory, for fast transfers."""
-        moved = {
-            name: getattr(self, name).pin_memory()
-            for name in ("wavs", "lengths", "seeds", "corpus")
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, move):
+        tensors = {
+            name: move(value)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
 
 class CropCollator:
@@ -84,6 +88,13 @@ class CropCollator:
         for row, item in zip(wavs, items, strict=True):
             row[: len(item["wav"])] = item["wav"]
         lengths = torch.tensor([len(item["wav"]) for item in items])
+        targets = None
+        if "targets" in items[0]:
+            targets = torch.zeros(
+                len(items), longest // self.hop_length, 1, dtype=torch.int64
+            )
+            for row, item in zip(targets, items, strict=True):
+                row[: len(item["targets"]), 0] = item["targets"]
         return CropBatch(
             wavs=wavs,
             lengths=lengths,
@@ -91,6 +102,7 @@ class CropCollator:
             corpus=torch.tensor([item["corpus"] for item in items]),
             full=bool((lengths == longest).all()),
             unusable=[bad for item in items for bad in item["unusable"]],
+            targets=targets,
         )
 
 
@@ -113,6 +125,9 @@ class RandomCrops(Dataset):
         Another seed, other draws.
     weights : list of float, optional
         Share of the draws each corpus gets; default: by total duration.
+    targets : list of FileTargets, optional
+        One per manifest: crops then begin on a frame, and their items hold its
+        stored targets.
 
     Example
     -------
@@ -127,7 +142,13 @@ class RandomCrops(Dataset):
     """
 
     def __init__(
-        self, manifests, crop_seconds=4.0, sample_rate=24000, seed=0, weights=None
+        self,
+        manifests,
+        crop_seconds=4.0,
+        sample_rate=24000,
+        seed=0,
+        weights=None,
+        targets=None,
     ):
         if weights is not None and (
             len(weights) != len(manifests)
@@ -142,12 +163,16 @@ class RandomCrops(Dataset):
         self.crop_seconds = crop_seconds
         self.sample_rate = sample_rate
         self.seed = seed
+        self.targets = targets
         self.paths, self.durations, self.cumulated = [], [], []
-        for manifest in manifests:
+        for corpus, manifest in enumerate(manifests):
             rows = read_manifest(manifest)
             # Arrays, not lists: forked workers then share them without copies.
             self.paths.append(np.array([row["wav"] for row in rows]))
-            durations = np.array([float(row["duration"]) for row in rows])
+            if targets is None:
+                durations = np.array([float(row["duration"]) for row in rows])
+            else:
+                durations = targets[corpus].seconds
             self.durations.append(durations)
             self.cumulated.append(np.cumsum(durations))
         totals = np.array([c[-1] for c in self.cumulated])
@@ -173,20 +198,31 @@ class RandomCrops(Dataset):
             cumulated = self.cumulated[corpus]
             where = rng.random() * cumulated[-1]
             file = min(int(np.searchsorted(cumulated, where)), len(cumulated) - 1)
-            room = self.durations[corpus][file] - self.crop_seconds
-            start = rng.random() * max(room, 0.0)
+            position = rng.random()
             seed = int(rng.integers(2**62))
             path = str(self.paths[corpus][file])
             try:
-                wav = read_audio(path, self.sample_rate, start, self.crop_seconds)
+                if self.targets is None:
+                    duration = self.durations[corpus][file]
+                    crop = _cut(
+                        path, duration, position, self.crop_seconds, self.sample_rate
+                    )
+                else:
+                    crop = self.targets[corpus].cut(file, position, self.crop_seconds)
             except UnusableAudio as error:
                 unusable.append((path, str(error)))
                 continue
-            return {"wav": wav, "seed": seed, "corpus": corpus, "unusable": unusable}
+            return {**crop, "seed": seed, "corpus": corpus, "unusable": unusable}
         raise UserError(
             f"{_MAX_ATTEMPTS} files in a row could not be read, the last one "
             f"{path}: {unusable[-1][1]}. Is the disk with the audio still there?"
         )
+
+
+def _cut(path, duration, position, crop_seconds, sample_rate):
+    """The crop whose start has a share `position` of the possible ones before it."""
+    start = position * max(duration - crop_seconds, 0.0)
+    return {"wav": read_audio(path, sample_rate, start, crop_seconds)}
 
 
 class FixedCrops(Dataset):
@@ -206,6 +242,8 @@ class FixedCrops(Dataset):
         Rate of the crops in Hz.
     seed : int
         For the masks.
+    targets : list of FileTargets, optional
+        As for `RandomCrops`.
 
     Raises
     ------
@@ -222,7 +260,13 @@ class FixedCrops(Dataset):
     """
 
     def __init__(
-        self, manifests, max_items=64, crop_seconds=4.0, sample_rate=24000, seed=0
+        self,
+        manifests,
+        max_items=64,
+        crop_seconds=4.0,
+        sample_rate=24000,
+        seed=0,
+        targets=None,
     ):
         self.items = []
         self.unusable = []
@@ -232,16 +276,19 @@ class FixedCrops(Dataset):
             chosen = np.linspace(0, len(rows) - 1, min(max_items, len(rows)))
             for index in chosen.round().astype(int):
                 path = rows[index]["wav"]
-                spare = float(rows[index]["duration"]) - crop_seconds
                 try:
-                    wav = read_audio(path, sample_rate, max(spare, 0) / 2, crop_seconds)
+                    if targets is None:
+                        duration = float(rows[index]["duration"])
+                        crop = _cut(path, duration, 0.5, crop_seconds, sample_rate)
+                    else:
+                        crop = targets[corpus].cut(index, 0.5, crop_seconds)
                 except UnusableAudio as error:
                     self.unusable.append((path, str(error)))
                     continue
                 rng = np.random.Generator(np.random.Philox(key=[seed, index]))
                 self.items.append(
                     {
-                        "wav": wav,
+                        **crop,
                         "seed": int(rng.integers(2**62)),
                         "corpus": corpus,
                         "unusable": [],

@@ -1,0 +1,136 @@
+"""Lets one hear what a pretrained model imagines where audio is hidden.
+
+    python recipes/reconstruct.py AUDIO_FILE PRETRAINING_OUTPUT_FOLDER
+    python recipes/reconstruct.py speech.wav results/mini/1234 --gaps 0.5-0.7,1.2-1.5
+
+Hides gaps, as in training or where --gaps says, predicts their codes with the run's
+newest checkpoint, and decodes. Writes `codec.wav` (the codec's own reconstruction),
+`masked.wav` (the same, silent where hidden), `filled.wav` (the gaps filled in),
+`spectrograms.png` and `metrics.json`. Longer audio is done in pieces as long as the
+training's crops.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import soundfile
+
+from encodecmae_sb.brains.checkpointer import check_writable
+from encodecmae_sb.data.targets import HOP
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.experiment import quit_on_user_errors, write_metrics
+from encodecmae_sb.inference import read_file
+from encodecmae_sb.reconstruct import (
+    draw_spectrograms,
+    fill_in,
+    given_gaps,
+    load_run,
+    random_gaps,
+    silence,
+)
+
+
+def parse(argv):
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("audio", type=Path, help="WAV, FLAC, OGG or MP3 file")
+    parser.add_argument("run", type=Path, help="output folder of recipes/pretrain.py")
+    parser.add_argument(
+        "--gaps", help="seconds, such as 0.5-0.7,1.2-1.5; default: as in training"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of gaps and draws")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 (default): the most probable codes; 1: codes drawn as predicted",
+    )
+    parser.add_argument(
+        "--codec", help="encodec_24khz, bundled or a file; default: the run's"
+    )
+    parser.add_argument(
+        "--output_folder", type=Path, help="default: RUN/reconstructions/AUDIO_NAME"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv):
+    """Hides, predicts, decodes, writes."""
+    args = parse(argv)
+    if args.seed < 0:
+        raise UserError(f"seed={args.seed}: 0 or more is allowed.")
+    run = load_run(args.run, args.codec)
+    wav = read_file(args.audio, run.codec.sample_rate)
+    if len(wav) < 2 * HOP:
+        raise UserError(f"{args.audio} is shorter than two frames (27 ms).")
+    output = args.output_folder or args.run / "reconstructions" / args.audio.stem
+    check_writable(output)
+    if args.gaps is None:
+        hidden = random_gaps(run, len(wav), args.seed)
+    else:
+        hidden = given_gaps(args.gaps, len(wav), run.codec.sample_rate)
+    done = fill_in(run, wav, hidden, args.temperature, args.seed)
+
+    codec, filled = (
+        run.codec.decode(codes[None])[0, : len(wav)]
+        for codes in (done.codes, done.filled)
+    )
+    sounds = {"codec": codec, "masked": silence(codec, hidden), "filled": filled}
+    for name, samples in sounds.items():
+        soundfile.write(
+            str(output / f"{name}.wav"),
+            samples.clamp(-1, 1).numpy(),
+            run.codec.sample_rate,
+        )
+    titles = ("The codec's own reconstruction", "Hidden", "Filled in by the model")
+    draw_spectrograms(
+        dict(zip(titles, sounds.values(), strict=True)),
+        hidden,
+        output / "spectrograms.png",
+    )
+    report(args, run, done, output)
+
+
+def report(args, run, done, output):
+    """Writes metrics.json, prints the table and what was made."""
+    evenly = 1 / run.codec.codebook_size
+    metrics = {
+        "audio": str(args.audio),
+        "checkpoint": str(run.checkpoint),
+        "codec": run.codec.source,
+        "frames": len(done.hidden),
+        "hidden_frames": int(done.hidden.sum()),
+        "chance": evenly,
+    }
+    print(
+        f"{metrics['hidden_frames']} of {metrics['frames']} frames hidden. Accuracy of "
+        "the most probable codes on them, in %.\n"
+        f"Chance is {100 * evenly:.2f} (1/{run.codec.codebook_size}). Constant: always "
+        "the commonest of the visible codes.\n"
+        "Validation: what the run reported, over its own files.\n"
+        "  codebook   accuracy   constant   validation"
+    )
+    pairs = zip(done.accuracy.tolist(), done.constant_accuracy.tolist(), strict=True)
+    for q, (right, constant) in enumerate(pairs, 1):
+        reported = run.metrics.get(f"masked_accuracy_{q}")
+        shown = "         -" if reported is None else f"{100 * reported:10.1f}"
+        print(f"  {q:8d}   {100 * right:8.1f}   {100 * constant:8.1f}   {shown}")
+        metrics[f"gap_accuracy_{q}"] = right
+        metrics[f"constant_accuracy_{q}"] = constant
+        if reported is not None:
+            metrics[f"validation_accuracy_{q}"] = reported
+    write_metrics(output, metrics)
+    print(
+        f"\nMade in {output}:\n"
+        "  codec.wav          the codec's own reconstruction\n"
+        "  masked.wav         the same, silent where hidden\n"
+        "  filled.wav         the gaps filled in by the model\n"
+        "  spectrograms.png   the three of them\n"
+        "  metrics.json       the figures above"
+    )
+
+
+if __name__ == "__main__":
+    with quit_on_user_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,301 @@
+r"""Self-training: what an encoder has learnt becomes the target of the next one.
+
+    python recipes/self_train.py hparams/self_train_mini.yaml
+    python recipes/self_train.py hparams/self_train_base.yaml \\
+        --data_folder /data/LibriSpeech --teacher results/base/1234/encoder
+
+The teacher embeds clips; k-means finds clusters in its last layer's activations;
+the cluster of every frame of the corpus is computed once and stored; a student,
+which goes on from the teacher's weights where it is built alike, is pretrained to
+tell the clusters of hidden frames.
+
+Makes, in the output folder: `encoder/`, which `foreign_class` loads; `metrics.json`;
+`centroids.npz`; `curves.png`; `unusable_files.csv`; targets and checkpoints in
+`save/`. A run that was interrupted, at any stage, goes on when the same command is
+given again.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from speechbrain.utils.distributed import if_main_process
+
+from encodecmae_sb.brains.pretrain import draw_curves
+from encodecmae_sb.brains.self_train import (
+    SelfTrainBrain,
+    embed_clips,
+    load_teacher,
+    start_student,
+    store_targets,
+    wait_until,
+)
+from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.clusters import find_clusters
+from encodecmae_sb.data.crops import FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
+from encodecmae_sb.data.targets import RowFile
+from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.experiment import (
+    main_process_first,
+    quit_on_user_errors,
+    start_experiment,
+    write_metrics,
+)
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes.pieces import PIECE
+
+# What centroids depend on, besides the teacher's weights and the data.
+_CLUSTER_KEYS = ("layer", "n_clusters", "cluster_clips", "cluster_passes", "seed")
+
+
+def digest(content):
+    """A short name for settings."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def weights_digest(module):
+    """A name for a module's weights."""
+    total = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def files_digest(manifest):
+    """A name for the files of a manifest as they are now."""
+    stats = [(row["wav"], os.stat(row["wav"])) for row in read_manifest(manifest)]
+    return digest([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+
+
+def prepare_data(hparams, output):
+    """Manifests, and the account of files that cannot be used."""
+    folders = hparams["data_folder"]
+    if folders:
+        check_folders(folders)
+    else:
+        folders = [str(speech_folder()), str(sound_folder())]
+        if if_main_process():
+            print(
+                "DEMONSTRATION: no --data_folder was given, so this run trains on the\n"
+                "small synthetic corpus in this repository. For a real model:\n"
+                "--data_folder FOLDER, any folder of audio.",
+                flush=True,
+            )
+    corpora = main_process_first(
+        prepare_corpora, folders, hparams["save_folder"], hparams["max_unusable"]
+    )
+    unusable = UnusableFiles(
+        output / "unusable_files.csv",
+        sum(corpus.num_files for corpus in corpora),
+        hparams["max_unusable"],
+    )
+    if if_main_process():
+        for corpus in corpora:
+            unusable.add(corpus.unusable)
+    return corpora, unusable
+
+
+def prepare_centroids(hparams, teacher, corpora, output, options):
+    """The centroids, from `centroids.npz` or else from the teacher."""
+    path = output / "centroids.npz"
+    settings = [hparams[key] for key in _CLUSTER_KEYS]
+    key = digest([weights_digest(teacher), settings])
+    if not if_main_process():
+        wait_until(path.exists)
+    if not path.exists():
+        manifests = [corpus.train_csv for corpus in corpora]
+        rate, weights = hparams["sample_rate"], hparams["corpus_weights"]
+        crops = RandomCrops(manifests, PIECE / rate, rate, hparams["seed"], weights)
+        name = digest([key, weights, [files_digest(file) for file in manifests]])
+        features = RowFile(
+            Path(hparams["save_folder"]) / f"features-{name}", "float16", teacher.dim
+        )
+        embed_clips(
+            teacher,
+            hparams["layer"],
+            crops,
+            hparams["cluster_clips"],
+            features,
+            **options,
+        )
+        clusters = find_clusters(
+            features.rows,
+            hparams["n_clusters"],
+            hparams["cluster_passes"],
+            seed=hparams["seed"],
+            quiet=options["quiet"],
+        )
+        scratch = output / "centroids.tmp.npz"
+        np.savez(
+            scratch,
+            centroids=clusters.centroids.numpy(),
+            counts=clusters.counts.numpy(),
+            reseeded=clusters.reseeded,
+            key=key,
+        )
+        os.replace(scratch, path)
+        features.remove()
+    with np.load(path) as saved:
+        if str(saved["key"]) != key:
+            raise UserError(
+                f"{path} was made with another teacher, or with another "
+                f"{', '.join(_CLUSTER_KEYS)}: targets would change in the middle of "
+                "a training. Give another --output_folder."
+            )
+        return torch.from_numpy(saved["centroids"]), int(saved["reseeded"]), key
+
+
+def prepare_targets(hparams, teacher, corpora, centroids, key, unusable, options):
+    """Stored targets for the training and validation files of every corpus."""
+    targets = {"train": [], "valid": []}
+    for corpus in corpora:
+        for part, manifest in (
+            ("train", corpus.train_csv),
+            ("valid", corpus.valid_csv),
+        ):
+            name = f"{manifest.stem}-{digest([key, files_digest(manifest)])}"
+            stored = RowFile(Path(hparams["save_folder"]) / "targets" / name, "uint16")
+            targets[part].append(
+                store_targets(
+                    teacher,
+                    hparams["layer"],
+                    centroids,
+                    manifest,
+                    stored,
+                    unusable,
+                    **options,
+                )
+            )
+    return targets
+
+
+def build_crops(hparams, corpora, targets):
+    """Random crops to train on, fixed ones to validate on, with their targets."""
+    seconds, rate = hparams["crop_seconds"], hparams["sample_rate"]
+    train = RandomCrops(
+        [corpus.train_csv for corpus in corpora],
+        seconds,
+        rate,
+        hparams["seed"],
+        hparams["corpus_weights"],
+        targets["train"],
+    )
+    valid = FixedCrops(
+        [corpus.valid_csv for corpus in corpora],
+        hparams["valid_items"],
+        seconds,
+        rate,
+        hparams["seed"],
+        targets["valid"],
+    )
+    return train, valid
+
+
+def main(argv):
+    """Runs the experiment that the command line describes."""
+    hparams, run_opts, _ = start_experiment(argv)
+    output = Path(hparams["output_folder"])
+    teacher = load_teacher(hparams["teacher"], hparams["layer"])
+    model = hparams["model"]
+    continued = start_student(model.encoder, teacher, hparams["student"])
+    corpora, unusable = prepare_data(hparams, output)
+    if if_main_process():
+        print(
+            f"Teacher: {hparams['teacher']}, layer {hparams['layer']}, "
+            f"{hparams['n_clusters']} clusters. Student: "
+            + (
+                "goes on from the teacher's weights, with a new decoder and head."
+                if continued
+                else "new weights."
+            ),
+            flush=True,
+        )
+
+    brain = SelfTrainBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        unusable=unusable,
+        corpora=[corpus.name for corpus in corpora],
+    )
+    teacher.to(brain.device)
+    options = {
+        "batch_size": hparams["encode_batch_size"],
+        "num_workers": hparams["num_workers"],
+        "quiet": brain.noprogressbar or not if_main_process(),
+    }
+    centroids, reseeded, key = prepare_centroids(
+        hparams, teacher, corpora, output, options
+    )
+    targets = prepare_targets(
+        hparams, teacher, corpora, centroids, key, unusable, options
+    )
+    del teacher
+    train, valid = build_crops(hparams, corpora, targets)
+    if if_main_process():
+        unusable.add(valid.unusable)
+        print(
+            f"Training on {train.num_files} files, {train.total_seconds / 3600:.2f} h; "
+            f"validating on {len(valid)}; {len(unusable)} files left out.",
+            flush=True,
+        )
+    brain.fit_crops(train, valid)
+    if if_main_process() and brain.history.rows:
+        finish(brain, continued, reseeded, output)
+
+
+def finish(brain, continued, reseeded, output):
+    """Writes metrics, curves and the encoder, and says what to do next."""
+    row, hparams = brain.history.rows[-1], brain.hparams
+    metrics = {
+        **row,
+        "teacher": str(hparams.teacher),
+        "student_continued": continued,
+        "n_clusters": hparams.n_clusters,
+        "reseeded_clusters": reseeded,
+        "unusable_files": len(brain.unusable),
+    }
+    write_metrics(output, metrics)
+    draw_curves(brain.history, output / "curves.png")
+    folder = output / "encoder"
+    export_encoder(
+        hparams.model.encoder,
+        folder,
+        f"Self-trained for {int(row['step'])} steps on {', '.join(brain.corpora)}; "
+        f"targets: {hparams.n_clusters} clusters of {hparams.teacher}, layer "
+        f"{hparams.layer}.",
+        row,
+    )
+    print(
+        "\nHidden frames of the validation set:\n"
+        f"  accuracy                  {100 * row['masked_accuracy_1']:6.1f} %\n"
+        f"  best constant answer      {100 * row['majority_accuracy']:6.1f} %\n"
+        f"  cross-entropy             {row['masked_ce_1']:8.3f} nats\n"
+        f"  unigram cross-entropy     {row['unigram_ce_1']:8.3f} nats\n"
+        f"Clusters in use             {100 * row['clusters_used']:6.1f} % of "
+        f"{hparams.n_clusters}, perplexity {row['cluster_perplexity']:.1f}; "
+        f"{reseeded} re-seeded\n"
+        f"\nMade in {output}:\n"
+        f"  encoder/             the student, for foreign_class\n"
+        f"  metrics.json         the figures above\n"
+        f"  centroids.npz        the clusters\n"
+        f"  curves.png           how the figures came about\n"
+        f"  unusable_files.csv   {len(brain.unusable)} files left out\n"
+        "Next:\n"
+        f"  python recipes/embed.py {folder} AUDIO_FILE          features of a file"
+    )
+
+
+if __name__ == "__main__":
+    with quit_on_user_errors():
+        main(sys.argv[1:])

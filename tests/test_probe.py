@@ -1,0 +1,343 @@
+"""The probing recipe as a user runs it, and the probes themselves."""
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+from encodecmae_sb.probe import ProbeGrid, probe_vectors, spread, train_probe
+
+ROOT = Path(__file__).parent.parent
+RATE = 8000
+QUICK = {"hidden_layers": "[0, 1]", "lrs": "[0.02]", "number_of_epochs": 15}
+QUICK |= {"hidden_size": 16, "batch_size": 6, "repeats": 2, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a tiny encoder for each of 3 folds and two kinds of sounds."""
+    folder = tmp_path_factory.mktemp("probe")
+    for fold in range(3):
+        torch.manual_seed(fold)
+        encoder = AudioEncoder(LogMel(), ResiDualTransformer(32, 2, 2, 64))
+        export_encoder(encoder.eval(), folder / f"{fold}/encoder")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(24):
+        label = ("tone", "noise")[i % 2]
+        wav = 0.1 * rng.standard_normal(2000)
+        if label == "tone":
+            hz = rng.uniform(200, 300)
+            wav = 0.3 * np.sin(2 * np.pi * hz * np.arange(2000) / RATE)
+        soundfile.write(folder / f"{i}.wav", wav, RATE)
+        rows.append((f"{i}", f"{folder}/{i}.wav", label, f"{i // 8}"))
+    write_rows(folder / "clips.csv", rows)
+    return folder
+
+
+def write_rows(path, rows, header=("ID", "wav", "label", "fold")):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(home, output, **options):
+    spec = importlib.util.spec_from_file_location("r", ROOT / "recipes/probe.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    given = {
+        "encoders": f"[logmel, random, '{home}/{{fold}}/encoder']",
+        "csv": home / "clips.csv",
+        "output_folder": output,
+        **QUICK,
+        **options,
+    }
+    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    yaml = str(ROOT / "hparams/probe_mini.yaml")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        recipe.main([yaml, "--device", "cpu", "--noprogressbar", *flags])
+    return said.getvalue()
+
+
+def metrics_of(output):
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    """A run with an encoder for each fold."""
+    output = home / "finished"
+    return output, run(home, output)
+
+
+def test_a_run_compares_encoders(home, finished):
+    output, text = finished
+    metrics = metrics_of(output)
+    each = f"{home}/{{fold}}/encoder"
+    rows = read_rows(output / "probes.csv")
+    for name in ("logmel", "random", each):
+        assert name in text
+        assert metrics[f"{name}/accuracy"] > 0.8
+        folds = [metrics[f"{name}/fold_{i}/accuracy"] for i in range(3)]
+        assert metrics[f"{name}/accuracy"] == pytest.approx(np.mean(folds))
+        deviation = np.std(folds, ddof=1)
+        assert metrics[f"{name}/accuracy_std_folds"] == pytest.approx(deviation)
+        expected = deviation / math.sqrt(3)
+        assert metrics[f"{name}/accuracy_stderr"] == pytest.approx(expected)
+        own = [row for row in rows if row["encoder"] == name]
+        assert len(own) == 3 * QUICK["repeats"]
+        # Probes are chosen once for each fold.
+        assert len({(row["fold"], row["hidden_layers"]) for row in own}) == 3
+    assert metrics["most_frequent_class"] == 0.5
+    assert {row["width"] for row in rows if row["encoder"] == "logmel"} == {"512"}
+    for name in ("metrics.json", "probes.csv", "probe.png", "clips.csv"):
+        assert name in text
+        assert (output / name).exists()
+    assert not (output / "layers.png").exists()
+
+
+def test_vectors_are_computed_once_and_for_each_encoder(home, finished, tmp_path):
+    output, _ = finished
+    files = {path: path.stat().st_mtime_ns for path in output.glob("save/*/*")}
+    # Log-mel, random weights that all folds share, and one encoder a fold.
+    assert sum(path.suffix == ".bin" for path in files) == 1 + 1 + 3
+    before = metrics_of(output)
+    run(home, output)
+    assert metrics_of(output) == before
+    assert {p: p.stat().st_mtime_ns for p in output.glob("save/*/*")} == files
+    # Nothing depends on what was there.
+    run(home, tmp_path / "new")
+    assert metrics_of(tmp_path / "new") == before
+
+
+def test_a_run_that_was_cut_off_goes_on_at_its_fold(home, finished, tmp_path):
+    output, _ = finished
+    done = sorted((output / "save/probes").glob("*.json"))
+    other = tmp_path / "run"
+    for path in (output / "save").rglob("*.*"):
+        target = other / "save" / path.relative_to(output / "save")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (other / "save/probes" / done[0].name).unlink()
+    kept = other / "save/probes" / done[1].name
+    time = kept.stat().st_mtime_ns
+    run(home, other)
+    assert kept.stat().st_mtime_ns == time
+    assert metrics_of(other) == metrics_of(output)
+
+
+def test_layer_by_layer(home, tmp_path):
+    first = f"{home}/0/encoder"
+    options = {"encoders": f"[logmel, {first}]", "repeats": 1, "hidden_layers": "[0]"}
+    text = run(home, tmp_path / "all", layers=True, **options)
+    metrics = metrics_of(tmp_path / "all")
+    assert "of each layer" in text
+    assert (tmp_path / "all/layers.png").exists()
+    assert metrics[f"{first}/accuracy"] == metrics[f"{first}/layer_1/accuracy"]
+    assert "logmel/layer_0/accuracy" not in metrics
+    assert f"{first}/accuracy_std_repeats" not in metrics
+    rows = read_rows(tmp_path / "all/probes.csv")
+    for layer, chosen in ((1, "last"), (0, 0)):
+        # What is probed alone is the same as among all.
+        run(home, tmp_path / f"{layer}", layer=chosen, **options)
+        alone = [
+            row["valid"] + row["epoch"] + row["macro_f1"]
+            for row in read_rows(tmp_path / f"{layer}/probes.csv")
+            if row["encoder"] == first
+        ]
+        among = [
+            row["valid"] + row["epoch"] + row["macro_f1"]
+            for row in rows
+            if row["encoder"] == first and row["layer"] == str(layer)
+        ]
+        assert alone == among
+
+
+def test_several_labels_a_clip(home, tmp_path):
+    rows = read_rows(home / "clips.csv")
+    for row in rows:
+        row["label"] += ";even" if int(row["ID"]) % 4 < 2 else ""
+        row["fold"] = ("train", "valid", "test")[int(row["fold"])]
+    write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
+    options = {"csv": tmp_path / "clips.csv", "encoders": "logmel"}
+    run(home, tmp_path / "run", multi_label=True, **options)
+    metrics = metrics_of(tmp_path / "run")
+    assert 0 < metrics["logmel/mAP"] <= 1
+    # One split: what deviates is the repeats.
+    expected = metrics["logmel/mAP_std_repeats"] / math.sqrt(QUICK["repeats"])
+    assert metrics["logmel/mAP_stderr"] == pytest.approx(expected)
+    assert "logmel/mAP_std_folds" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoders": f"[{ROOT}]"}, "is not an exported folder"),
+        ({"encoders": "[nowhere]"}, "no encoder in encoders=nowhere"),
+        ({"encoders": "[logmel, random]"}, "architecture of the first encoder"),
+        ({"encoders": "[logmel, logmel]"}, "each once"),
+        ({"encoders": "[]"}, "give one or more"),
+        ({"repeats": 0}, "repeats=0"),
+        ({"hidden_layers": "[]"}, "hidden_layers="),
+        ({"hidden_layers": "[-1]"}, "hidden_layers="),
+        ({"lrs": "[0]"}, "lrs="),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"patience": 0}, "patience=0"),
+        ({"batch_size": 1}, "batch_size=1"),
+        ({"layer": "weighted"}, "allowed are last, last_no_norm"),
+        ({"layer": 7}, "layer=7"),
+        ({"layer": "last_no_norm", "layers": True}, "give one of the two"),
+        ({"layers": "yes please"}, "allowed are True, False"),
+        ({"lrs": "[0.1, 10]"}, "up to 1"),
+    ],
+)
+def test_bad_settings_end_with_a_message(home, tmp_path, options, message):
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        run(home, tmp_path, **options)
+
+
+def test_bad_labels_end_with_a_message(home, tmp_path):
+    rows = read_rows(home / "clips.csv")
+    same = [(row["ID"], row["wav"], "tone", row["fold"]) for row in rows]
+    write_rows(tmp_path / "same.csv", same)
+    with pytest.raises(UserError, match="have the label tone"):
+        run(home, tmp_path, csv=tmp_path / "same.csv")
+    none = [(row["ID"], row["wav"], row["fold"]) for row in rows]
+    write_rows(tmp_path / "none.csv", none, header=("ID", "wav", "fold"))
+    with pytest.raises(UserError, match="lacks the columns label"):
+        run(home, tmp_path, csv=tmp_path / "none.csv")
+
+
+def test_an_encoder_that_gives_nan_is_refused(home, tmp_path):
+    torch.manual_seed(0)
+    encoder = AudioEncoder(LogMel(), ResiDualTransformer(32, 2, 2, 64))
+    encoder.projection.bias.data[0] = math.nan
+    export_encoder(encoder.eval(), tmp_path / "bad")
+    with pytest.raises(UserError, match="not finite"):
+        run(home, tmp_path / "run", encoders=f"[{tmp_path}/bad]")
+
+
+def vectors(count=90, classes=3, noise=0.3, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.arange(count) % classes
+    inputs = torch.nn.functional.one_hot(targets, 8).float()
+    inputs = inputs + noise * torch.randn(count, 8, generator=generator)
+    return scale * inputs, targets
+
+
+def test_the_scale_of_vectors_does_not_matter():
+    def accuracies(scale):
+        parts = [vectors(seed=i, scale=scale) for i in range(3)]
+        rows = probe_vectors(*parts, 3, ProbeGrid([0, 1], [0.01]), repeats=2)
+        return [row["accuracy"] for row in rows]
+
+    reference = accuracies(1.0)
+    assert min(reference) > 0.9
+    assert accuracies(1024.0) == reference
+    # A power of two scales without rounding; so does this.
+    assert accuracies(2.0**-10) == reference
+
+
+def test_the_probe_that_validates_best_is_tested():
+    # Whether two signs agree is beyond a linear probe.
+    parts = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(300, 2, generator=generator)
+        parts.append((inputs, (inputs.prod(1) > 0).long()))
+    grid = ProbeGrid([0, 2], [0.01], hidden_size=32)
+    rows = probe_vectors(*parts, 2, grid, repeats=2)
+    assert [row["hidden_layers"] for row in rows] == [2, 2]
+    assert min(row["accuracy"] for row in rows) > 0.85
+    (linear,) = probe_vectors(*parts, 2, ProbeGrid([0], [0.01]))
+    assert linear["accuracy"] < 0.7
+
+
+def test_the_test_set_chooses_nothing():
+    train, valid, test = (vectors(seed=i, noise=0.8) for i in range(3))
+    grid = ProbeGrid([0, 1, 2], [0.01, 0.003], hidden_size=16)
+
+    def chosen(test):
+        (row,) = probe_vectors(train, valid, test, 3, grid)
+        return {key: row[key] for key in ("hidden_layers", "lr", "epoch", "valid")}
+
+    assert chosen(test) == chosen((test[0], test[1].flip(0)))
+
+
+def test_repeats_differ_by_their_seeds_alone():
+    parts = [vectors(seed=i, noise=1.0) for i in range(3)]
+    grid = ProbeGrid([1], [0.01], hidden_size=16)
+    rows = probe_vectors(*parts, 3, grid, repeats=3)
+    assert len({(row["valid"], row["accuracy"]) for row in rows}) > 1
+    (second,) = probe_vectors(*parts, 3, grid, seed=1)
+    assert rows[1] == {**second, "repeat": 1}
+
+
+def test_training_stops_and_goes_back_to_the_best_epoch():
+    train, valid = vectors(seed=0, noise=1.0), vectors(seed=1, noise=1.0)
+    grid = ProbeGrid([1], [0.05], number_of_epochs=60, patience=5)
+    trained = train_probe(train, valid, 3, (1, 0.05), grid, seed=0)
+    assert 0 < trained.epoch < 55
+    with torch.no_grad():
+        logits = trained.probe(valid[0])
+    assert torch.nn.functional.cross_entropy(logits, valid[1]).item() == trained.loss
+    # The same again, whatever was drawn in between, and without a trace.
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    again = train_probe(train, valid, 3, (1, 0.05), grid, seed=0)
+    assert torch.rand(1) == expected
+    assert (again.epoch, again.loss) == (trained.epoch, trained.loss)
+
+
+def test_bad_vectors_end_with_a_message():
+    good, grid = vectors(), ProbeGrid([0], [0.01])
+    bad = good[0].clone()
+    bad[3, 2] = math.nan
+    with pytest.raises(UserError, match="1 of the 90 vectors of valid"):
+        probe_vectors(good, (bad, good[1]), good, 3, grid)
+    with pytest.raises(UserError, match="repeats=0"):
+        probe_vectors(good, good, good, 3, grid, repeats=0)
+    with pytest.raises(UserError, match="num_classes=1"):
+        probe_vectors(good, good, good, 1, grid)
+
+
+def test_spread_by_hand():
+    assert spread([[0.5]]) == {"mean": 0.5}
+    two = spread([[0.4, 0.6]])
+    assert two["std_repeats"] == pytest.approx(math.sqrt(0.02))
+    assert two["stderr"] == pytest.approx(0.1)
+    assert "std_folds" not in two
+
+
+YAMLS = sorted(path.name for path in (ROOT / "hparams").glob("probe_*.yaml"))
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_every_yaml_has_the_same_keys(name):
+    def keys(path):
+        lines = path.read_text().splitlines()
+        return [line.split(":")[0] for line in lines if line[:1].isalpha()]
+
+    mini = ROOT / "hparams/probe_mini.yaml"
+    assert keys(ROOT / "hparams" / name) == keys(mini)
+    source = (ROOT / "recipes/probe.py").read_text()
+    source += (ROOT / "encodecmae_sb/brains/classify.py").read_text()
+    for key in keys(mini):
+        assert f'"{key}"' in source or key in ProbeGrid.__dataclass_fields__

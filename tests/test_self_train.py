@@ -1,0 +1,407 @@
+"""Self-training: clusters, stored targets, and the recipe through every stage."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_pretrain import ROOT
+from test_reconstruct import flags, recipe
+
+from encodecmae_sb.brains.pretrain import PretrainBrain
+from encodecmae_sb.brains.self_train import (
+    load_teacher,
+    start_student,
+    store_targets,
+)
+from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.clusters import _use_all, find_clusters, nearest
+from encodecmae_sb.data.audio import read_audio
+from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.data.targets import FilePieces, FileTargets, RowFile, read_samples
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.export import export_encoder, load_encoder_folder
+from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+from encodecmae_sb.lobes.pieces import encode_in_pieces
+
+# ---------------------------------------------------------------- clusters
+
+
+def blobs():
+    """300 frames around 6 places."""
+    rng = np.random.default_rng(0)
+    places = 10 * rng.normal(size=(6, 5))
+    return (places[np.arange(300) % 6] + 0.1 * rng.normal(size=(300, 5))).astype("f4")
+
+
+def test_clusters_are_found_again():
+    frames = blobs()
+    clusters = find_clusters(frames, 6)
+    index, distance = nearest(torch.from_numpy(frames), clusters.centroids)
+    assert clusters.counts.tolist() == [50] * 6
+    assert all(len(set(index[i::6].tolist())) == 1 for i in range(6))
+    assert distance.max() < 1
+    again = find_clusters(frames, 6)
+    assert torch.equal(clusters.centroids, again.centroids)
+
+
+def test_empty_clusters_are_reseeded_and_counted():
+    frames = blobs()
+    centroids = torch.full((6, 5), 1e4)
+    centroids[0] = torch.from_numpy(frames.mean(0))
+    clusters = _use_all(frames, centroids)
+    assert clusters.reseeded >= 5
+    assert (clusters.counts > 0).all()
+    assert clusters.counts.sum() == 300
+    assert find_clusters(frames, 6).reseeded == 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "clusters", "message"),
+    [
+        (blobs()[:5], 6, "5 frames are fewer than n_clusters=6"),
+        (np.repeat(blobs()[:4], 9, 0), 6, "2 of 6 clusters stay empty"),
+        (np.full((50, 5), np.nan), 6, "not finite"),
+        (blobs(), 70000, "2 to 65535"),
+        (blobs(), 1, "2 to 65535"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_frames_that_cannot_be_clustered(frames, clusters, message):
+    with pytest.raises(UserError, match=message):
+        find_clusters(frames, clusters)
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def test_a_row_file_goes_on_after_any_kill(tmp_path):
+    items = [np.full((i % 4, 2), i, "float32") for i in range(10)]
+    whole = RowFile(tmp_path / "whole", "float32", 2)
+    assert whole.resume(10, 3) == 0
+    for i in range(0, 10, 3):
+        whole.append(items[i : i + 3])
+    assert whole.resume(10, 3) == 10
+    rows, counts = whole.path.read_bytes(), whole.counts_path.read_bytes()
+    # Killed with any number of bytes of either file written.
+    for rows_left in range(0, len(rows) + 1, 17):
+        for counts_left in range(0, len(counts) + 1, 13):
+            part = RowFile(tmp_path / "part", "float32", 2)
+            part.path.write_bytes(rows[:rows_left])
+            part.counts_path.write_bytes(counts[:counts_left])
+            done = part.resume(10, 3)
+            assert done % 3 == 0 or done == 10
+            for i in range(done, 10, 3):
+                part.append(items[i : i + 3])
+            assert part.path.read_bytes() == rows
+            assert part.counts_path.read_bytes() == counts
+    assert np.array_equal(whole.rows, np.concatenate(items))
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
+def test_crops_begin_on_a_frame(tmp_path, rate):
+    """A crop is where its targets say, to the sample, at any rate."""
+    samples = np.random.default_rng(0).normal(size=3 * rate) * 0.1
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", samples, rate, "FLOAT")
+    (corpus,) = prepare_corpora(tmp_path, tmp_path / "save")
+    whole = read_audio(tmp_path / "a.wav", 24000)
+    pieces = FilePieces(corpus.train_csv, 32000, 2048)
+    joined = torch.cat([pieces[i].wav for i in range(len(pieces))])
+    assert (joined[: len(whole)] - whole).abs().max() < 1e-5
+    stored = RowFile(tmp_path / "targets", "uint16")
+    # Targets that are the frames' numbers, of pieces of 100 frames.
+    numbers = np.arange(225)
+    stored.append(np.split(numbers, [100, 200]))
+    targets = FileTargets(pieces, stored)
+    crops = RandomCrops([corpus.train_csv], 0.5, seed=rate, targets=[targets])
+    firsts = set()
+    for draw in range(20):
+        item = crops[draw]
+        first = int(item["targets"][0])
+        firsts.add(first)
+        assert item["targets"].tolist() == list(range(first, first + 38))
+        expected = whole[320 * first : 320 * (first + 38)]
+        assert (item["wav"] - expected).abs().max() < 1e-5
+    assert len(firsts) > 10
+    (item,) = FixedCrops([corpus.train_csv], 1, 0.5, targets=[targets])
+    assert item["targets"][0] in (93, 94)  # in the middle
+    assert read_samples(tmp_path / "a.wav", rate, 71999, 1).shape == (1,)
+
+
+def test_targets_of_a_batch_are_padded(tmp_path):
+    items = [
+        {"wav": torch.ones(320 * n), "targets": torch.full((n,), n)} for n in (3, 5)
+    ]
+    for item in items:
+        item.update(seed=0, corpus=0, unusable=[])
+    batch = CropCollator()(items).to("cpu")
+    assert batch.targets[..., 0].tolist() == [[3, 3, 3, 0, 0], [5] * 5]
+    assert batch.targets.dtype == torch.int64
+
+
+def test_what_follows_an_unreadable_piece_is_left_out(tmp_path):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(24000), 24000)
+    (corpus,) = prepare_corpora(tmp_path, tmp_path / "save")
+    pieces = FilePieces(corpus.train_csv, 8000, 2048)
+    stored = RowFile(tmp_path / "targets", "uint16")
+    # 25 frames each: the second piece gave none.
+    stored.append([np.ones(25), np.ones(0), np.full(25, 3)])
+    targets = FileTargets(pieces, stored)
+    assert targets.frames.tolist() == [25]
+    assert (targets.cut(0, 0.5, 9.0)["targets"] == 1).all()
+
+
+# ---------------------------------------------------------------- teacher, student
+
+
+def make_encoder(dim=16, seed=0):
+    torch.manual_seed(seed)
+    return AudioEncoder(LogMel(), ResiDualTransformer(dim, 2, 2, 32, shared_ffn=False))
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "encoder"
+    export_encoder(make_encoder(), folder)
+    return folder
+
+
+def test_stored_targets_are_those_of_the_layer_without_the_norm(
+    teacher_folder, corpus, tmp_path
+):
+    teacher = load_teacher(teacher_folder, "last_no_norm")
+    (prepared,) = prepare_corpora(corpus, tmp_path)
+    centroids = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    targets = store_targets(
+        teacher,
+        "last_no_norm",
+        centroids,
+        prepared.valid_csv,
+        RowFile(tmp_path / "targets", "uint16"),
+        batch_size=3,
+        num_workers=0,
+        quiet=True,
+    )
+    assert isinstance(targets.values, np.memmap)
+    assert targets.values.itemsize == 2
+    for file, path in enumerate(targets.pieces.paths):
+        wav = read_audio(path, 24000)
+        crop = targets.cut(file, 0.0, 1e6)
+        assert len(crop["targets"]) == len(wav) // 320
+        with torch.no_grad():
+            (frames,) = encode_in_pieces(teacher, wav[None], layer="last_no_norm")
+            plain = teacher(wav[None, :96000]).layers[-1][0]
+        assert (frames[:300] - plain[: len(frames)]).abs().max() < 1e-4
+        expected = nearest(frames, centroids)[0][: len(wav) // 320]
+        assert (expected == crop["targets"]).double().mean() > 0.98
+    assert len(set(targets.values.tolist())) > 3
+
+
+def test_a_student_goes_on_from_a_teacher_of_its_kind():
+    teacher, student = make_encoder(seed=1), make_encoder(seed=2)
+    before = student.projection.weight.clone()
+    assert not start_student(student, teacher, "fresh")
+    assert torch.equal(student.projection.weight, before)
+    assert start_student(student, teacher, "auto")
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, teacher.state_dict()[name])
+    larger = make_encoder(dim=32)
+    assert not start_student(larger, teacher, "auto")
+    with pytest.raises(UserError, match="--student fresh"):
+        start_student(larger, teacher, "teacher")
+    with pytest.raises(UserError, match="auto, teacher, fresh"):
+        start_student(student, teacher, "large")
+
+
+def test_teachers_that_are_none(teacher_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such encoder folder"):
+        load_teacher(tmp_path / "none", "last_no_norm")
+    with pytest.raises(UserError, match="not an exported folder"):
+        load_teacher(tmp_path, "last_no_norm")
+    for layer, message in [
+        ("last_norm", "last_no_norm"),
+        ("all", "one layer"),
+        (2, "0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            load_teacher(teacher_folder, layer)
+    folder = tmp_path / "encoder"
+    shutil.copytree(teacher_folder, folder)
+    yaml = folder / "hyperparams.yaml"
+    good = yaml.read_text()
+    yaml.write_text(good.replace("        ffn_dim: 32\n", ""))
+    with pytest.raises(UserError, match="cannot be built"):
+        load_teacher(folder, "last_no_norm")
+    yaml.write_text("format: 1\nencoder: !new:torch.nn.Linear [2, 2]\n")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "encoder.ckpt")
+    with pytest.raises(UserError, match="holds a Linear"):
+        load_teacher(folder, "last_no_norm")
+
+
+# ---------------------------------------------------------------- the recipe
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A few of the bundled files, in official parts."""
+    folder = tmp_path_factory.mktemp("corpus") / "speech"
+    for part, count in (("train", 8), ("dev", 3)):
+        (folder / part).mkdir(parents=True)
+        for path in sorted((speech_folder() / part).rglob("*.flac"))[:count]:
+            shutil.copy(path, folder / part)
+    return folder
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture(scope="module")
+def self_train(corpus, teacher_folder):
+    """Runs the recipe; returns what two runs must agree on, bit for bit."""
+    module = recipe("self_train")
+
+    def run(output, **options):
+        given = {
+            "data_folder": corpus,
+            "teacher": teacher_folder,
+            "dim": 16,
+            "ffn_dim": 32,
+            "n_clusters": 8,
+            "cluster_clips": 6,
+            "encode_batch_size": 2,
+            "training_steps": 4,
+            "valid_interval": 2,
+            "ckpt_interval_minutes": 0,
+            "ckpt_interval_steps": 1,
+            "precision": "fp32",
+            **options,
+        }
+        yaml = str(ROOT / "hparams/self_train_mini.yaml")
+        module.main([yaml, *flags(output, **given), "--noprogressbar"])
+        weights = (output / "encoder/encoder.ckpt").read_bytes()
+        metrics = json.loads((output / "metrics.json").read_text())
+        return hashlib.sha256(weights).hexdigest(), metrics
+
+    run.module = module
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(self_train, tmp_path_factory):
+    output = tmp_path_factory.mktemp("self_train") / "run"
+    return output, self_train(output)
+
+
+def test_what_a_run_reports(finished, corpus):
+    output, (_, metrics) = finished
+    assert metrics["step"] == 4
+    assert metrics["student_continued"] is True
+    for name in ("masked_ce_1", "masked_accuracy_1", "unigram_ce_1"):
+        assert 0 <= metrics[name] < 8
+    assert 1 / 8 <= metrics["majority_accuracy"] <= 1
+    # Counted again from what is stored: clusters on the validation crops.
+    name = next(output.glob("save/targets/*valid*.counts")).with_suffix("")
+    targets = FileTargets(
+        FilePieces(output / "save/speech_valid.csv", 96000, 2048), RowFile(name, "u2")
+    )
+    crops = FixedCrops([output / "save/speech_valid.csv"], 4, 0.5, targets=[targets])
+    counts = torch.bincount(torch.cat([item["targets"] for item in crops]), minlength=8)
+    shares = counts[counts > 0] / counts.sum()
+    assert metrics["clusters_used"] == (counts > 0).double().mean()
+    perplexity = (-(shares * shares.log()).sum()).exp().item()
+    assert metrics["cluster_perplexity"] == pytest.approx(perplexity, rel=1e-4)
+    assert not list(output.glob("save/features*"))  # gigabytes, in earnest
+    with np.load(output / "centroids.npz") as saved:
+        assert saved["centroids"].shape == (8, 16)
+        assert saved["counts"].min() > 0
+    assert load_encoder_folder(output / "encoder").dim == 16
+    assert (output / "curves.png").exists()
+
+
+def test_killed_at_every_stage_it_ends_the_same(
+    self_train, finished, tmp_path, monkeypatch
+):
+    output = tmp_path / "run"
+
+    def killed_when(owner, name, calls):
+        """Runs until the method is called for the n-th time."""
+        original = getattr(owner, name)
+        left = [calls]
+
+        def method(*args, **kwargs):
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, method)
+            with pytest.raises(Killed):
+                self_train(output)
+
+    killed_when(RowFile, "append", 2)  # embedding
+    assert list(output.glob("save/features-*"))
+    killed_when(self_train.module, "find_clusters", 1)  # clustering
+    assert not (output / "centroids.npz").exists()
+    killed_when(RowFile, "append", 3)  # computing targets
+    assert (output / "centroids.npz").exists()
+    killed_when(RowFile, "append", 4)
+    killed_when(PretrainBrain, "compute_forward", 4)  # training
+    assert list(output.glob("save/CKPT*"))
+    assert self_train(output) == finished[1]
+
+
+def test_another_student_of_the_same_clusters(self_train, finished, tmp_path):
+    _, metrics = self_train(tmp_path / "run", dim=32, training_steps=1)
+    assert metrics["student_continued"] is False
+    assert metrics["unigram_ce_1"] == finished[1][1]["unigram_ce_1"]
+
+
+def test_targets_do_not_change_in_the_middle(self_train, finished):
+    output, results = finished
+    with pytest.raises(UserError, match="another teacher"):
+        self_train(output, n_clusters=9)
+    with pytest.raises(UserError, match="another teacher"):
+        self_train(output, layer="last")
+    assert self_train(output) == results
+
+
+def test_bad_teachers_and_settings(self_train, tmp_path):
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.projection.weight[0, 0] = torch.nan
+    export_encoder(encoder, tmp_path / "nan")
+    for options, message in [
+        ({"teacher": tmp_path / "nan"}, "not finite"),
+        ({"n_clusters": 5000}, "fewer than n_clusters=5000"),
+        ({"student": "teacher", "dim": 32}, "--student fresh"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            self_train(tmp_path / "run", **options)
+
+
+def test_the_papers_configuration(self_train, tmp_path, teacher_folder):
+    yaml = str(ROOT / "hparams/self_train_base.yaml")
+    with open(yaml) as file:
+        text = file.read()
+    assert "n_clusters: 1024" in text
+    assert "cluster_clips: 10000" in text
+    sizes = {"dim": 16, "num_heads": 2, "ffn_dim": 32, "num_layers": 2}
+    tiny = {"cluster_clips": 4, "n_clusters": 8, "training_steps": 1}
+    options = flags(tmp_path / "run", **sizes, **tiny, teacher=teacher_folder)
+    folder = tmp_path / "noises"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.normal(size=30000), 24000)
+    options += ["--data_folder", str(folder), "--noprogressbar"]
+    self_train.module.main([yaml, *options])
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["student_continued"] is False  # shared feed-forwards
