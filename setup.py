@@ -35,6 +35,9 @@ setup(
         "numpy",
         "tqdm",
         "matplotlib",
+        "scikit-learn",
+        "huggingface_hub",
+        "pyyaml",
     ],
     extras_require={"test": ["pytest>=8", "ruff==0.17.5"]},
 )

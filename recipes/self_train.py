@@ -142,7 +142,9 @@ def prepare_centroids(hparams, teacher, corpora, output, options):
             key=key,
         )
         os.replace(scratch, path)
-        features.remove()
+    if if_main_process():
+        for left in Path(hparams["save_folder"]).glob("features-*"):
+            left.unlink()
     with np.load(path) as saved:
         if str(saved["key"]) != key:
             raise UserError(

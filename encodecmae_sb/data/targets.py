@@ -111,11 +111,6 @@ class RowFile:
         counts = np.array([len(item) for item in items], np.int64)
         _append(self.counts_path, counts.tobytes())
 
-    def remove(self):
-        """Deletes the files."""
-        self.path.unlink(missing_ok=True)
-        self.counts_path.unlink(missing_ok=True)
-
 
 def _append(path, data):
     with open(path, "ab") as file:
