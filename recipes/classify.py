@@ -31,11 +31,9 @@ from encodecmae_sb.brains.classify import (
     check_encoder,
     clips_key,
     describe_data,
-    digest,
     find_data,
     loss_weights,
     store_summaries,
-    weights_key,
 )
 from encodecmae_sb.classifier import decide, export_classifier
 from encodecmae_sb.data.labelled import (
@@ -45,6 +43,7 @@ from encodecmae_sb.data.labelled import (
     targets_of,
     write_manifest,
 )
+from encodecmae_sb.digests import digest, weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     quit_on_user_errors,

@@ -33,10 +33,8 @@ from encodecmae_sb.brains.classify import (
     check_encoder,
     clips_key,
     describe_data,
-    digest,
     find_data,
     store_summaries,
-    weights_key,
 )
 from encodecmae_sb.data.labelled import (
     all_labels,
@@ -44,6 +42,7 @@ from encodecmae_sb.data.labelled import (
     targets_of,
     write_manifest,
 )
+from encodecmae_sb.digests import digest, weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     quit_on_user_errors,

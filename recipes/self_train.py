@@ -15,8 +15,6 @@ Makes, in the output folder: `encoder/`, which `foreign_class` loads; `metrics.j
 given again.
 """
 
-import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -40,6 +38,7 @@ from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
 from encodecmae_sb.data.targets import RowFile
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.digests import digest, weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     main_process_first,
@@ -52,21 +51,6 @@ from encodecmae_sb.lobes.pieces import PIECE
 
 # What centroids depend on, besides the teacher's weights and the data.
 _CLUSTER_KEYS = ("layer", "n_clusters", "cluster_clips", "cluster_passes", "seed")
-
-
-def digest(content):
-    """A short name for settings."""
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def weights_digest(module):
-    """A name for a module's weights."""
-    total = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        total.update(name.encode())
-        total.update(tensor.cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 def files_digest(manifest):
@@ -107,7 +91,7 @@ def prepare_centroids(hparams, teacher, corpora, output, options):
     """The centroids, from `centroids.npz` or else from the teacher."""
     path = output / "centroids.npz"
     settings = [hparams[key] for key in _CLUSTER_KEYS]
-    key = digest([weights_digest(teacher), settings])
+    key = digest([weights_key(teacher), settings])
     if not if_main_process():
         wait_until(path.exists)
     if not path.exists():

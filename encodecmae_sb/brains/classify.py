@@ -1,7 +1,6 @@
 """Classification of clips, on features computed once or with the encoder learning."""
 
 import contextlib
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -22,6 +21,7 @@ from encodecmae_sb.data.labelled import (
     read_manifests,
 )
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.digests import digest
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.export import check_folder
 from encodecmae_sb.published import PUBLISHED
@@ -113,18 +113,6 @@ def check_encoder(source, key="encoder_folder"):
         )
 
 
-def digest(content):
-    """A short name for what can be written as JSON.
-
-    Example
-    -------
-    >>> len(digest([1, "a"]))
-    12
-    """
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def clips_key(clips):
     """Tells lists of clips apart, also when a file was replaced."""
     rows = []
@@ -132,15 +120,6 @@ def clips_key(clips):
         stat = os.stat(clip.wav)
         rows.append([clip.id, clip.labels, stat.st_size, stat.st_mtime_ns])
     return digest(rows)
-
-
-def weights_key(module):
-    """Tells modules of the same make apart by their weights."""
-    content = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        content.update(name.encode())
-        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return content.hexdigest()
 
 
 class ClassifyBrain(Brain):
