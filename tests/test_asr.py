@@ -2,17 +2,14 @@
 
 import csv
 import json
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import environment, execute
 
@@ -141,25 +138,14 @@ def test_killed_and_started_again_it_ends_the_same(encoder, corpus, tmp_path):
         "number_of_epochs": 3,
         "ckpt_interval_steps": 1,
         "ckpt_interval_minutes": 0,
+        "grad_accumulation_factor": 2,
+        "batch_seconds": 4.0,
     }
     straight = command(tmp_path / "straight", encoder, corpus, **options)
     execute(straight, tmp_path)
     broken = command(tmp_path / "broken", encoder, corpus, **options)
-    draw = random.Random(7)
-    for _ in range(2):
-        process = subprocess.Popen(
-            broken,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment(),
-        )
-        wanted = draw.randint(1, 5)
-        seen = set()
-        while len(seen) < wanted and process.poll() is None:
-            seen |= set((tmp_path / "broken/save").glob("CKPT*"))
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    for saves, delay in ((1, 0), (3, 0.02)):
+        run_killed(broken, saves, delay, cwd=tmp_path, env=environment())
     execute(broken, tmp_path)
     results = [
         (

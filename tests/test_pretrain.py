@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml as yaml_reader
+from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.bundled import speech_folder
@@ -118,30 +118,32 @@ def test_it_learns(tmp_path):
     assert gain > 0.05
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_killed_and_started_again_it_ends_the_same(finished, tmp_path, workers):
+# Of the 15 checkpoints of a run, the 14th is that of the last step, before the last
+# validation.
+@pytest.mark.parametrize(
+    ("workers", "kills"), [(0, [(3, 0), (6, 0.01), (5, 0)]), (2, [(5, 0.03), (4, 0)])]
+)
+def test_killed_and_started_again_it_ends_the_same(finished, tmp_path, workers, kills):
     reference, _ = finished
-    rng = random.Random(workers)
     options = {"num_workers": workers, "ckpt_interval_minutes": 0}
     options["ckpt_interval_steps"] = 1
     output = tmp_path / "run"
-    for _ in range(2):
-        child = subprocess.Popen(
-            command(output, **options),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=tmp_path,
-            env=environment(),
-            start_new_session=True,
-        )
-        wanted = rng.randint(2, 5)
-        seen = set()
-        while child.poll() is None and len(seen) < wanted:
-            seen |= {path.name for path in output.glob("save/CKPT*")}
-            time.sleep(0.005)
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    arguments = command(output, **options)
+    for saves, delay in kills:
+        run_killed(arguments, saves, delay, cwd=tmp_path, env=environment())
+    run(output, **options)
+    assert results(output) == results(reference)
+
+
+def test_killed_before_the_last_validation(finished, tmp_path):
+    reference, _ = finished
+    options = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    output = tmp_path / "run"
+    run_killed(command(output, **options), 14, cwd=tmp_path, env=environment())
+    last = max(output.glob("save/CKPT*"))
+    state = yaml_reader.safe_load((last / "brain.ckpt").read_text())
+    assert state["optimizer_step"] == TINY["training_steps"]
+    assert len(json.loads((last / "history.ckpt").read_text())) == 2
     run(output, **options)
     assert results(output) == results(reference)
 

@@ -102,7 +102,25 @@ class History:
             self.rows = json.load(file)
 
 
-class StepBrain(Brain):
+class ResumableBrain(Brain):
+    """A Brain with a history, that can be stopped between any two optimizer steps.
+
+    Reads from the yaml: `history`.
+    """
+
+    @property
+    def history(self):
+        """The measurements of this run so far."""
+        return self.hparams.history
+
+    def _should_save_intra_epoch_ckpt(self, *args):
+        # A checkpoint between two parts of an accumulated gradient would lose
+        # the first part.
+        due = super()._should_save_intra_epoch_ckpt(*args)
+        return due and self.step % self.grad_accumulation_factor == 0
+
+
+class StepBrain(ResumableBrain):
     """A Brain whose run is counted in optimizer steps.
 
     An epoch is the stretch between two validations. All randomness comes with
@@ -124,11 +142,6 @@ class StepBrain(Brain):
         self.world_size = 1
         if self.distributed_launch:
             self.world_size = torch.distributed.get_world_size()
-
-    @property
-    def history(self):
-        """The measurements of this run so far."""
-        return self.hparams.history
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`.
@@ -171,8 +184,10 @@ class StepBrain(Brain):
     def on_fit_start(self):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
-        if self.optimizer_step >= self.hparams.training_steps:
-            # Finished before: no epoch is left to go into.
+        validated = self.history.rows[-1]["step"] if self.history.rows else 0
+        if validated >= self.hparams.training_steps:
+            # Finished before: no epoch is left to go into. The step alone does not
+            # tell: a run may have been killed before its last validation.
             self.hparams.epoch_counter.limit = self.hparams.epoch_counter.current
         if if_main_process() and not self.noprogressbar:
             self.bar = open_bar(self.hparams.training_steps, self.optimizer_step)
@@ -229,9 +244,3 @@ class StepBrain(Brain):
     def validation_row(self, stage_loss):
         """What the validation measured, as a flat dict of numbers."""
         return {"valid_loss": stage_loss}
-
-    def _should_save_intra_epoch_ckpt(self, *args):
-        # A checkpoint between two parts of an accumulated gradient would lose
-        # the first part.
-        due = super()._should_save_intra_epoch_ckpt(*args)
-        return due and self.step % self.grad_accumulation_factor == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from speechbrain import Brain, Stage
+from speechbrain import Stage
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from encodecmae_sb.export import check_folder
 from encodecmae_sb.published import PUBLISHED
 from encodecmae_sb.scores import accuracy_scores, multi_label_scores
 
-from .base import open_bar
+from .base import ResumableBrain, open_bar
 
 CLASS_WEIGHTS = (None, "balanced")
 
@@ -122,7 +122,7 @@ def clips_key(clips):
     return digest(rows)
 
 
-class ClassifyBrain(Brain):
+class ClassifyBrain(ResumableBrain):
     """Trains a `ClipClassifier`; randomness is a function of seed and step alone.
 
     Modules: `lobe` and `head`, those of the classifier. Reads from the yaml: `seed`,
@@ -151,11 +151,6 @@ class ClassifyBrain(Brain):
             self.loss_weights = loss_weights.to(self.device)
         self.stored = False
         self.bar = None
-
-    @property
-    def history(self):
-        """The measurements of this run so far."""
-        return self.hparams.history
 
     def fit_clips(self, train, valid):
         """Trains for `number_of_epochs`.
@@ -354,12 +349,6 @@ class ClassifyBrain(Brain):
                 logits = self.classifier(batch.inputs.to(self.device))
                 rows.append(probabilities(logits, self.multi_label).cpu())
         return torch.cat(rows)
-
-    def _should_save_intra_epoch_ckpt(self, *args):
-        # A checkpoint between two parts of an accumulated gradient would lose
-        # the first part.
-        due = super()._should_save_intra_epoch_ckpt(*args)
-        return due and self.step % self.grad_accumulation_factor == 0
 
 
 def _merit(checkpoint):

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import torch
-from speechbrain import Brain, Stage
+from speechbrain import Stage
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.nnet.losses import ctc_loss
@@ -17,10 +17,10 @@ from encodecmae_sb.data.speech import collate_speech
 from encodecmae_sb.recogniser import search
 from encodecmae_sb.tokens import BLANK
 
-from .base import open_bar
+from .base import ResumableBrain, open_bar
 
 
-class CTCBrain(Brain):
+class CTCBrain(ResumableBrain):
     """Trains a recogniser; randomness is a function of seed and step alone.
 
     Modules: `encoder` (`EnCodecMAE`) and `head` (`CTCHead`). Reads from the yaml:
@@ -39,11 +39,6 @@ class CTCBrain(Brain):
         self.unusable = unusable
         self.searcher = None
         self.bar = None
-
-    @property
-    def history(self):
-        """The measurements of this run so far."""
-        return self.hparams.history
 
     def fit_speech(self, train_set, valid_set):
         """Trains for `number_of_epochs`.

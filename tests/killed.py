@@ -1,0 +1,71 @@
+"""Runs a script and kills it as SIGKILL does, at a moment that does not depend on
+the speed of the machine.
+
+    python killed.py SAVES DELAY SCRIPT [ARGUMENT ...]
+
+The process dies DELAY seconds after it has saved its SAVES-th checkpoint.
+"""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+
+def run_killed(command, saves, delay=0.0, **options):
+    """Runs a command, a list that begins with the interpreter, until it dies.
+
+    Arguments
+    ---------
+    command : list
+        Interpreter, script, arguments.
+    saves : int
+        Checkpoints it saves.
+    delay : float
+        Seconds it has left then; in them it may end by itself.
+    options
+        For `subprocess.run`.
+    """
+    python, *arguments = map(str, command)
+    done = subprocess.run(
+        [python, str(Path(__file__)), str(saves), str(delay), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+    allowed = {-signal.SIGKILL} if not delay else {-signal.SIGKILL, 0}
+    assert done.returncode in allowed, done.stdout + done.stderr
+
+
+def die(*_):
+    """The end, without a chance to tidy up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(saves, delay, script, *arguments):
+    """Runs the script under watch."""
+    from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
+
+    saves, delay = int(saves), float(delay)
+    save, count = AtomicCheckpointer.save_checkpoint, 0
+
+    def watched(*args, **kwargs):
+        nonlocal count
+        saved = save(*args, **kwargs)
+        count += 1
+        if count == saves:
+            die() if not delay else threading.Timer(delay, die).start()
+        return saved
+
+    AtomicCheckpointer.save_checkpoint = watched
+    sys.argv = [script, *arguments]
+    sys.path[0] = str(Path(script).parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
