@@ -39,5 +39,5 @@ setup(
         "huggingface_hub",
         "pyyaml",
     ],
-    extras_require={"test": ["pytest>=8", "ruff==0.17.5"]},
+    extras_require={"test": ["pytest>=8", "ruff==0.17.5", "webdataset"]},
 )

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import speechbrain as sb
@@ -53,6 +54,7 @@ def start_experiment(argv):
 def quit_on_user_errors():
     """Ends a script with the message alone where the user can mend the cause.
 
+    That includes a lack of memory: the message says which settings to lower.
     Everything else keeps its traceback.
     """
     try:
@@ -66,7 +68,42 @@ def quit_on_user_errors():
             sys.stderr.flush()
             os._exit(0)
     except (UserError, FileNotFoundError) as error:
-        sys.exit(f"\nError: {error}")
+        _quit(f"\nError: {error}")
+    except Exception as error:
+        if _is_out_of_memory(error):
+            _quit(
+                f"\nError: out of memory: {str(error).splitlines()[0]}\n"
+                "Lower, as far as the yaml has these keys, batch_size (raising "
+                "grad_accumulation_factor by the same factor leaves a step what it "
+                "is) or crop_seconds; or take --precision bf16, or "
+                "--activation_checkpointing True. A training run goes on from its "
+                "last checkpoint when the command is given again."
+            )
+        if torch.distributed.is_initialized():
+            _quit(traceback.format_exc())
+        raise
+
+
+def _quit(message):
+    """Ends the process with a message and exit code 1.
+
+    One of several ends at once: while it shuts down in good order it may wait for
+    the others, which are waiting for it.
+    """
+    if not torch.distributed.is_initialized():
+        sys.exit(message)
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _is_out_of_memory(error):
+    """Whether a device, or the system, had no more memory to give."""
+    # On a CPU torch has no class for it.
+    return isinstance(
+        error, (MemoryError, torch.OutOfMemoryError)
+    ) or "DefaultCPUAllocator" in str(error)
 
 
 def main_process_first(function, *args):

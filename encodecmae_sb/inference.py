@@ -1,13 +1,20 @@
 """Pretrained interfaces, reached through SpeechBrain's `foreign_class`."""
 
+import contextlib
 from pathlib import Path
 
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
-from .data.audio import UnusableAudio, read_audio
+from .data.audio import UnusableAudio, inspect_audio, read_audio, stream_audio
 from .errors import UserError
-from .lobes.pieces import encode_in_pieces
+from .lobes.pieces import (
+    PIECE,
+    SHORTEST_TAIL,
+    check_layer,
+    encode_in_pieces,
+    num_joined_frames,
+)
 from .resampling import resample
 
 
@@ -33,8 +40,15 @@ def read_file(path, sample_rate):
     ValueError
         If it cannot be read.
     """
-    try:
+    with _says_which_file(path):
         return read_audio(path, sample_rate)
+
+
+@contextlib.contextmanager
+def _says_which_file(path):
+    """Makes of an `UnusableAudio` an error that names the file."""
+    try:
+        yield
     except UnusableAudio as error:
         if not Path(path).exists():
             raise FileNotFoundError(f"No such audio file: {path}") from error
@@ -93,7 +107,9 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
 class EnCodecMAEEncoder(Pretrained):
     """Features of an EnCodecMAE encoder, about 75 a second.
 
-    Audio longer than 4 s is encoded in pieces of 4 s, as in pretraining.
+    Audio longer than 4 s is encoded in pieces of 4 s, as in pretraining. Of
+    SpeechBrain's run options `device` and `precision` (fp32, bf16, fp16) count here;
+    features are float32 in any case.
 
     Example
     -------
@@ -112,6 +128,9 @@ class EnCodecMAEEncoder(Pretrained):
     >>> path = sorted(speech_folder().rglob("*.flac"))[0]
     >>> encoder.encode_file(path).shape[1]
     64
+    >>> frames = sum(len(chunk) for chunk in encoder.encode_stream(path))
+    >>> [frames, 64] == encoder.output_shape(path)
+    True
     >>> features, lengths = encoder.encode_batch(
     ...     torch.zeros(2, 24000), torch.tensor([1.0, 0.5])
     ... )
@@ -128,6 +147,9 @@ class EnCodecMAEEncoder(Pretrained):
 
     def encode_file(self, path, layer="last"):
         """Encodes an audio file of any rate, mono or not (channels are averaged).
+
+        The file is read as it is encoded: an hour takes little more memory than its
+        features. Where these are too many, see `encode_stream`.
 
         Arguments
         ---------
@@ -149,8 +171,87 @@ class EnCodecMAEEncoder(Pretrained):
         ValueError
             If it cannot be read or is shorter than a frame.
         """
-        wav = read_file(path, self.sample_rate)
-        return self._encode(wav[None], [len(wav)], layer)[0]
+        shape = self.output_shape(path, layer)
+        features = torch.empty(shape, device=self.device)
+        done = 0
+        for chunk in self.encode_stream(path, layer):
+            features[..., done : done + chunk.shape[-2], :] = chunk
+            done += chunk.shape[-2]
+        return features
+
+    def encode_stream(self, path, layer="last", batch_size=8):
+        """Encodes an audio file a stretch at a time, in memory that does not grow.
+
+        Arguments
+        ---------
+        path : str or Path
+            WAV, FLAC, OGG or MP3, of any length, rate and number of channels.
+        layer : int or str
+            As for `encode_file`.
+        batch_size : int
+            Pieces of 4 s encoded at once, and so the length of a stretch. A GPU is
+            faster with more; memory grows with it (base model on the CPU: about 30 MB
+            for each piece, with codec latents as input 75 MB).
+
+        Yields
+        ------
+        torch.Tensor
+            The next features, shape [t, D], with `"all"` [layers, t, D]. Joined
+            along t they are what `encode_file` gives.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is shorter than a frame; when it comes to a part that cannot be
+            read.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: at least 1 is needed.")
+        self.output_shape(path, layer)  # whatever is wrong with the whole file
+        stretches = stream_audio(path, self.sample_rate, batch_size * PIECE)
+        with _says_which_file(path):
+            for number, wav in enumerate(stretches):
+                if number and len(wav) <= SHORTEST_TAIL:
+                    return  # the tail, alone in its stretch
+                yield self._encode(wav[None], None, layer, batch_size)[0]
+
+    def output_shape(self, path, layer="last"):
+        """Shape of a file's features, from its header alone.
+
+        Arguments
+        ---------
+        path : str or Path
+        layer : int or str
+            As for `encode_file`.
+
+        Returns
+        -------
+        list of int
+            [T, D], with `"all"` [layers, T, D].
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it cannot be read, is truncated, or is shorter than a frame, or if
+            `layer` is unknown.
+        """
+        encoder = self.mods.encoder
+        check_layer(encoder, layer)
+        with _says_which_file(path):
+            # Samples that are not numbers come out when they are read.
+            info = inspect_audio(path, min_seconds=0, check_values=False)
+        frames = num_joined_frames(encoder, info.samples_at(self.sample_rate))
+        if frames < 1:
+            raise UserError(
+                f"{path} is {1000 * info.duration:.1f} ms long, which is less than a "
+                "frame of the encoder's front end"
+            )
+        shape = [frames, encoder.dim]
+        return [encoder.num_layers, *shape] if layer == "all" else shape
 
     def encode_batch(self, wavs, wav_lens=None, layer="last", sample_rate=None):
         """Encodes a padded batch.
@@ -196,5 +297,9 @@ class EnCodecMAEEncoder(Pretrained):
         return self.encode_batch(wavs, wav_lens)
 
     @torch.no_grad()
-    def _encode(self, wavs, lengths, layer):
-        return encode_in_pieces(self.mods.encoder, wavs, lengths, layer)
+    def _encode(self, wavs, lengths, layer, batch_size=16):
+        with self.inference_ctx:
+            items = encode_in_pieces(
+                self.mods.encoder, wavs, lengths, layer, batch_size
+            )
+        return [item.float() for item in items]

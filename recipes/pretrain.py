@@ -6,7 +6,10 @@ r"""Pretrains EnCodecMAE: hide half of the audio, predict its codes.
         --data_folder "[/data/LibriSpeech, /data/fma]"
 
 Without a data folder the run is a demonstration on the small corpus in this
-repository and, unless a codec is named, with the small codec in it.
+repository and, unless a codec is named, with the small codec in it. With
+`--codes_folder`, which recipes/extract_codes.py makes, codes are read instead of
+computed again in every step. A data folder may also hold tar shards, which
+recipes/make_shards.py makes.
 
 Makes, in the output folder: `encoder/`, which `foreign_class` loads;
 `metrics.json`; `curves.png`; `unusable_files.csv`; checkpoints. A run that was
@@ -21,9 +24,17 @@ from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
 from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
+from encodecmae_sb.data.shards import (
+    ShardCrops,
+    find_packed_codes,
+    holds_shards,
+    prepare_shards,
+)
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     main_process_first,
     quit_on_user_errors,
@@ -32,7 +43,7 @@ from encodecmae_sb.experiment import (
 )
 from encodecmae_sb.export import export_encoder
 from encodecmae_sb.lobes import Codec, CodecLatents
-from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL
+from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
 
 
 def choose_codec(hparams, named):
@@ -47,6 +58,8 @@ def choose_codec(hparams, named):
 
 def announce(hparams, source):
     """Says at once what kind of run this is."""
+    if hparams["codes_folder"]:
+        print(f"Codes: read from {hparams['codes_folder']}", flush=True)
     if hparams["data_folder"]:
         print(f"Codec: {source}")
         return
@@ -60,32 +73,86 @@ def announce(hparams, source):
     )
 
 
-def build_data(hparams, output):
+def open_codes(hparams, source):
+    """The stored codes, once it is sure that they are the targets asked for."""
+    folders, codes_folder = hparams["data_folder"], hparams["codes_folder"]
+    if folders and holds_shards(folders):
+        if codes_folder:
+            raise UserError(
+                f"codes_folder={codes_folder}, but codes for shards lie in the shards. "
+                "Leave codes_folder out, or pack the codes: python "
+                "recipes/make_shards.py ANOTHER_FOLDER --data_folder FOLDER "
+                f"--codes_folder {codes_folder}"
+            )
+        stored = find_packed_codes(folders)
+        if stored is not None and if_main_process():
+            print("Codes: read from the shards", flush=True)
+    else:
+        stored = StoredCodes(codes_folder) if codes_folder else None
+    if stored is None:
+        return None
+    sizes = hparams["n_codebooks"], hparams["codebook_size"]
+    stored.check(source, checksum(source), *sizes)
+    return stored
+
+
+def extract_command(hparams, source, n_codebooks):
+    """The command that completes the stored codes."""
+    folders, stored = hparams["data_folder"], str(hparams["codes_folder"])
+    data = []
+    if folders:
+        several = isinstance(folders, list)
+        data = ["--data_folder", f"[{', '.join(folders)}]" if several else str(folders)]
+    command = ["python", "recipes/extract_codes.py", stored, *data, "--codec", source]
+    return shlex.join([*command, "--n_codebooks", str(n_codebooks)])
+
+
+def build_data(hparams, output, source, stored):
     """Manifests, random crops to train on, fixed ones to validate on."""
     folders = hparams["data_folder"] or [str(speech_folder()), str(sound_folder())]
-    corpora = main_process_first(
-        prepare_corpora, folders, hparams["save_folder"], hparams["max_unusable"]
-    )
+    save, max_unusable = hparams["save_folder"], hparams["max_unusable"]
+    if holds_shards(folders):
+        random_crops = ShardCrops
+        corpora = main_process_first(prepare_shards, folders, save)
+    else:
+        random_crops = RandomCrops
+        corpora = main_process_first(prepare_corpora, folders, save, max_unusable)
     unusable = UnusableFiles(
         output / "unusable_files.csv",
         sum(corpus.num_files for corpus in corpora),
-        hparams["max_unusable"],
+        max_unusable,
     )
-    train = RandomCrops(
-        [corpus.train_csv for corpus in corpora],
+    manifests = {
+        "train": [corpus.train_csv for corpus in corpora],
+        "valid": [corpus.valid_csv for corpus in corpora],
+    }
+    codes, unreadable = {"train": None, "valid": None}, []
+    if stored is not None:
+        opened = stored.of_manifests(
+            manifests["train"] + manifests["valid"],
+            hparams["n_codebooks"],
+            extract_command(hparams, source, stored.info.n_codebooks),
+        )
+        codes = {"train": opened[: len(corpora)], "valid": opened[len(corpora) :]}
+        unreadable = [item for files in opened for item in files.unreadable]
+    train = random_crops(
+        manifests["train"],
         hparams["crop_seconds"],
         hparams["sample_rate"],
         hparams["seed"],
         hparams["corpus_weights"],
+        codes["train"],
     )
     valid = FixedCrops(
-        [corpus.valid_csv for corpus in corpora],
+        manifests["valid"],
         hparams["valid_items"],
         hparams["crop_seconds"],
         hparams["sample_rate"],
         hparams["seed"],
+        codes["valid"],
     )
-    for items in [corpus.unusable for corpus in corpora] + [valid.unusable]:
+    left_out = [corpus.unusable for corpus in corpora]
+    for items in [*left_out, unreadable, valid.unusable]:
         if if_main_process():
             unusable.add(items)
     return corpora, train, valid, unusable
@@ -101,11 +168,16 @@ def main(argv):
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"])
 
-    codec = main_process_first(Codec, source, hparams["n_codebooks"])
-    model = hparams["model"]
-    if isinstance(model.encoder.front_end, CodecLatents):
-        model.encoder.front_end.use(codec)
-    corpora, train, valid, unusable = build_data(hparams, output)
+    stored = open_codes(hparams, source)
+    modules, front_end = dict(hparams["modules"]), hparams["model"].encoder.front_end
+    needs_codec = isinstance(front_end, CodecLatents)
+    if stored is None or needs_codec:
+        codec = main_process_first(Codec, source, hparams["n_codebooks"])
+        if needs_codec:
+            front_end.use(codec)
+        if stored is None:
+            modules["codec"] = codec
+    corpora, train, valid, unusable = build_data(hparams, output, source, stored)
     if if_main_process():
         print(
             f"Training on {train.num_files} files, {train.total_seconds / 3600:.2f} h; "
@@ -113,7 +185,7 @@ def main(argv):
         )
 
     brain = PretrainBrain(
-        modules={**hparams["modules"], "codec": codec},
+        modules=modules,
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,

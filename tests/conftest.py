@@ -3,9 +3,35 @@
 import pytest
 import torch
 
+from encodecmae_sb.export import export_encoder
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    Codec,
+    CodecLatents,
+    LogMel,
+    ResiDualTransformer,
+)
+
+FRONT_ENDS = {
+    "log-mel": LogMel,
+    "published log-mel": lambda: LogMel(hop_length=318, centered=False),
+    "codec latents": lambda: CodecLatents(Codec("bundled")),
+}
+
 
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
     """Names that every docstring example may use."""
     doctest_namespace["torch"] = torch
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=FRONT_ENDS)
+def encoder_folder(request, tmp_path_factory):
+    """The folder of a small encoder, with each of the front ends."""
+    torch.manual_seed(0)
+    front_end = FRONT_ENDS[request.param]()
+    encoder = AudioEncoder(front_end, ResiDualTransformer(32, 2, 2, 48))
+    folder = tmp_path_factory.mktemp("exported") / "encoder"
+    export_encoder(encoder, folder)
+    return folder

@@ -9,38 +9,14 @@ import pytest
 import torch
 
 from encodecmae_sb import hear
-from encodecmae_sb.export import export_encoder
-from encodecmae_sb.lobes import (
-    AudioEncoder,
-    Codec,
-    CodecLatents,
-    LogMel,
-    ResiDualTransformer,
-)
+from encodecmae_sb.lobes import CodecLatents
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 from encodecmae_sb.resampling import resample
 
-FRONT_ENDS = {
-    "log-mel": LogMel,
-    "published log-mel": lambda: LogMel(hop_length=318, centered=False),
-    "codec latents": lambda: CodecLatents(Codec("bundled")),
-}
-
-
-@pytest.fixture(scope="module", params=FRONT_ENDS)
-def folder(request, tmp_path_factory):
-    torch.manual_seed(0)
-    encoder = AudioEncoder(
-        FRONT_ENDS[request.param](), ResiDualTransformer(32, 2, 2, 48)
-    )
-    path = tmp_path_factory.mktemp("hear") / "encoder"
-    export_encoder(encoder, path)
-    return path
-
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return hear.load_model(str(folder))
+def model(encoder_folder):
+    return hear.load_model(str(encoder_folder))
 
 
 def noise(sounds, seconds, rate=hear.SAMPLE_RATE):
@@ -151,10 +127,10 @@ def test_bad_input(model, tmp_path):
     importlib.util.find_spec("hearvalidator") is None,
     reason="hearvalidator is not installed (see the comment above this test)",
 )
-def test_the_validator_itself(folder):
+def test_the_validator_itself(encoder_folder):
     command = [sys.executable, "-m", "hearvalidator.validate", "encodecmae_sb.hear"]
     done = subprocess.run(
-        [*command, "-m", str(folder), "-d", "cpu"],
+        [*command, "-m", str(encoder_folder), "-d", "cpu"],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent,

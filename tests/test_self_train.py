@@ -190,7 +190,7 @@ def test_stored_targets_are_those_of_the_layer_without_the_norm(
     )
     assert isinstance(targets.values, np.memmap)
     assert targets.values.itemsize == 2
-    for file, path in enumerate(targets.pieces.paths):
+    for file, path in enumerate(targets.paths):
         wav = read_audio(path, 24000)
         crop = targets.cut(file, 0.0, 1e6)
         assert len(crop["targets"]) == len(wav) // 320

@@ -7,40 +7,15 @@ import pytest
 import torch
 
 from encodecmae_sb import xares
-from encodecmae_sb.export import export_encoder
-from encodecmae_sb.lobes import (
-    AudioEncoder,
-    Codec,
-    CodecLatents,
-    LogMel,
-    ResiDualTransformer,
-)
 from encodecmae_sb.lobes.pieces import encode_in_pieces
-
-FRONT_ENDS = {
-    "log-mel": LogMel,
-    "published log-mel": lambda: LogMel(hop_length=318, centered=False),
-    "codec latents": lambda: CodecLatents(Codec("bundled")),
-}
-
-
-@pytest.fixture(scope="module", params=FRONT_ENDS)
-def folder(request, tmp_path_factory):
-    torch.manual_seed(0)
-    encoder = AudioEncoder(
-        FRONT_ENDS[request.param](), ResiDualTransformer(32, 2, 2, 48)
-    )
-    path = tmp_path_factory.mktemp("xares") / "encoder"
-    export_encoder(encoder, path)
-    return path
 
 
 @pytest.fixture
-def user_file(folder, tmp_path, monkeypatch):
+def user_file(encoder_folder, tmp_path, monkeypatch):
     """The file that the documentation tells users to write, importable."""
     text = xares.__doc__.partition("::\n\n")[2].partition("\n\nand run")[0]
     lines = [line.removeprefix("    ") for line in text.splitlines()]
-    source = "\n".join(lines).replace("results/mini/1234/encoder", str(folder))
+    source = "\n".join(lines).replace("results/mini/1234/encoder", str(encoder_folder))
     (tmp_path / "xares_user_file.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -68,8 +43,8 @@ def test_one_class_in_the_module():
 
 
 @torch.no_grad()
-def test_embeddings_are_those_of_the_encoder(folder):
-    encoder = xares.XaresEncoder(folder)
+def test_embeddings_are_those_of_the_encoder(encoder_folder):
+    encoder = xares.XaresEncoder(encoder_folder)
     audio = torch.rand(2, 150000) - 0.5
     want = torch.stack(encode_in_pieces(encoder.encoder, audio))
     assert torch.equal(encoder(audio), want)
@@ -77,23 +52,23 @@ def test_embeddings_are_those_of_the_encoder(folder):
     assert not encoder(audio).requires_grad
 
 
-def test_hop_size_places_frames_of_long_audio(folder):
-    encoder = xares.XaresEncoder(folder)
+def test_hop_size_places_frames_of_long_audio(encoder_folder):
+    encoder = xares.XaresEncoder(encoder_folder)
     seconds = 60
     frames = encoder(torch.zeros(1, seconds * encoder.sampling_rate)).shape[1]
     assert frames == pytest.approx(1000 * seconds / encoder.hop_size_in_ms, abs=2)
 
 
 @pytest.mark.parametrize("samples", [1, 300, 96001])
-def test_any_length(folder, samples):
-    assert xares.XaresEncoder(folder)(torch.zeros(2, samples)).shape[1] >= 1
+def test_any_length(encoder_folder, samples):
+    assert xares.XaresEncoder(encoder_folder)(torch.zeros(2, samples)).shape[1] >= 1
 
 
-def test_bad_input(folder, tmp_path):
+def test_bad_input(encoder_folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="mel256-ec-base"):
         xares.XaresEncoder(tmp_path / "nothing")
     with pytest.raises(ValueError, match="at least one"):
-        xares.XaresEncoder(folder)(torch.zeros(2, 0))
+        xares.XaresEncoder(encoder_folder)(torch.zeros(2, 0))
 
 
 # In an environment that has it: pip install -e '.[test]' xares==0.1.3

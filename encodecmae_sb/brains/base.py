@@ -15,9 +15,17 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from encodecmae_sb.data.crops import CropCollator, DrawSampler
+from encodecmae_sb.errors import UserError
+
+logger = get_logger(__name__)
+
+# Steps whose losses are read from the device together.
+_READ_EVERY = 20
 
 # Parts of an accumulated step count, so n is not a whole number.
 _BAR = (
@@ -38,6 +46,48 @@ def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
         return lr * progress / warmup
     done = min(1.0, (progress - warmup) / (1 - warmup))
     return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def share_crops(crops_per_step, batch_size, num_processes):
+    """Forward passes of each process that make up a step of so many crops.
+
+    Arguments
+    ---------
+    crops_per_step : int
+        Of all processes together.
+    batch_size : int
+        Crops per process and forward pass.
+    num_processes : int
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    UserError
+        If the crops cannot be shared evenly.
+
+    Example
+    -------
+    >>> share_crops(128, batch_size=16, num_processes=4)
+    2
+    """
+    at_once = batch_size * num_processes
+    if crops_per_step < 1 or crops_per_step % at_once:
+        share = crops_per_step // num_processes
+        fitting = [n for n in range(1, share + 1) if share % n == 0]
+        raise UserError(
+            f"crops_per_step={crops_per_step} is not divisible by batch_size="
+            f"{batch_size} x {num_processes} processes = {at_once}: "
+            + (
+                f"take a batch_size from {', '.join(map(str, fitting))}"
+                if share * num_processes == crops_per_step and fitting
+                else "take a number of processes that divides it"
+            )
+            + ", or another crops_per_step."
+        )
+    return crops_per_step // at_once
 
 
 def open_bar(total, initial=0):
@@ -125,10 +175,12 @@ class StepBrain(ResumableBrain):
 
     An epoch is the stretch between two validations. All randomness comes with
     the batch (see `data.crops`), so a run killed at any step and started again
-    ends with the same weights, bit for bit on a CPU.
+    ends with the same weights, bit for bit on a CPU. No step waits for the device:
+    what is to be reported is read every 20 steps, or when the bar is drawn.
 
     Reads from the yaml: `training_steps`, `valid_interval`, `batch_size`,
-    `num_workers`, `epoch_counter`, `history`, and SpeechBrain's run options.
+    `num_workers`, `epoch_counter`, `history`, SpeechBrain's run options and, in place
+    of `grad_accumulation_factor`, `crops_per_step`.
 
     Subclasses define `compute_forward`, `compute_objectives`, `validation_row`,
     and set `shown` to the numbers that the progress bar shows.
@@ -138,10 +190,18 @@ class StepBrain(ResumableBrain):
         super().__init__(*args, **kwargs)
         self.unusable = unusable
         self.shown = {}
+        self.shown_at = -math.inf
+        self.stage = None
+        self.unread = []
+        self.skipped_steps = 0
         self.bar = None
         self.world_size = 1
         if self.distributed_launch:
             self.world_size = torch.distributed.get_world_size()
+        if getattr(self.hparams, "crops_per_step", None) is not None:
+            self.grad_accumulation_factor = share_crops(
+                self.hparams.crops_per_step, self.hparams.batch_size, self.world_size
+            )
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`.
@@ -194,6 +254,7 @@ class StepBrain(ResumableBrain):
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the clock of a training stretch."""
+        self.stage = stage
         if stage == Stage.TRAIN:
             self.stretch_started = time.time()
             self.stretch_seconds = 0.0
@@ -209,16 +270,142 @@ class StepBrain(ResumableBrain):
         self.stretch_seconds += samples / self.hparams.sample_rate * self.world_size
         if self.bar is None:
             return
+        self.bar.update(1 / self.grad_accumulation_factor)
+        if time.monotonic() - self.shown_at < self.bar.mininterval:
+            return  # reading the numbers would wait for the device, and show nothing
+        self.shown_at = time.monotonic()
         rate = self.stretch_seconds / (time.time() - self.stretch_started)
         shown = {name: f"{float(value):.3f}" for name, value in self.shown.items()}
         shown["audio"] = f"{rate:.1f} s/s"
         self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(1 / self.grad_accumulation_factor)
+
+    def fit_batch(self, batch):
+        """One forward and backward pass, and a step if one is due.
+
+        As in SpeechBrain, but that the loss stays on the device: whether it is finite
+        is seen when it is read.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, detached, on the device.
+        """
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
+            self.scaler.scale(loss / self.grad_accumulation_factor).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return loss.detach()
+
+    def check_gradients(self):
+        """Makes the optimizer skip a step whose gradients are not all finite.
+
+        A fused optimizer can be told so by a number on the device; for others
+        SpeechBrain asks the device for each parameter.
+        """
+        groups = self.optimizer.param_groups
+        if not all(group.get("fused") for group in groups):
+            super().check_gradients()
+            return
+        parameters = [p for group in groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.found_inf = (~norm.isfinite()).float()
+        self.skipped_steps = self.skipped_steps + self.optimizer.found_inf
+
+    def update_average(self, loss, avg_loss):
+        """Keeps a training loss for later, and now and then reads those kept."""
+        if self.stage != Stage.TRAIN:
+            return super().update_average(loss, avg_loss)
+        self.unread.append(loss)
+        if len(self.unread) < _READ_EVERY:
+            return avg_loss
+        return self.read_losses(avg_loss)
+
+    def read_losses(self, avg_loss):
+        """Mean loss of a training stretch, with the losses that were not read yet.
+
+        Arguments
+        ---------
+        avg_loss : float
+            The mean without them.
+
+        Returns
+        -------
+        float
+            Over all processes.
+
+        Raises
+        ------
+        UserError
+            If more losses than `nonfinite_patience` allows were not finite.
+        """
+        if not self.unread:
+            return avg_loss
+        losses = self.mean_over_processes(torch.stack(self.unread).float()).tolist()
+        first = self.step - len(losses) + 1
+        self.unread = []
+        for step, loss in enumerate(losses, first):
+            if math.isfinite(loss):
+                avg_loss += (loss - avg_loss) / step
+                continue
+            self.nonfinite_count += 1
+            if self.nonfinite_count > self.nonfinite_patience:
+                raise UserError(
+                    f"The loss was not finite {self.nonfinite_count} times since the "
+                    f"last validation, more than nonfinite_patience="
+                    f"{self.nonfinite_patience} allows, the last time at optimizer "
+                    f"step {self.optimizer_step} or shortly before. Lower lr (now "
+                    f"{self.optimizer.param_groups[0]['lr']:g}) or max_grad_norm, or "
+                    "take precision: bf16 or fp32 if it is fp16; then run the command "
+                    "again: it goes on from the last checkpoint."
+                )
+            logger.warning("The loss was not finite in a batch.")
+        return avg_loss
+
+    def mean_over_processes(self, tensor):
+        """The mean of a tensor over all processes, the same in each.
+
+        Arguments
+        ---------
+        tensor : torch.Tensor
+            Of the same shape in every process; may be overwritten.
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        if self.world_size == 1:
+            return tensor
+        torch.distributed.all_reduce(tensor)
+        return tensor / self.world_size
+
+    def _wrap_distributed(self):
+        super()._wrap_distributed()
+        for module in self.modules.values():
+            if isinstance(module, DistributedDataParallel):
+                # Our buffers never change; one that is frozen may be a whole codec.
+                module.broadcast_buffers = False
+
+    def _save_intra_epoch_ckpt(self):
+        self.avg_train_loss = self.read_losses(self.avg_train_loss)
+        super()._save_intra_epoch_ckpt()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """After a validation: notes what it measured and saves a checkpoint."""
         if stage == Stage.TRAIN:
-            self.train_loss = stage_loss
+            self.train_loss = self.read_losses(stage_loss)
+            if skipped := int(self.skipped_steps):
+                logger.warning(
+                    f"{skipped} steps since the last validation were skipped: their "
+                    "gradients were not finite."
+                )
+            self.skipped_steps = 0
             return
         row = {"step": self.optimizer_step, "train_loss": self.train_loss}
         row.update(self.validation_row(stage_loss))

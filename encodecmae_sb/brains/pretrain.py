@@ -15,9 +15,10 @@ _UNIGRAM_CROPS = 512
 class PretrainBrain(StepBrain):
     """Pretrains a `MaskedCodecModel` on the codes of a frozen codec.
 
-    Modules: `codec` (`Codec`), `model` (`MaskedCodecModel`), `masker`
-    (`GapMasker`), `loss_fn` (`MaskedCodecLoss`). Reads from the yaml, besides
-    `StepBrain`'s: `lr_schedule`, if there is one (the paper has none).
+    Modules: `model` (`MaskedCodecModel`), `masker` (`GapMasker`), `loss_fn`
+    (`MaskedCodecLoss`) and, unless the crops bring their codes (see `data.codes`),
+    `codec` (`Codec`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
+    there is one (the paper has none).
 
     Validation measures, per codebook q = 1, 2, ... and over all frames of the
     validation set together: `masked_ce_q` and `masked_accuracy_q` on hidden
@@ -66,6 +67,8 @@ class PretrainBrain(StepBrain):
 
     def codes(self, batch):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
+        if batch.targets is not None:
+            return batch.targets
         return self.modules.codec.encode(batch.wavs)
 
     def on_stage_start(self, stage, epoch=None):
@@ -117,7 +120,10 @@ class PretrainBrain(StepBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The loss; in validation also the sums that the metrics come from."""
         logits, codes, masked, valid = predictions
-        loss = self.modules.loss_fn(logits, codes, masked, valid)
+        counts = self.hparams.loss_fn.count(masked, valid)
+        if stage == Stage.TRAIN:  # in validation every process has all items
+            counts = self.mean_over_processes(counts)
+        loss = self.modules.loss_fn(logits, codes, masked, valid, counts)
         if stage == Stage.TRAIN:
             self.shown = {
                 "loss": loss.loss.detach(),

@@ -252,10 +252,6 @@ class SelfTrainBrain(PretrainBrain):
 
     reported = (*PretrainBrain.reported, "majority_accuracy", "clusters_used")
 
-    def codes(self, batch):
-        """The targets of a batch, int64, shape [B, T, 1]."""
-        return batch.targets
-
     def on_stage_start(self, stage, epoch=None):
         """Empties the counts of the validation."""
         super().on_stage_start(stage, epoch)

@@ -5,6 +5,7 @@ FLAC, OGG and MP3 by position, so that a crop of a long file costs no more than
 the crop.
 """
 
+import contextlib
 import math
 import os
 import struct
@@ -16,6 +17,8 @@ import soundfile
 import torch
 
 from encodecmae_sb.resampling import LOWPASS_WIDTH, resample, resampling_ratio
+
+from .tars import open_source
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -49,8 +52,13 @@ class AudioInfo:
         """Length in seconds."""
         return self.num_samples / self.sample_rate
 
+    def samples_at(self, target_rate):
+        """Length in samples once resampled to a rate in Hz."""
+        orig, new = resampling_ratio(self.sample_rate, target_rate)
+        return -(-self.num_samples * new // orig)
 
-def inspect_audio(path, min_seconds=320 / 24000):
+
+def inspect_audio(path, min_seconds=320 / 24000, check_values=True):
     """Reads the header and the end of a file, and says whether it can be used.
 
     Integer files are judged by their header and last block alone, so the cost
@@ -63,6 +71,9 @@ def inspect_audio(path, min_seconds=320 / 24000):
         The audio file.
     min_seconds : float
         Shorter files are unusable. Default: one frame of the codec.
+    check_values : bool
+        False does not read floating-point files whole, for a caller who will read
+        and check them anyway.
 
     Returns
     -------
@@ -98,7 +109,7 @@ def inspect_audio(path, min_seconds=320 / 24000):
                     f"too short: {1000 * info.duration:.1f} ms, at least "
                     f"{1000 * min_seconds:.1f} ms are needed"
                 )
-            if file.subtype in ("FLOAT", "DOUBLE"):
+            if check_values and file.subtype in ("FLOAT", "DOUBLE"):
                 for block in file.blocks(blocksize=1 << 20, dtype="float32"):
                     if not np.isfinite(block).all():
                         raise UnusableAudio("non-finite samples (NaN or Inf)")
@@ -145,7 +156,7 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     Arguments
     ---------
     path : str or Path
-        The audio file.
+        The audio file, possibly in a tar file (see `data.tars`).
     target_rate : int
         Rate of the result, in Hz.
     start : float
@@ -166,13 +177,10 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
         holds non-finite samples.
     """
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with open_source(path) as source, soundfile.SoundFile(source) as file:
             orig, new = resampling_ratio(file.samplerate, target_rate)
             first_block = int(start * file.samplerate / orig)
-            margin_blocks = 0
-            if orig != new:
-                taps = math.ceil(LOWPASS_WIDTH * max(orig / new, 1)) + 1
-                margin_blocks = math.ceil(taps / orig)
+            margin_blocks = _margin_blocks(orig, new)
             read_block = max(0, first_block - margin_blocks)
             read_from = read_block * orig
             if first_block * orig >= file.frames:
@@ -195,3 +203,107 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     waveform = resample(waveform, orig, new)
     skip = (first_block - read_block) * new
     return waveform[skip:] if wanted is None else waveform[skip : skip + wanted]
+
+
+def stream_audio(path, target_rate, samples):
+    """Reads mono audio from its beginning to its end, a stretch at a time.
+
+    The stretches, joined, equal the whole file resampled, up to float noise, and
+    memory does not depend on the file's length.
+
+    Arguments
+    ---------
+    path : str or Path
+        The audio file.
+    target_rate : int
+        Rate of the result, in Hz.
+    samples : int
+        Length of a stretch at that rate; the last one may be shorter.
+
+    Yields
+    ------
+    torch.Tensor
+        float32 samples, shape [N].
+
+    Raises
+    ------
+    UnusableAudio
+        When it comes to a part that cannot be read, is missing, or holds
+        non-finite samples.
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> path = sorted(speech_folder().rglob("*.flac"))[0]
+    >>> parts = [len(part) for part in stream_audio(path, 24000, 20000)]
+    >>> parts[0], sum(parts) == len(read_audio(path, 24000))
+    (20000, True)
+    """
+    with _unusable_if_unreadable():
+        file = _Sequential(str(path))
+    with file:
+        info = AudioInfo(file.frames, file.samplerate, file.channels)
+        orig, new = resampling_ratio(file.samplerate, target_rate)
+        margin = _margin_blocks(orig, new)
+        total = info.samples_at(target_rate)
+        held, held_from = np.zeros(0, np.float32), 0
+        for first in range(0, total, samples):
+            count = min(samples, total - first)
+            read_block = max(0, first // new - margin)
+            last_block = -(-(first + count) // new)
+            read_to = min(info.num_samples, (last_block + margin) * orig)
+            # What the filter still needs of before, and what follows on it.
+            held = held[read_block * orig - held_from :]
+            held_from = read_block * orig
+            more = _read_mono(file, read_to - held_from - len(held))
+            held = np.concatenate([held, more])
+            # Of whole blocks it is certain how many samples they become.
+            padded = np.pad(held, (0, -len(held) % orig))
+            wave = resample(torch.from_numpy(padded), orig, new)
+            skip = first - read_block * new
+            yield wave[skip : skip + count]
+
+
+class _Sequential(soundfile.SoundFile):
+    """A file that is read from its beginning to its end.
+
+    After each read soundfile seeks to where it is. An MP3 frame may borrow bits from
+    those before it, which are gone after a seek: some milliseconds would be wrong.
+    """
+
+    def seekable(self):
+        """No: leave the position alone."""
+        return False
+
+
+def _margin_blocks(orig, new):
+    """Blocks on either side that the resampler's filter reaches into."""
+    if orig == new:
+        return 0
+    taps = math.ceil(LOWPASS_WIDTH * max(orig / new, 1)) + 1
+    return math.ceil(taps / orig)
+
+
+def _read_mono(file, count):
+    """The next samples of an open file, channels averaged, float32, [count]."""
+    mono = np.empty(count, np.float32)
+    at_once = max(1, (1 << 20) // file.channels)
+    for start in range(0, count, at_once):
+        wanted = min(at_once, count - start)
+        with _unusable_if_unreadable():
+            block = file.read(wanted, dtype="float32", always_2d=True)
+        if len(block) < wanted:
+            raise UnusableAudio("truncated: ends before its header says")
+        block.mean(axis=1, out=mono[start : start + wanted])
+    if not np.isfinite(mono).all():
+        raise UnusableAudio("non-finite samples (NaN or Inf)")
+    return mono
+
+
+@contextlib.contextmanager
+def _unusable_if_unreadable():
+    """Says in the same words whatever libsndfile or the system says."""
+    try:
+        yield
+    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+        raise UnusableAudio(f"unreadable: {error}") from error

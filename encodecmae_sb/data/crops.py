@@ -41,7 +41,7 @@ class CropBatch:
         Path and reason of files that could not be read and were replaced.
     targets : torch.Tensor, optional
         Stored targets of the crops, zeros after each item's end, int64, shape
-        [B, N / hop, 1].
+        [B, N / hop, Q].
     """
 
     wavs: torch.Tensor
@@ -90,11 +90,11 @@ class CropCollator:
         lengths = torch.tensor([len(item["wav"]) for item in items])
         targets = None
         if "targets" in items[0]:
-            targets = torch.zeros(
-                len(items), longest // self.hop_length, 1, dtype=torch.int64
-            )
-            for row, item in zip(targets, items, strict=True):
-                row[: len(item["targets"]), 0] = item["targets"]
+            each = [item["targets"].reshape(len(item["targets"]), -1) for item in items]
+            frames, width = longest // self.hop_length, each[0].shape[1]
+            targets = torch.zeros(len(items), frames, width, dtype=torch.int64)
+            for row, codes in zip(targets, each, strict=True):
+                row[: len(codes)] = codes
         return CropBatch(
             wavs=wavs,
             lengths=lengths,
@@ -125,7 +125,7 @@ class RandomCrops(Dataset):
         Another seed, other draws.
     weights : list of float, optional
         Share of the draws each corpus gets; default: by total duration.
-    targets : list of FileTargets, optional
+    targets : list of StoredTargets, optional
         One per manifest: crops then begin on a frame, and their items hold its
         stored targets.
 
@@ -192,13 +192,8 @@ class RandomCrops(Dataset):
     def __getitem__(self, draw):
         rng = np.random.Generator(np.random.Philox(key=[self.seed, draw]))
         unusable = []
-        for _ in range(_MAX_ATTEMPTS):
-            corpus = int(np.searchsorted(self.cumulated_shares, rng.random()))
-            corpus = min(corpus, len(self.paths) - 1)  # the sum may round below 1
-            cumulated = self.cumulated[corpus]
-            where = rng.random() * cumulated[-1]
-            file = min(int(np.searchsorted(cumulated, where)), len(cumulated) - 1)
-            position = rng.random()
+        for attempt in range(_MAX_ATTEMPTS):
+            corpus, file, position = self.choose(draw, attempt, rng)
             seed = int(rng.integers(2**62))
             path = str(self.paths[corpus][file])
             try:
@@ -217,6 +212,31 @@ class RandomCrops(Dataset):
             f"{_MAX_ATTEMPTS} files in a row could not be read, the last one "
             f"{path}: {unusable[-1][1]}. Is the disk with the audio still there?"
         )
+
+    def choose(self, draw, attempt, rng):
+        """What a draw takes.
+
+        Arguments
+        ---------
+        draw : int
+            Its number.
+        attempt : int
+            How many of its choices could not be read.
+        rng : numpy.random.Generator
+            The draw's own.
+
+        Returns
+        -------
+        corpus, file : int
+        position : float
+            Share of the possible starts that lie before the crop's, in [0, 1).
+        """
+        corpus = int(np.searchsorted(self.cumulated_shares, rng.random()))
+        corpus = min(corpus, len(self.paths) - 1)  # the sum may round below 1
+        cumulated = self.cumulated[corpus]
+        where = rng.random() * cumulated[-1]
+        file = min(int(np.searchsorted(cumulated, where)), len(cumulated) - 1)
+        return corpus, file, rng.random()
 
 
 def _cut(path, duration, position, crop_seconds, sample_rate):
@@ -242,7 +262,7 @@ class FixedCrops(Dataset):
         Rate of the crops in Hz.
     seed : int
         For the masks.
-    targets : list of FileTargets, optional
+    targets : list of StoredTargets, optional
         As for `RandomCrops`.
 
     Raises

@@ -219,7 +219,7 @@ def _prepare(folder, name, save_folder, max_unusable):
     valid_csv = save_folder / f"{name}_valid.csv"
 
     def write(rows, files):
-        parts = _split(rows, _part_of(path for path, _, _ in files))
+        parts = split_rows(rows, _part_of(path for path, _, _ in files))
         for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
             _write_csv(csv_file, part)
 
@@ -337,14 +337,34 @@ def _part_of(paths):
         top = Path(row["ID"]).parts[0]
         return "train" if top in train else "valid" if top in valid else ""
 
-    def held_out(row):
-        digest = hashlib.sha256(row["ID"].encode()).digest()
-        return "valid" if digest[0] * 256 + digest[1] < 65536 // _HELD_OUT else "train"
-
     return official if train and valid else held_out
 
 
-def _split(rows, part_of):
+def held_out(row):
+    """Holds out one row in twenty, always the same ones: "valid", else "train"."""
+    digest = hashlib.sha256(row["ID"].encode()).digest()
+    return "valid" if digest[0] * 256 + digest[1] < 65536 // _HELD_OUT else "train"
+
+
+def split_rows(rows, part_of=held_out):
+    """Parts rows in two.
+
+    Arguments
+    ---------
+    rows : list of dict
+    part_of : callable
+        Gives "train", "valid" or "" for a row.
+
+    Returns
+    -------
+    train, valid : list of dict
+        Neither is empty.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two rows.
+    """
     train = [row for row in rows if part_of(row) == "train"]
     valid = [row for row in rows if part_of(row) == "valid"]
     # A handful of files may all hash to one side.

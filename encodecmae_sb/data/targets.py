@@ -1,4 +1,4 @@
-"""Targets that are computed once: a small integer per frame, in a file.
+"""Targets that are computed once: small integers per frame, in a file.
 
 Frame t of a file stands for its samples [320 t, 320 (t + 1)) at 24 kHz, so that a
 crop which begins on a frame takes its targets with it.
@@ -53,11 +53,14 @@ class RowFile:
 
     @property
     def counts(self):
-        """Rows of each item, int64, shape [items]."""
-        if not self.counts_path.exists():
+        """Rows of each item that is there as a whole, int64, shape [items]."""
+        if not self.counts_path.exists() or not self.path.exists():
             return np.zeros(0, np.int64)
         data = self.counts_path.read_bytes()
-        return np.frombuffer(data[: len(data) // 8 * 8], np.int64)
+        counts = np.frombuffer(data[: len(data) // 8 * 8], np.int64)
+        # After a power cut the numbers may be there without the rows.
+        ends = np.cumsum(counts) * self.row_bytes
+        return counts[ends <= self.path.stat().st_size]
 
     @property
     def rows(self):
@@ -84,9 +87,7 @@ class RowFile:
             Items that are there.
         """
         counts = self.counts
-        there = self.path.stat().st_size if self.path.exists() else 0
-        done = int((np.cumsum(counts) * self.row_bytes <= there).sum())
-        done = min(done, num_items)
+        done = min(len(counts), num_items)
         if done < num_items:
             done -= done % group
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,6 +153,12 @@ def read_samples(path, file_rate, first, count):
     return wav
 
 
+def samples_at_24k(row):
+    """Length in samples at 24 kHz of the file that a manifest's row describes."""
+    orig, new = resampling_ratio(int(row["sample_rate"]), SAMPLE_RATE)
+    return -(-int(row["num_samples"]) * new // orig)
+
+
 @dataclass
 class FilePiece:
     """A piece of a file, or why it cannot be had.
@@ -164,11 +171,14 @@ class FilePiece:
         Of the file.
     reason : str
         Empty, or why there is no `wav`.
+    context : int
+        How many of the samples lie before the piece.
     """
 
     wav: torch.Tensor | None
     path: str
     reason: str = ""
+    context: int = 0
 
 
 class FilePieces(Dataset):
@@ -176,12 +186,14 @@ class FilePieces(Dataset):
 
     Arguments
     ---------
-    manifest : str or Path
-        As `data.manifest` writes it.
+    manifest : str, Path or list of dict
+        As `data.manifest` writes it, or rows of such manifests.
     piece : int
         Samples per piece at 24 kHz, whole frames.
     shortest_tail : int
         A last piece of at most this many samples after others is dropped.
+    context : int
+        Samples before a piece that come with it, as far as the file has them.
 
     Example
     -------
@@ -193,19 +205,17 @@ class FilePieces(Dataset):
     torch.Size([24000])
     """
 
-    def __init__(self, manifest, piece, shortest_tail):
-        rows = read_manifest(manifest)
+    def __init__(self, manifest, piece, shortest_tail, context=0):
+        rows = manifest if isinstance(manifest, list) else read_manifest(manifest)
         self.paths = np.array([row["wav"] for row in rows])
         self.rates = np.array([int(row["sample_rate"]) for row in rows])
         self.piece = piece
-        lengths, pieces = [], []
-        for row, rate in zip(rows, self.rates, strict=True):
-            orig, new = resampling_ratio(rate, SAMPLE_RATE)
-            samples = -(-int(row["num_samples"]) * new // orig)
-            whole, tail = divmod(samples, piece)
-            lengths.append(samples)
+        self.context = context
+        self.lengths = np.array([samples_at_24k(row) for row in rows])
+        pieces = []
+        for samples in self.lengths:
+            whole, tail = divmod(int(samples), piece)
             pieces.append(whole + (tail > shortest_tail or not whole))
-        self.lengths = np.array(lengths)
         # The first piece of each file, and the end.
         self.first = np.concatenate([[0], np.cumsum(pieces)])
 
@@ -221,47 +231,45 @@ class FilePieces(Dataset):
     def __getitem__(self, index):
         file = int(np.searchsorted(self.first, index, side="right")) - 1
         start = int(index - self.first[file]) * self.piece
+        context = min(self.context, start)
         path, rate = str(self.paths[file]), int(self.rates[file])
+        count = context + int(self.samples(index))
         try:
-            wav = read_samples(path, rate, start, int(self.samples(index)))
-            return FilePiece(wav, path)
+            wav = read_samples(path, rate, start - context, count)
+            return FilePiece(wav, path, context=context)
         except UnusableAudio as error:
             return FilePiece(None, path, str(error))
 
 
-class FileTargets:
+class StoredTargets:
     """Stored targets of the files of a manifest, for `RandomCrops` and `FixedCrops`.
 
-    Of a file with a piece that could not be read, or that has fewer frames than its
-    samples give, only what stands before counts.
+    Subclasses say where they are: `read(file, first, count)` gives an array, shape
+    [count] or [count, Q].
 
     Arguments
     ---------
-    pieces : FilePieces
-        What the targets were computed of.
-    stored : RowFile
-        An item per piece.
+    paths : numpy.ndarray of str
+        The files, shape [files].
+    rates : numpy.ndarray of int
+        Their own rates in Hz, shape [files].
+    frames : numpy.ndarray of int
+        How many frames of each have targets, shape [files].
     """
 
-    def __init__(self, pieces, stored):
-        self.pieces = pieces
-        self.values = stored.rows
-        counts = stored.counts
-        self.offsets = np.concatenate([[0], np.cumsum(counts)])[pieces.first[:-1]]
-        full = pieces.samples(np.arange(len(pieces))) // HOP
-        # A last frame that is not full is none.
-        usable, short = np.minimum(counts, full), counts < full
-        frames = []
-        for first, stop in zip(pieces.first[:-1], pieces.first[1:], strict=True):
-            if short[first:stop].any():
-                stop = first + int(short[first:stop].argmax()) + 1
-            frames.append(int(usable[first:stop].sum()))
-        self.frames = np.array(frames)
+    def __init__(self, paths, rates, frames):
+        self.paths = paths
+        self.rates = rates
+        self.frames = frames
 
     @property
     def seconds(self):
         """Length of each file as far as it has targets."""
         return self.frames * (HOP / SAMPLE_RATE)
+
+    def read(self, file, first, count):
+        """Targets of a file's frames `first` to `first + count - 1`."""
+        raise NotImplementedError
 
     def cut(self, file, position, crop_seconds):
         """A crop that begins on a frame.
@@ -278,7 +286,7 @@ class FileTargets:
         Returns
         -------
         dict
-            `wav`, float32, shape [320 T], and `targets`, int64, shape [T].
+            `wav`, float32, shape [320 T], and `targets`, int64, shape [T] or [T, Q].
 
         Raises
         ------
@@ -290,8 +298,41 @@ class FileTargets:
         if frames < 1:
             raise UnusableAudio("it has no targets: too short, or unreadable")
         first = int(position * (available - frames + 1))
-        path, rate = str(self.pieces.paths[file]), int(self.pieces.rates[file])
+        path, rate = str(self.paths[file]), int(self.rates[file])
         wav = read_samples(path, rate, HOP * first, HOP * frames)
-        start = int(self.offsets[file]) + first
-        targets = self.values[start : start + frames].astype(np.int64)
+        targets = self.read(file, first, frames).astype(np.int64)
         return {"wav": wav, "targets": torch.from_numpy(targets)}
+
+
+class FileTargets(StoredTargets):
+    """Targets that were stored piece by piece.
+
+    Of a file with a piece that could not be read, or that has fewer frames than its
+    samples give, only what stands before counts.
+
+    Arguments
+    ---------
+    pieces : FilePieces
+        What the targets were computed of.
+    stored : RowFile
+        An item per piece.
+    """
+
+    def __init__(self, pieces, stored):
+        self.values = stored.rows
+        counts = stored.counts
+        self.offsets = np.concatenate([[0], np.cumsum(counts)])[pieces.first[:-1]]
+        full = pieces.samples(np.arange(len(pieces))) // HOP
+        # A last frame that is not full is none.
+        usable, short = np.minimum(counts, full), counts < full
+        frames = []
+        for first, stop in zip(pieces.first[:-1], pieces.first[1:], strict=True):
+            if short[first:stop].any():
+                stop = first + int(short[first:stop].argmax()) + 1
+            frames.append(int(usable[first:stop].sum()))
+        super().__init__(pieces.paths, pieces.rates, np.array(frames))
+
+    def read(self, file, first, count):
+        """Targets of a file's frames, shape [count]."""
+        start = int(self.offsets[file]) + first
+        return self.values[start : start + count]

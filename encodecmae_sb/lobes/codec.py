@@ -5,6 +5,7 @@ Source: Défossez et al., High Fidelity Neural Audio Compression
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -266,20 +267,54 @@ def save_codec(net, path, metadata=None, dtype=torch.float16):
 _TRAINING_STATE = ("inited", "cluster_size", "embed_avg")
 
 
+def checksum(source):
+    """What tells codecs apart without building them, or fetching the official one.
+
+    Arguments
+    ---------
+    source : str
+        As for `Codec`.
+
+    Returns
+    -------
+    str
+        The first 8 hexadecimal digits of the SHA-256 of the codec's file, as in the
+        name of the official one.
+
+    Raises
+    ------
+    CodecError
+        If there is no such codec.
+
+    Example
+    -------
+    >>> checksum("encodec_24khz")
+    'd7cc33bc'
+    """
+    if source == OFFICIAL:
+        return _OFFICIAL_FILE.split("-")[1].split(".")[0]
+    return hashlib.sha256(_find(source).read_bytes()).hexdigest()[:8]
+
+
 def _load(source):
     if source == OFFICIAL:
         weights = _fetch_official()
-    elif source == BUNDLED:
-        weights = _read_checkpoint(codec_file())
-    elif Path(source).expanduser().is_file():
-        weights = _read_checkpoint(Path(source).expanduser())
     else:
-        raise CodecError(
-            f"codec={source}: no such file. Allowed: {OFFICIAL} (the official "
-            f"weights), {BUNDLED} (shipped with this package), or the path of a "
-            "checkpoint (.safetensors, .th, .pt)."
-        )
+        weights = _read_checkpoint(_find(source))
     return network_from_weights(weights, source)
+
+
+def _find(source):
+    """The file of a codec that is not the official one."""
+    if source == BUNDLED:
+        return codec_file()
+    if Path(source).expanduser().is_file():
+        return Path(source).expanduser()
+    raise CodecError(
+        f"codec={source}: no such file. Allowed: {OFFICIAL} (the official "
+        f"weights), {BUNDLED} (shipped with this package), or the path of a "
+        "checkpoint (.safetensors, .th, .pt)."
+    )
 
 
 def network_from_weights(weights, source="given weights"):
@@ -384,7 +419,6 @@ def _fetch_official():
     """Reads the official weights from torch's cache, where they may be fetched to."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _OFFICIAL_FILE
     if not cached.exists():
-        checksum = _OFFICIAL_FILE.split("-")[1].split(".")[0]
         with _as_unreachable():
             check_reachable(ROOT_URL)
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -392,7 +426,9 @@ def _fetch_official():
             # together do not read each other's half.
             scratch = cached.with_suffix(f".{os.getpid()}.part")
             url = ROOT_URL + _OFFICIAL_FILE
-            torch.hub.download_url_to_file(url, str(scratch), hash_prefix=checksum)
+            torch.hub.download_url_to_file(
+                url, str(scratch), hash_prefix=checksum(OFFICIAL)
+            )
             os.replace(scratch, cached)
     return _read_checkpoint(cached)
 

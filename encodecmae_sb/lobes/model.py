@@ -227,7 +227,23 @@ class MaskedCodecLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.masked_weight = masked_weight
 
-    def forward(self, logits, codes, masked, valid=None):
+    @staticmethod
+    def count(masked, valid=None):
+        """Numbers of hidden and of visible frames of a batch, float32, shape [2].
+
+        Arguments
+        ---------
+        masked, valid : torch.Tensor
+            As for `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        hidden, visible = _split(masked, valid)
+        return torch.stack([hidden.sum(), visible.sum()]).float()
+
+    def forward(self, logits, codes, masked, valid=None, counts=None):
         """Computes the loss, in float32 whatever autocast says.
 
         Arguments
@@ -240,25 +256,32 @@ class MaskedCodecLoss(nn.Module):
             True at hidden frames, bool, shape [B, T].
         valid : torch.Tensor, optional
             False at padding, which counts neither as hidden nor as visible.
+        counts : torch.Tensor, optional
+            What the sums over hidden and over visible frames are divided by, shape
+            [2]; default: the numbers of such frames in the batch. Processes that
+            share a step give the mean of theirs: the mean of their losses is then
+            that of all their frames together.
 
         Returns
         -------
         MaskedLoss
         """
-        hidden, visible = masked, ~masked
-        if valid is not None:
-            hidden, visible = masked & valid, ~masked & valid
+        own = self.count(masked, valid)
+        counts = own if counts is None else counts
+        hidden, visible = _split(masked, valid)
         with torch.autocast(logits.device.type, enabled=False):
-            ce = F.cross_entropy(
-                logits.flatten(0, 2).float(), codes.flatten(), reduction="none"
-            ).view(codes.shape)
-            right = (logits.detach().argmax(-1) == codes).float()
+            # One copy in float32 for both: in bf16 argmax is several times slower.
+            logits = logits.flatten(0, 2).float()
+            ce = F.cross_entropy(logits, codes.flatten(), reduction="none")
+            ce = ce.view(codes.shape)
+            right = logits.detach().argmax(-1).view(codes.shape) == codes
 
-            def mean(values, where):
-                where = where[..., None].to(values)
-                return (values * where).sum((0, 1)) / where.sum().clamp(min=1)
+            def mean(values, where, count):
+                total = (values * where[..., None]).sum((0, 1))
+                return total / count.clamp(min=torch.finfo(count.dtype).tiny)
 
-            masked_ce, visible_ce = mean(ce, hidden), mean(ce, visible)
+            masked_ce = mean(ce, hidden, counts[0])
+            visible_ce = mean(ce, visible, counts[1])
             masked_loss = (self.weights * masked_ce).sum()
             visible_loss = (self.weights * visible_ce).sum()
             share = self.masked_weight
@@ -268,5 +291,12 @@ class MaskedCodecLoss(nn.Module):
                 visible_loss=visible_loss,
                 masked_ce=masked_ce.detach(),
                 visible_ce=visible_ce.detach(),
-                masked_accuracy=mean(right, hidden),
+                masked_accuracy=mean(right, hidden, own[0]),
             )
+
+
+def _split(masked, valid):
+    """Which frames are hidden and which visible, both bool, [B, T]."""
+    if valid is None:
+        return masked, ~masked
+    return masked & valid, ~masked & valid

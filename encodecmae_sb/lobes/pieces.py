@@ -63,10 +63,7 @@ def encode_in_pieces(encoder, wavs, lengths=None, layer="last", batch_size=16):
     lengths = [wavs.shape[1]] * len(wavs) if lengths is None else lengths
     pieces = []
     for item, length in enumerate(lengths):
-        whole, tail = divmod(length, PIECE)
-        sizes = [PIECE] * whole
-        if tail > SHORTEST_TAIL or not whole:
-            sizes.append(tail)
+        sizes = _piece_sizes(length)
         if encoder.front_end.num_frames(sizes[-1]) < 1:
             raise UserError(
                 f"item {item} is {length} samples long, which is less than a frame "
@@ -75,9 +72,8 @@ def encode_in_pieces(encoder, wavs, lengths=None, layer="last", batch_size=16):
         pieces += [_Piece(item, PIECE * i, size) for i, size in enumerate(sizes)]
 
     device = next(encoder.parameters()).device
-    joined = [[] for _ in lengths]
+    joined = [None] * len(lengths)
     by_length = sorted(pieces, key=lambda piece: -piece.samples)
-    encoded = {}
     for group in _groups(by_length, batch_size, encoder.front_end.needs_equal_lengths):
         batch = wavs.new_zeros(len(group), group[0].samples)
         for row, piece in zip(batch, group, strict=True):
@@ -89,10 +85,43 @@ def encode_in_pieces(encoder, wavs, lengths=None, layer="last", batch_size=16):
             num_frames = torch.tensor(frames, device=device)
         out = select_layer(encoder(batch.to(device), num_frames), layer)
         for i, piece in enumerate(group):
-            encoded[piece.item, piece.start] = out[..., i, : frames[i], :]
-    for piece in pieces:
-        joined[piece.item].append(encoded[piece.item, piece.start])
-    return [torch.cat(parts, dim=-2) for parts in joined]
+            if joined[piece.item] is None:
+                # Once and for all: pieces that wait to be joined would take as much.
+                total = num_joined_frames(encoder, lengths[piece.item])
+                shape = (*out.shape[:-3], total, out.shape[-1])
+                joined[piece.item] = out.new_empty(shape)
+            first = piece.start // PIECE * encoder.front_end.num_frames(PIECE)
+            rows = joined[piece.item][..., first : first + frames[i], :]
+            rows.copy_(out[..., i, : frames[i], :])
+    return joined
+
+
+def num_joined_frames(encoder, samples):
+    """Frames that `encode_in_pieces` makes of an item; below 1 it is too short.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+    samples : int
+        Length at 24 kHz.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
+    >>> num_joined_frames(encoder, 150000)
+    469
+    """
+    return sum(map(encoder.front_end.num_frames, _piece_sizes(samples)))
+
+
+def _piece_sizes(samples):
+    whole, tail = divmod(samples, PIECE)
+    return [PIECE] * whole + [tail] * (tail > SHORTEST_TAIL or not whole)
 
 
 def check_layer(encoder, layer):

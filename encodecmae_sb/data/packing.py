@@ -1,0 +1,368 @@
+"""Packs corpora in tar shards, and indexes shards; see `data.shards`.
+
+A shard is a plain tar file. Each item is two or three files of one name in a row, as
+`webdataset` wants them: the audio as it was found, `.json` with what is known of it,
+and, if it is packed with its codes, `.codes.npy`, uint16, shape [T, Q].
+"""
+
+import io
+import json
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from encodecmae_sb.errors import UserError
+
+from .audio import AUDIO_EXTENSIONS
+from .manifest import read_manifest, split_rows
+from .shards import FORMAT, INDEX, write_rows
+from .tars import Member, open_source
+from .unusable import UnusableFiles
+
+# What is held in memory: so many files, or one that is larger.
+_AT_ONCE, _BYTES_AT_ONCE = 64, 1 << 28
+_AUDIO = tuple(extension.lstrip(".") for extension in AUDIO_EXTENSIONS)
+# WAV formats that FLAC keeps bit by bit, and what they are read as.
+_LOSSLESS = {"PCM_16": "int16", "PCM_24": "int32"}
+_FLAC_CHANNELS = 8
+
+
+@dataclass(frozen=True)
+class PackItem:
+    """A file to be packed.
+
+    Arguments
+    ---------
+    corpus : str
+    row : dict
+        Of the corpus' manifest.
+    size : int
+        Of the file, in bytes.
+    codes : callable or None
+        Gives its codes, shape [T, Q].
+    """
+
+    corpus: str
+    row: dict
+    size: int
+    codes: object = None
+
+
+def deal(items, shard_bytes, seed):
+    """Items in random order, cut into shards.
+
+    Arguments
+    ---------
+    items : list of PackItem
+    shard_bytes : int
+        Size of the audio files of a shard: as many shards as it takes for none to be
+        larger by more than a file, all about equally large.
+    seed : int
+
+    Returns
+    -------
+    list of list of PackItem
+    """
+    order = np.random.default_rng(seed).permutation(len(items))
+    sizes = np.array([items[i].size for i in order])
+    count = max(1, -(-int(sizes.sum()) // shard_bytes))
+    middles = np.cumsum(sizes) - sizes / 2
+    shard = np.minimum((middles / sizes.sum() * count).astype(int), count - 1)
+    dealt = [[] for _ in range(count)]
+    for number, i in zip(shard, order, strict=True):
+        dealt[number].append(items[i])
+    return [items for items in dealt if items]
+
+
+def write_shard(path, items, first_key, flac=False, progress=lambda seconds: None):
+    """Writes a shard and its index; both are there whole or not at all.
+
+    Arguments
+    ---------
+    path : Path
+        `NAME.tar`.
+    items : list of PackItem
+    first_key : int
+        Items are named by consecutive numbers, from this one.
+    flac : bool
+        Packs WAV files of 16 or 24 bits as FLAC, which loses nothing.
+    progress : callable
+        Given the seconds of audio that have been packed.
+
+    Returns
+    -------
+    list of (str, str)
+        Path and reason of files that could not be read any more.
+
+    Raises
+    ------
+    UserError
+        If the shard cannot be written, or none of its files be read.
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> from encodecmae_sb.data.manifest import prepare_split
+    >>> tmp = getfixture("tmp_path")
+    >>> manifest, _ = prepare_split(speech_folder() / "dev", tmp)
+    >>> items = [PackItem("dev", row, 1) for row in read_manifest(manifest)]
+    >>> write_shard(tmp / "valid-000000.tar", items[:3], first_key=0)
+    []
+    >>> rows, _ = read_shard(tmp / "valid-000000.tar")
+    >>> [Member.at(row["wav"]).name for row in rows]
+    ['000000000.flac', '000000001.flac', '000000002.flac']
+    """
+    scratch = path.with_suffix(".tmp")
+    unusable = []
+
+    def load(item):
+        try:
+            return _members(item, flac)
+        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+            return error
+
+    try:
+        with (
+            tarfile.open(scratch, "w", format=tarfile.GNU_FORMAT) as tar,
+            ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+        ):
+            number = first_key - 1
+            for some in _portions(items):
+                for item, loaded in zip(some, pool.map(load, some), strict=True):
+                    number += 1
+                    if isinstance(loaded, Exception):
+                        unusable.append((item.row["wav"], f"unreadable: {loaded}"))
+                        continue
+                    for extension, content in loaded:
+                        entry = tarfile.TarInfo(f"{number:09d}.{extension}")
+                        entry.size = len(content)
+                        tar.addfile(entry, io.BytesIO(content))
+                    progress(float(item.row["duration"]))
+        if len(unusable) == len(items):
+            raise UserError(
+                f"None of the {len(items)} files of {path} can be read; the last one "
+                f"is {unusable[-1][0]}: {unusable[-1][1]}"
+            )
+        with open(scratch, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        rows, odd = read_shard(path)
+    except OSError as error:
+        raise UserError(
+            f"The shard {path} could not be written: {error}. Make room, and give the "
+            "same command again: finished shards are kept."
+        ) from error
+    split = path.name.split("-")[0]
+    write_rows(f"{path}.csv", [{**row, "split": split} for row in rows])
+    return unusable + odd
+
+
+def _portions(items):
+    """Items in a row that fit into memory together."""
+    portion, size = [], 0
+    for item in items:
+        size += item.size
+        if portion and (len(portion) == _AT_ONCE or size > _BYTES_AT_ONCE):
+            yield portion
+            portion, size = [], item.size
+        portion.append(item)
+    yield portion
+
+
+def _members(item, flac):
+    """Extension and content of the files of an item."""
+    path = Path(item.row["wav"])
+    extension, content = path.suffix[1:].lower(), path.read_bytes()
+    if flac and extension == "wav":
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            if file.subtype in _LOSSLESS and file.channels <= _FLAC_CHANNELS:
+                samples = file.read(dtype=_LOSSLESS[file.subtype])
+                packed = io.BytesIO()
+                soundfile.write(
+                    packed, samples, file.samplerate, file.subtype, format="FLAC"
+                )
+                extension, content = "flac", packed.getvalue()
+    known = {key: value for key, value in item.row.items() if key != "wav"}
+    known.update(
+        corpus=item.corpus,
+        path=str(path),
+        duration=float(known["duration"]),
+        num_samples=int(known["num_samples"]),
+        sample_rate=int(known["sample_rate"]),
+    )
+    # What is small goes before what it is said of, so that it can be streamed.
+    members = [("json", json.dumps(known).encode())]
+    if item.codes is not None:
+        rows = io.BytesIO()
+        np.save(rows, np.ascontiguousarray(item.codes(), np.uint16))
+        members.append(("codes.npy", rows.getvalue()))
+    return [*members, (extension, content)]
+
+
+def read_shard(path):
+    """Reads from a shard what lies where in it.
+
+    Arguments
+    ---------
+    path : Path
+        A tar file in the WebDataset layout; of each item, one file is audio.
+
+    Returns
+    -------
+    rows : list of dict
+        Of each item ID, duration (s), wav (relative to the shard's folder, see
+        `data.tars`), num_samples, sample_rate (Hz), corpus, codes (where the rows
+        of its codes lie, or empty).
+    unusable : list of (str, str)
+        Path and reason of what cannot be used.
+    """
+    groups, unusable = {}, []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for entry in tar:
+                if entry.isfile():
+                    folder, _, name = entry.name.rpartition("/")
+                    key, _, extension = name.partition(".")
+                    member = Member(
+                        str(path), entry.name, entry.offset_data, entry.size
+                    )
+                    groups.setdefault((folder, key), {})[extension.lower()] = member
+    except tarfile.TarError as error:
+        unusable.append((str(path), f"the rest of the shard is unreadable: {error}"))
+    rows, size = [], path.stat().st_size
+    for members in groups.values():
+        audio = next((members[name] for name in _AUDIO if name in members), None)
+        if audio is None:
+            continue
+        if any(entry.offset + entry.size > size for entry in members.values()):
+            unusable.append((audio.path, "cut off with its shard"))
+            continue
+        known = json.loads(members["json"].read()) if "json" in members else {}
+        try:
+            with open_source(audio.path) as file, soundfile.SoundFile(file) as sound:
+                length, rate = sound.frames, sound.samplerate
+        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+            unusable.append((audio.path, f"unreadable: {error}"))
+            continue
+        codes = members.get("codes.npy")
+        rows.append(
+            {
+                "ID": known.get("ID", audio.name.rpartition(".")[0]),
+                "duration": f"{length / rate:.6f}",
+                "wav": _relative(audio, path),
+                "num_samples": length,
+                "sample_rate": rate,
+                "corpus": known.get("corpus", path.parent.name),
+                "codes": _relative(_codes_rows(codes), path) if codes else "",
+            }
+        )
+    return rows, unusable
+
+
+def _codes_rows(member):
+    """Where in a NumPy file its rows begin."""
+    with open_source(member.path) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise UserError(f"{member.path}: not of NumPy's file format 1.0.")
+        np.lib.format.read_array_header_1_0(file)
+        header = file.tell()
+    return Member(member.tar, member.name, member.offset + header, member.size - header)
+
+
+def _relative(member, shard):
+    return Member(shard.name, member.name, member.offset, member.size).path
+
+
+def index_shards(folder, max_unusable=0.05):
+    """Makes the indices of shards that were not packed here.
+
+    Shards named `valid*` or `dev*` are for validation, others named `test*` for
+    neither; where there are none for validation, one item in twenty is held out.
+
+    Arguments
+    ---------
+    folder : Path
+    max_unusable : float
+        Share of unusable items above which to stop.
+
+    Returns
+    -------
+    shards : list of dict
+        As `write_index`.
+    unusable : UnusableFiles
+
+    Raises
+    ------
+    UserError
+        If nothing, or too little, can be used.
+    """
+    unusable, tables = [], {}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name.startswith("test"):
+            continue
+        tables[path], odd = read_shard(path)
+        unusable += odd
+    rows = [row for table in tables.values() for row in table]
+    if not rows:
+        raise UserError(f"No audio in the tar files in {folder}, or no tar files.")
+    listed = folder / "unusable_files.csv"
+    listed.unlink(missing_ok=True)
+    account = UnusableFiles(listed, len(rows) + len(unusable), max_unusable)
+    account.add(unusable)
+    for path, table in tables.items():
+        split = "valid" if path.name.startswith(("valid", "dev")) else "train"
+        for row in table:
+            row["split"] = split
+    if all(row["split"] == "train" for row in rows):
+        _, valid = split_rows(rows)
+        for row in valid:
+            row["split"] = "valid"
+    shards = [path for path, table in tables.items() if table]
+    for path in shards:
+        write_rows(f"{path}.csv", tables[path])
+    # Codes that came from elsewhere say nothing of their codec.
+    return write_index(folder, shards, None), account
+
+
+def write_index(folder, shards, codes, plan=""):
+    """Writes `shards.json`; with it a folder of shards is finished.
+
+    Arguments
+    ---------
+    folder : Path
+    shards : list of Path
+    codes : CodesInfo or None
+    plan : str
+        Key of what was packed, if it was packed here.
+
+    Returns
+    -------
+    list of dict
+        Of each shard `name`, `items`, `seconds`, `bytes`.
+    """
+    listed = []
+    for path in shards:
+        rows = read_manifest(f"{path}.csv")
+        listed.append(
+            {
+                "name": path.name,
+                "items": len(rows),
+                "seconds": round(sum(float(row["duration"]) for row in rows), 3),
+                "bytes": path.stat().st_size,
+            }
+        )
+    content = {
+        "format": FORMAT,
+        "plan": plan,
+        "codes": codes and asdict(codes),
+        "shards": listed,
+    }
+    scratch = folder / f"{INDEX}.tmp"
+    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, folder / INDEX)
+    return listed

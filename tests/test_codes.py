@@ -1,0 +1,409 @@
+"""Stored codes: what they are, what is refused, and pretraining from them."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from test_pretrain import ROOT, execute
+from test_reconstruct import flags, recipe
+
+from encodecmae_sb.brains.pretrain import PretrainBrain
+from encodecmae_sb.bundled import codec_file, speech_folder
+from encodecmae_sb.data import targets
+from encodecmae_sb.data.audio import UnusableAudio, read_audio
+from encodecmae_sb.data.codes import CodesInfo, CodesPart, StoredCodes, prepare_codes
+from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.data.targets import RowFile
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.lobes import Codec
+
+extract_codes = recipe("extract_codes")
+extract_codes.COMPARED_CROPS = 2  # 64 take a second in every run
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+def extract(folder, corpus, *options):
+    """Runs the recipe."""
+    given = ["--data_folder", str(corpus), "--codec", "bundled", "--device", "cpu"]
+    given += ["--num_workers", "0", "--batch_seconds", "8", *map(str, options)]
+    extract_codes.main([str(folder), *given])
+    return StoredCodes(folder)
+
+
+def codes_of(stored):
+    """Codes of each file, by name."""
+    return {
+        path.rpartition("/")[2]: np.array(
+            stored.parts[entry.part][entry.offset : entry.offset + entry.frames]
+        )
+        for path, entry in stored.entries.items()
+    }
+
+
+def same(left, right):
+    """Whether two dicts of arrays are equal to the bit."""
+    assert left.keys() == right.keys()
+    return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec("bundled")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A few of the bundled files, in official parts."""
+    folder = tmp_path_factory.mktemp("corpus") / "speech"
+    for part, count in (("train", 10), ("dev", 3)):
+        (folder / part).mkdir(parents=True)
+        for path in sorted((speech_folder() / part).rglob("*.flac"))[:count]:
+            shutil.copy2(path, folder / part)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extracted(corpus, tmp_path_factory):
+    """A folder of codes of that corpus."""
+    folder = tmp_path_factory.mktemp("codes") / "codes"
+    extract(folder, corpus)
+    return folder
+
+
+@pytest.fixture
+def mine(corpus, extracted, tmp_path):
+    """A copy of the corpus to change, and a folder of its codes."""
+    shutil.copytree(corpus, tmp_path / "speech")
+    folder = tmp_path / "codes"
+    extract(folder, tmp_path / "speech")
+    return tmp_path / "speech", folder
+
+
+# ---------------------------------------------------------------- what is stored
+
+
+def test_codes_are_those_of_whole_files(corpus, tmp_path, codec, monkeypatch):
+    """At any rate, of any length, in pieces or not."""
+    folder = tmp_path / "audio"
+    shutil.copytree(corpus, folder)
+    speech = [read_audio(path, 24000) for path in sorted(folder.rglob("*.flac"))]
+    joined = torch.cat(speech)[: 14 * 24000 + 100].numpy()
+    soundfile.write(folder / "train/long.wav", joined, 24000, "FLOAT")
+    stereo = np.stack([joined[:90001]] * 2, axis=1)
+    soundfile.write(folder / "train/stereo.wav", stereo, 44100)
+    for samples in (320, 640, 1000, 2239, 2240, 3000):  # next to no frames
+        wav = joined[9000 : 9000 + samples]
+        soundfile.write(folder / f"train/short{samples}.wav", wav, 24000, "FLOAT")
+    monkeypatch.setattr(extract_codes, "PIECE", 3 * 24000)
+    monkeypatch.setattr(extract_codes, "CONTEXT", 2 * 24000)
+    codes = codes_of(extract(tmp_path / "codes", folder))
+    assert len(codes) == 13 + 8
+    for path in folder.rglob("*.*"):
+        wav = read_audio(path, 24000)
+        expected = codec.encode(wav[None])[0, : len(wav) // 320].numpy()
+        assert codes[path.name].shape == expected.shape
+        # Rounding may turn a tie; with context, an LSTM may remember.
+        assert (codes[path.name] == expected).mean() > 0.998
+    assert codes["long.wav"].dtype == np.uint16
+    assert isinstance(StoredCodes(tmp_path / "codes").parts[0], np.memmap)
+
+
+def test_killed_it_goes_on(corpus, extracted, tmp_path, monkeypatch):
+    whole, folder = codes_of(StoredCodes(extracted)), tmp_path / "codes"
+    append, calls = RowFile.append, [0, 0]
+
+    def killed(rows, items):
+        calls[0] += 1
+        if calls[0] == 3:  # the files are noted, their codes are not
+            raise Killed
+        append(rows, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowFile, "append", killed)
+        with pytest.raises(Killed):
+            extract(folder, corpus)
+    stored = StoredCodes(folder)
+    there = codes_of(stored)
+    assert 0 < len(there) < len(whole)
+
+    encode = Codec.encode
+
+    def counted(codec, wavs):
+        calls[1] += len(wavs)
+        return encode(codec, wavs)
+
+    monkeypatch.setattr(Codec, "encode", counted)
+    monkeypatch.setattr(extract_codes, "compare_crops", lambda *args: None)
+    assert same(codes_of(extract(folder, corpus)), whole)
+    assert calls[1] == len(whole) - len(there)
+    extract(folder, corpus)  # nothing is left
+    assert calls[1] == len(whole) - len(there)
+    assert len(list(folder.glob("part-*.files"))) == 2
+
+
+def test_of_a_part_cut_anywhere_whole_files_are_left(tmp_path):
+    codes = {f"/{i}.wav": np.full((i + 1, 2), i) for i in range(4)}
+    prepare_codes(tmp_path, CodesInfo("bundled", "0" * 8, 2, 1024))
+    part = CodesPart(tmp_path, 2)
+    for path, values in codes.items():
+        part.append([(path, (0, 0), "")], [values])
+    names = [f"part-00000.{name}" for name in ("files", "codes", "codes.counts")]
+    files, rows, counts = (tmp_path / name for name in names)
+    # Lines come first and numbers of rows last, whenever the kill comes.
+    written = [file.read_bytes() for file in (files, rows, counts)]
+    for left in range(0, len(written[2]) + 1, 3):
+        counts.write_bytes(written[2][:left])
+        stored = StoredCodes(tmp_path)
+        assert list(stored.entries) == list(codes)[: left // 8]
+    for left in range(len(written[1]) + 1):  # a power cut
+        rows.write_bytes(written[1][:left])
+        for path, entry in StoredCodes(tmp_path).entries.items():
+            assert 4 * (entry.offset + entry.frames) <= left
+            assert entry.frames == len(codes[path])
+
+
+def test_only_what_changed_is_encoded_again(mine):
+    corpus, folder = mine
+    before = codes_of(StoredCodes(folder))
+    paths = sorted(corpus.rglob("*.flac"))
+    soundfile.write(paths[0], 0.1 * np.sin(np.arange(30000) / 9), 16000)
+    soundfile.write(corpus / "train/new.wav", np.zeros(24000), 24000)
+    os.remove(paths[1])
+    stored = extract(folder, corpus)
+    with open(sorted(folder.glob("part-*.files"))[-1]) as file:
+        again = {json.loads(line)[0] for line in file}
+    assert again == {str(paths[0]), str(corpus / "train/new.wav")}
+    after = codes_of(stored)
+    assert len(after.pop("new.wav")) == 75
+    assert len(after[paths[0].name]) == 30000 * 3 // 2 // 320
+    for codes in (before, after):
+        codes.pop(paths[0].name)
+    assert same(before, after)
+
+
+def test_two_processes_give_the_codes_of_one(corpus, extracted, tmp_path):
+    folder = tmp_path / "codes"
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    text = execute(
+        [sys.executable, "-m", *launcher, ROOT / "recipes/extract_codes.py", folder]
+        + ["--data_folder", corpus, "--codec", "bundled", "--num_workers", "1"]
+        + ["--batch_seconds", "8", "--device", "cpu"],
+        tmp_path,
+    )
+    assert "process 1 of 2" in text
+    assert text.count("Codes of 13 files") == 1
+    assert "1 s crops: all frames" in text
+    assert len(list(folder.glob("part-*.files"))) == 2
+    assert same(codes_of(StoredCodes(folder)), codes_of(StoredCodes(extracted)))
+
+
+def test_files_that_cannot_be_read(corpus, extracted, tmp_path, monkeypatch):
+    bad = sorted((corpus / "train").glob("*.flac"))[0]
+    read = targets.read_audio
+
+    def broken(path, rate, start, seconds):
+        if str(path) == str(bad) and start > 0.7:
+            raise UnusableAudio("unreadable: a bad block")
+        return read(path, rate, start, seconds)
+
+    monkeypatch.setattr(extract_codes, "PIECE", 24000)
+    monkeypatch.setattr(extract_codes, "CONTEXT", 1600)
+    whole = codes_of(extract(tmp_path / "whole", corpus))
+    folder = tmp_path / "codes"
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "read_audio", broken)
+        with pytest.raises(UserError, match="max_unusable=0.05"):
+            extract(folder, corpus)
+        stored = extract(folder, corpus, "--max_unusable", 0.1)
+    # What stands before the bad block is there.
+    assert np.array_equal(codes_of(stored)[bad.name], whole[bad.name][:75])
+    assert "a bad block" in (folder / "unusable_files.csv").read_text()
+    assert same(codes_of(extract(folder, corpus)), whole)
+    assert bad.name not in (folder / "unusable_files.csv").read_text()
+
+
+def test_out_of_memory_names_the_option(corpus, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Codec, "encode", full)
+    with pytest.raises(UserError, match="lower --batch_seconds"):
+        extract(tmp_path, corpus)
+
+
+def test_crops_bring_the_codes_of_their_frames(corpus, extracted, tmp_path, codec):
+    (prepared,) = prepare_corpora(corpus, tmp_path)
+    stored = StoredCodes(extracted)
+    (files,) = stored.of_manifests([prepared.train_csv], 8, "")
+    crops = RandomCrops([prepared.train_csv], 0.8, targets=[files])
+    items = [crops[draw] for draw in range(16)]
+    batch = CropCollator()(items)
+    assert batch.targets.shape == (16, 60, 8)
+    agree = codec.encode(batch.wavs) == batch.targets
+    # A crop's codes lack what comes before it, the first ones most.
+    assert agree[:, 20:, 0].double().mean() > 0.9
+    assert agree[:, 20:].double().mean() > 0.7
+    assert agree[:, :10].double().mean() < agree[:, 20:].double().mean()
+    # One frame further, next to nothing agrees.
+    shifted = batch.targets[:, 1:] == codec.encode(batch.wavs)[:, :-1]
+    assert shifted[:, 20:, 0].double().mean() < 0.5
+    # Fewer codebooks are the first of them.
+    (few,) = stored.of_manifests([prepared.train_csv], 3, "")
+    crop = RandomCrops([prepared.train_csv], 0.8, targets=[few])[0]
+    assert torch.equal(crop["targets"], items[0]["targets"][:, :3])
+    # A file taken whole agrees from its first frame on.
+    (whole,) = FixedCrops([prepared.train_csv], 1, 100.0, targets=[files])
+    agree = codec.encode(whole["wav"][None])[0] == whole["targets"]
+    assert agree.double().mean() > 0.998
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_codes_that_are_none_or_of_another_kind(corpus, extracted, tmp_path):
+    shutil.copy(codec_file(), tmp_path / "same.safetensors")
+    data = codec_file().read_bytes()
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    extract(extracted, corpus, "--codec", tmp_path / "same.safetensors")
+    for options, message in [
+        (("--codec", other), "Give another folder"),
+        (("--n_codebooks", 4), "Give another folder"),
+        (("--n_codebooks", 9), "1 to 8"),
+        (("--batch_seconds", 0), "positive"),
+        (("--device", "abacus"), "abacus"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            extract(extracted, corpus, *options)
+    with pytest.raises(UserError, match="no folder of codes"):
+        StoredCodes(tmp_path)
+    (tmp_path / "codes.json").write_text('{"format": 0}')
+    with pytest.raises(UserError, match="another version"):
+        StoredCodes(tmp_path)
+    (tmp_path / "codes.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        StoredCodes(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        extract(tmp_path / "file", corpus)
+
+
+# ---------------------------------------------------------------- pretraining
+
+
+@pytest.fixture(scope="module")
+def pretrain(corpus, extracted):
+    """Runs the recipe; returns what two runs must agree on, bit for bit."""
+    module = recipe("pretrain")
+    # A sample of 512 crops would take the most of the time.
+    patch = pytest.MonkeyPatch()
+    patch.setattr("encodecmae_sb.brains.pretrain._UNIGRAM_CROPS", 16)
+
+    def run(output, yaml="mini", **options):
+        given = {
+            "data_folder": corpus,
+            "codes_folder": extracted,
+            "codec": "bundled",
+            "training_steps": 4,
+            "valid_interval": 2,
+            "valid_items": 2,
+            "ckpt_interval_minutes": 0,
+            "ckpt_interval_steps": 1,
+            "precision": "fp32",
+            **options,
+        }
+        arguments = [str(ROOT / f"hparams/{yaml}.yaml"), *flags(output, **given)]
+        module.main([*arguments, "--noprogressbar"])
+        weights = (output / "encoder/encoder.ckpt").read_bytes()
+        metrics = json.loads((output / "metrics.json").read_text())
+        return hashlib.sha256(weights).hexdigest(), metrics
+
+    run.module = module
+    yield run
+    patch.undo()
+
+
+def no_codec(*args):
+    raise AssertionError("the codec was built")
+
+
+def test_pretraining_from_codes_killed_and_resumed(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain.module, "Codec", no_codec)
+    results = pretrain(tmp_path / "whole")
+    assert results[1]["step"] == 4
+    assert results[1]["codec"] == "bundled"
+    forward, calls = PretrainBrain.compute_forward, [0]
+
+    def killed(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] in (2, 5):
+            raise Killed
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(PretrainBrain, "compute_forward", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            pretrain(tmp_path / "run")
+    assert list(tmp_path.glob("run/save/CKPT*"))
+    assert pretrain(tmp_path / "run", num_workers=1) == results
+
+
+def test_it_measures_what_training_from_audio_measures(pretrain, tmp_path):
+    """The same crops, but for less than a frame; nearly the same codes."""
+    options = {"training_steps": 2, "n_codebooks": 3, "crop_seconds": 0.8}
+    _, stored = pretrain(tmp_path / "codes", **options)
+    _, audio = pretrain(tmp_path / "audio", **options, codes_folder="null")
+    assert stored.keys() == audio.keys()
+    assert "masked_ce_4" not in stored
+    for name in ("unigram_ce_1", "unigram_ce_3", "masked_ce_1", "masked_ce_3"):
+        assert stored[name] == pytest.approx(audio[name], abs=0.1)
+        assert stored[name] != audio[name]
+
+
+def test_codec_latents_with_stored_codes(pretrain, tmp_path, monkeypatch, codec):
+    monkeypatch.setattr(Codec, "encode", no_codec)
+    pretrain(tmp_path / "run", "base_ec", training_steps=1, ffn_dim=64, dim=48)
+    weights = torch.load(tmp_path / "run/encoder/encoder.ckpt", weights_only=True)
+    name = "encoder.model.0.conv.conv.weight_v"
+    assert torch.equal(weights[f"front_end.{name}"], codec.net.state_dict()[name])
+
+
+def test_codes_that_do_not_fit(pretrain, mine, tmp_path, capsys):
+    corpus, folder = mine
+    output = tmp_path / "run"
+    for options, message in [
+        ({"codec": "encodec_24khz"}, "--codec bundled"),
+        ({"n_codebooks": 9}, "--n_codebooks 8"),
+        ({"codebook_size": 512}, "--codebook_size 1024"),
+        ({"codes_folder": tmp_path}, "extract_codes.py"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            pretrain(output, **{"codes_folder": folder, **options})
+    paths = sorted(corpus.glob("train/*.flac"))
+    os.utime(paths[0], (0, 0))
+    for i in range(7):
+        shutil.copy(paths[1], corpus / f"train/new{i}.flac")
+    with pytest.raises(UserError) as caught:
+        pretrain(output, data_folder=corpus, codes_folder=folder, n_codebooks=4)
+    text = str(caught.value)
+    assert "8 of 20 audio files" in text
+    assert f"{paths[0]}: changed since" in text
+    assert "new0.flac: no codes" in text
+    assert "and 3 more" in text
+    # What it says to do mends it.
+    command = text.splitlines()[-1].split()
+    assert command[:3] == ["python", "recipes/extract_codes.py", str(folder)]
+    extract_codes.main([*command[2:], "--num_workers", "0", "--device", "cpu"])
+    made = capsys.readouterr().out
+    assert f"--codes_folder {folder}" in made
+    pretrain(output, data_folder=corpus, codes_folder=folder, training_steps=1)
