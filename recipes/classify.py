@@ -276,7 +276,7 @@ def main(argv):
     # A line an epoch is too much where an epoch takes a tenth of a second.
     logging.getLogger("speechbrain.utils.epoch_loop").setLevel(logging.WARNING)
     clips, unusable = find_data(hparams, named, output)
-    runs, labels = make_runs(clips), all_labels(clips)
+    runs, labels = make_runs(clips, hparams["valid_share"]), all_labels(clips)
     check_encoders(runs, hparams)
     write_manifest(output / "clips.csv", clips)
 

@@ -25,6 +25,7 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -309,7 +310,7 @@ def main(argv):
     check_settings(hparams)
     named_encoders(hparams)  # before the files are read
     clips, unusable = find_data(hparams, named, output)
-    runs = make_runs(clips)
+    runs = make_runs(clips, hparams["valid_share"])
     comparison = Comparison(hparams, run_opts, clips, runs)
     comparison.check_encoders()
     write_manifest(output / "clips.csv", clips)
@@ -356,10 +357,10 @@ def finish(comparison, rows, unusable, output):
         "layer": hparams["layer"],
         "unusable_files": unusable,
     }
-    write_metrics(output, metrics)
-
     key = comparison.score_name
     scores = [table_of(own, runs, key) for own in main_layer.values()]
+    metrics |= behind_best(list(main_layer), scores, key)
+    write_metrics(output, metrics)
     draw_bars(list(main_layer), scores, output / "probe.png", key, chance)
     picture = output / "layers.png"
     picture.unlink(missing_ok=True)
@@ -385,6 +386,23 @@ def measured(prefix, rows, runs, figures):
     return metrics
 
 
+def behind_best(names, scores, key):
+    """How far each encoder is behind the best, fold by fold.
+
+    Folds differ more than encoders do: a difference within folds is surer than either
+    of the two means.
+    """
+    best = max(scores, key=lambda table: spread(table)["mean"])
+    metrics = {}
+    for name, table in zip(names, scores, strict=True):
+        if table is not best:
+            difference = spread(np.subtract(best, table))
+            metrics[f"{name}/{key}_behind_best"] = difference["mean"]
+            if "stderr" in difference:
+                metrics[f"{name}/{key}_behind_best_stderr"] = difference["stderr"]
+    return metrics
+
+
 def report(main_layer, curves, metrics, key, output, has_layers):
     """Prints the table, what was made, and what to do next."""
     wide = max(map(len, [*main_layer, "encoder"]))
@@ -395,6 +413,7 @@ def report(main_layer, curves, metrics, key, output, has_layers):
     print(
         f"\n{'encoder':{wide}}{'width':>8}{key:>12}"
         f"{'std error':>12}{'dev. folds':>12}{'dev. seeds':>12}"
+        f"{'behind best':>13}{'std error':>12}"
     )
     for name, rows in main_layer.items():
         print(
@@ -404,6 +423,8 @@ def report(main_layer, curves, metrics, key, output, has_layers):
                 cell(f"{name}/{key}_{what}")
                 for what in ("stderr", "std_folds", "std_repeats")
             )
+            + f" {cell(f'{name}/{key}_behind_best')}"
+            + cell(f"{name}/{key}_behind_best_stderr")
         )
     if "most_frequent_class" in metrics:
         print(f"(always the most frequent class: {metrics['most_frequent_class']:.3f})")

@@ -103,23 +103,29 @@ def report(args, run, done, output):
         "hidden_frames": int(done.hidden.sum()),
         "chance": evenly,
     }
+    # "" for all of the validation set, "speech/" for a corpus of several
+    last = "masked_accuracy_1"
+    prefixes = sorted(key[: -len(last)] for key in run.metrics if key.endswith(last))
     print(
         f"{metrics['hidden_frames']} of {metrics['frames']} frames hidden. Accuracy of "
         "the most probable codes on them, in %.\n"
         f"Chance is {100 * evenly:.2f} (1/{run.codec.codebook_size}). Constant: always "
         "the commonest of the visible codes.\n"
-        "Validation: what the run reported, over its own files.\n"
+        "Validation: what the run reported, over its own files; and over those of each "
+        "corpus.\n"
         "  codebook   accuracy   constant   validation"
+        + "".join(f"   {prefix[:-1]:>10}" for prefix in prefixes[1:])
     )
     pairs = zip(done.accuracy.tolist(), done.constant_accuracy.tolist(), strict=True)
     for q, (right, constant) in enumerate(pairs, 1):
-        reported = run.metrics.get(f"masked_accuracy_{q}")
-        shown = "         -" if reported is None else f"{100 * reported:10.1f}"
-        print(f"  {q:8d}   {100 * right:8.1f}   {100 * constant:8.1f}   {shown}")
         metrics[f"gap_accuracy_{q}"] = right
         metrics[f"constant_accuracy_{q}"] = constant
-        if reported is not None:
-            metrics[f"validation_accuracy_{q}"] = reported
+        shown = [f"{q:8d}", f"{100 * right:8.1f}", f"{100 * constant:8.1f}"]
+        for prefix in prefixes:
+            reported = run.metrics[f"{prefix}masked_accuracy_{q}"]
+            metrics[f"{prefix}validation_accuracy_{q}"] = reported
+            shown.append(f"{100 * reported:10.1f}")
+        print("  " + "   ".join(shown))
     write_metrics(output, metrics)
     print(
         f"\nMade in {output}:\n"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -299,3 +300,27 @@ def test_batches_hold_every_clip_once_and_never_one_alone(number, size):
     if number > 5:
         sampler.set_epoch(2)
         assert list(sampler) != first
+
+
+def test_a_share_of_the_other_folds_validates():
+    clips = [Clip(f"clip {i}", "", (f"{i % 2}",), f"{i % 3}") for i in range(600)]
+    for run in make_runs(clips, valid_share=0.1):
+        assert {clip.part for clip in run.test} == {run.name}
+        assert len(run.test) == 200
+        chosen = {clip.id for clip in run.valid}
+        trained = {clip.id for clip in run.train}
+        assert 20 < len(chosen) < 60
+        assert not chosen & trained
+        others = {clip.part for clip in clips} - {run.name}
+        assert {clip.part for clip in run.train} == others
+        assert {clip.part for clip in run.valid} == others
+        assert len(chosen | trained) == 400
+    with pytest.raises(UserError, match="between 0 and 1"):
+        make_runs(clips, valid_share=10)
+    with pytest.raises(UserError, match="is none"):
+        make_runs(clips, valid_share=1e-9)
+    parts = [
+        replace(clip, part=("train", "valid", "test")[int(clip.part)]) for clip in clips
+    ]
+    with pytest.raises(UserError, match="of its own"):
+        make_runs(parts, valid_share=0.1)

@@ -104,6 +104,19 @@ def test_a_run_compares_encoders(home, finished):
         assert len(own) == 3 * QUICK["repeats"]
         # Probes are chosen once for each fold.
         assert len({(row["fold"], row["hidden_layers"]) for row in own}) == 3
+    names = ("logmel", "random", each)
+    best = max(names, key=lambda name: metrics[f"{name}/accuracy"])
+    assert f"{best}/accuracy_behind_best" not in metrics
+    for name in set(names) - {best}:
+        differences = [
+            metrics[f"{best}/fold_{i}/accuracy"] - metrics[f"{name}/fold_{i}/accuracy"]
+            for i in range(3)
+        ]
+        behind = metrics[f"{name}/accuracy_behind_best"]
+        assert behind == pytest.approx(np.mean(differences))
+        stderr = np.std(differences, ddof=1) / math.sqrt(3)
+        measured = metrics[f"{name}/accuracy_behind_best_stderr"]
+        assert measured == pytest.approx(stderr, abs=1e-9)
     assert metrics["most_frequent_class"] == 0.5
     assert {row["width"] for row in rows if row["encoder"] == "logmel"} == {"512"}
     for name in ("metrics.json", "probes.csv", "probe.png", "clips.csv"):

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -225,15 +226,19 @@ def inspect_clips(clips, rate=None):
     return usable, unusable
 
 
-def make_runs(clips):
+def make_runs(clips, valid_share=None):
     """Splits clips into one run, or into one for each fold.
 
-    With folds, each is the test set of one run; the next one, in cyclic order,
-    validates, and the rest is trained on.
+    With folds, each is the test set of one run. Of the others the next one, in cyclic
+    order, validates, or else a share of all their clips, and the rest is trained on.
 
     Arguments
     ---------
     clips : list of Clip
+    valid_share : float, optional
+        About this share of the clips of the other folds validates: which ones, their
+        IDs decide. Where folds are few and unlike each other, such as speakers, a
+        whole one is missed in training. Default: the next fold validates.
 
     Returns
     -------
@@ -242,8 +247,9 @@ def make_runs(clips):
     Raises
     ------
     ValueError
-        If a part is missing, there are fewer than 3 folds or 2 labels, or a label is
-        tested that was not trained.
+        If a part is missing, there are fewer than 3 folds or 2 labels, a label is
+        tested that was not trained, or the share is not between 0 and 1 or given
+        where there are no folds.
 
     Example
     -------
@@ -252,6 +258,11 @@ def make_runs(clips):
     >>> run.name, run.valid[0].part, len(run.train)
     ('2', '0', 4)
     """
+    if valid_share is not None and not 0 < valid_share < 1:
+        raise UserError(
+            f"valid_share={valid_share}: a number between 0 and 1 is allowed, or null "
+            "for the next fold."
+        )
     parts = in_order(clip.part for clip in clips)
     by_part = {part: [clip for clip in clips if clip.part == part] for part in parts}
     labels = all_labels(clips)
@@ -265,6 +276,11 @@ def make_runs(clips):
             raise UserError(
                 f"The parts of the corpus are {', '.join(parts)}: there must be clips "
                 f"in {', '.join(PARTS)}, and no others."
+            )
+        if valid_share is not None:
+            raise UserError(
+                f"valid_share={valid_share}, but the corpus has a validation part of "
+                "its own: leave it out."
             )
         runs = [Run("test", *(by_part[part] for part in PARTS))]
     else:
@@ -281,12 +297,30 @@ def make_runs(clips):
             )
         runs = []
         for i, name in enumerate(parts):
-            valid = parts[(i + 1) % len(parts)]
-            train = [clip for clip in clips if clip.part not in (name, valid)]
-            runs.append(Run(name, train, by_part[valid], by_part[name]))
+            others = [clip for clip in clips if clip.part != name]
+            if valid_share is None:
+                after = parts[(i + 1) % len(parts)]
+                validates = [clip.part == after for clip in others]
+            else:
+                validates = [_draw(clip) < valid_share for clip in others]
+            train, valid = (
+                [clip for clip, v in zip(others, validates, strict=True) if v == chosen]
+                for chosen in (False, True)
+            )
+            if not valid:
+                raise UserError(
+                    f"valid_share={valid_share} of {len(others)} clips is none: give "
+                    "more, or null to validate on the next fold."
+                )
+            runs.append(Run(name, train, valid, by_part[name]))
     for run in runs:
         _check_labels(run)
     return runs
+
+
+def _draw(clip):
+    """A number in [0, 1), evenly distributed, always the same for a clip."""
+    return zlib.crc32(clip.id.encode()) / 2**32
 
 
 def _check_labels(run):
