@@ -1,0 +1,426 @@
+r"""Measures speed: where the time of a training step goes, and what each setting costs.
+
+    python recipes/benchmark.py hparams/base.yaml
+    python recipes/benchmark.py hparams/base.yaml --device cuda --batch_size 128
+    python recipes/benchmark.py hparams/base.yaml --only step,float32,compiled
+
+Weights and codes are random, the audio is the speech in this repository; nothing is
+fetched. Four things are measured, all of them unless --only names some:
+
+* `step`: the time of a step by part, from the loader to the optimizer, and the model
+  FLOP utilisation: 3 x the counted operations of the forward pass, over the time of
+  the step, over the rate of a bf16 matrix product (2048 x 2048 x 2048; on a GPU 8192)
+  measured between the steps;
+* settings: steps with one thing changed, in turn with steps as configured, so that
+  whatever else the machine does hits all alike. The ratios are medians over the
+  rounds. `--only settings` measures all of them, `--only float32` one;
+* `embedding`: seconds of audio per second, by length of file, batch and precision, and
+  the error of bf16 against float32;
+* `loader`: seconds of audio per second out of FLAC files at 16 kHz, against what the
+  step as configured consumes.
+
+Any key of the yaml may be given, too (`--num_layers 20`). Writes `benchmark.json`.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from tqdm import tqdm
+
+from encodecmae_sb import benchmark as bench
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.experiment import quit_on_user_errors
+from encodecmae_sb.lobes import Codec, CodecLatents
+from encodecmae_sb.lobes.codec import build_encodec
+
+CONFIGURED = "as configured"
+SECTIONS = ("step", "settings", "embedding", "loader")
+# What is compared: how to change the brain, whether the codec runs in the step, what
+# to say of it.
+SETTINGS = {
+    "float32": ([bench.in_float32], False, "no bf16"),
+    "codec": ([], True, "the codec in the step, no stored codes"),
+    "plain": (
+        [bench.in_float32, bench.UnfusedOptimizer],
+        True,
+        "float32, the codec in the step, AdamW not fused",
+    ),
+    "published": (
+        [
+            bench.in_float32,
+            bench.UnfusedOptimizer,
+            bench.dense_attention,
+            bench.loop_masking,
+        ],
+        True,
+        "plain, with dense attention masks and Python-loop masking",
+    ),
+    "dense_mask": ([bench.dense_attention], False, "dense attention masks"),
+    "loop_masking": ([bench.loop_masking], False, "masks drawn in Python loops"),
+    "torch_attention": ([bench.torch_attention], False, "torch's attention in bf16"),
+    "unfused": ([bench.UnfusedOptimizer], False, "AdamW not fused"),
+    "checkpointing": ([bench.checkpointed], False, "activation checkpointing"),
+    "compiled": ([bench.Compiled], False, "torch.compile"),
+}
+
+
+def parse(argv):
+    """The options of this script, and the yaml's keys that stand beside them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("hparams", help="a yaml of pretraining, e.g. hparams/base.yaml")
+    parser.add_argument("--batch_size", type=int, default=8, help="crops in a step")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a crop")
+    parser.add_argument("--steps", type=int, default=3, help="measured per setting")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--num_workers", type=int, default=2, help="of the loader")
+    parser.add_argument(
+        "--only",
+        default="step,settings,embedding,loader",
+        help=f"from {', '.join(SECTIONS)}, or settings: {', '.join(SETTINGS)}",
+    )
+    parser.add_argument(
+        "--codec",
+        default="random_encodec",
+        help="random_encodec (EnCodec's architecture, random weights: what it costs "
+        "is the real cost), bundled (four times narrower) or a file",
+    )
+    parser.add_argument("--data_folder", nargs="*", help="audio for the loader")
+    parser.add_argument("--file_seconds", default="1,4,10,60", help="to embed")
+    parser.add_argument("--output_folder", type=Path, help="for benchmark.json")
+    args, keys = parser.parse_known_args(argv)
+    if not Path(args.hparams).is_file():
+        raise FileNotFoundError(f"No such hyperparameter file: {args.hparams}")
+    for name in ("batch_size", "seconds", "steps"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"{name}={getattr(args, name)}: give a positive number.")
+    args.only = args.only.split(",")
+    if unknown := set(args.only) - {*SECTIONS, *SETTINGS}:
+        raise UserError(
+            f"--only {', '.join(sorted(unknown))}: allowed are {', '.join(SECTIONS)} "
+            f"and {', '.join(SETTINGS)}."
+        )
+    if args.output_folder is None:
+        args.output_folder = Path("results/benchmark") / Path(args.hparams).stem
+    return args, keys
+
+
+def build(args, keys, scratch):
+    """The Brain of pretraining as the yaml describes it, and its hyperparameters."""
+    # Checkpoints are not written, but their folder is made.
+    keys = [*keys, "--output_folder", str(scratch / "run")]
+    file, run_opts, overrides = sb.parse_arguments(
+        [args.hparams, "--device", args.device, "--noprogressbar", *keys]
+    )
+    with open(file, encoding="utf-8") as stream:
+        hparams = load_hyperpyyaml(stream, overrides)
+    if args.codec == "random_encodec":
+        codec = Codec.from_network(build_encodec(), "random_encodec")
+    else:
+        codec = Codec(args.codec, hparams["n_codebooks"])
+    front_end = hparams["model"].encoder.front_end
+    if isinstance(front_end, CodecLatents):
+        front_end.use(codec)
+    hparams["grad_accumulation_factor"] = 1
+    brain = bench.BenchmarkBrain(
+        modules={**hparams["modules"], "codec": codec},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+    )
+    return brain, hparams
+
+
+class Benchmark:
+    """All measurements of one run.
+
+    Arguments
+    ---------
+    args : argparse.Namespace
+    brain : BenchmarkBrain
+    hparams : dict
+    scratch : Path
+        For files that are needed in between.
+    """
+
+    def __init__(self, args, brain, hparams, scratch):
+        self.args, self.brain, self.hparams = args, brain, hparams
+        self.scratch = scratch
+        self.device = torch.device(brain.device)
+        self.samples = int(args.seconds * hparams["sample_rate"])
+        self.batch = bench.random_batch(
+            args.batch_size,
+            self.samples,
+            hparams["n_codebooks"],
+            hparams["codebook_size"],
+        )
+        self.repeats = 5 if self.device.type == "cuda" else 1
+        self.rates = []
+        self.flops = args.batch_size * bench.count_flops(
+            hparams["model"], hparams["masker"], self.samples
+        )
+
+    @property
+    def rate(self):
+        """Operations per second of a matrix product, the median of this run."""
+        return statistics.median(self.rates)
+
+    def measure_rate(self):
+        """Measures the matrix product once more: machines do not stay as they are."""
+        self.rates.append(bench.matmul_rate(self.device))
+
+    def folders(self):
+        """Folders of audio for the loader."""
+        if self.args.data_folder:
+            return self.args.data_folder
+        folder = self.scratch / "audio"
+        if not folder.exists():
+            bench.write_long_files(folder)
+        return [folder]
+
+    def open_loader(self, batches):
+        """See `benchmark.open_loader`."""
+        return bench.open_loader(
+            self.folders(),
+            self.scratch / "manifests",
+            self.args.batch_size,
+            self.args.seconds,
+            self.args.num_workers,
+            batches,
+        )
+
+    def step(self):
+        """Steps as configured, by part."""
+        warm_up = 2
+        rows = []
+        loader = iter(self.open_loader(warm_up + self.args.steps * self.repeats))
+        with self.brain.timed() as clock:
+            for i in tqdm(range(warm_up + self.args.steps * self.repeats), desc="step"):
+                if i % self.repeats == 0:
+                    self.measure_rate()
+                clock.start()
+                batch = next(loader)
+                frames = -(-batch.wavs.shape[1] // 320)
+                targets = self.batch.targets[:, :frames]
+                clock.mark("loader")
+                self.brain.run_step(replace(batch, targets=targets))
+                clock.mark("other")
+                if i >= warm_up:
+                    rows.append(clock.read())
+        seconds = statistics.median(sum(row.values()) for row in rows)
+        parts = {
+            name: statistics.mean(row.get(name, 0.0) for row in rows)
+            for name in bench.PARTS
+        }
+        whole = sum(parts.values())
+        return {
+            "seconds": seconds,
+            "parts": {name: seconds * part / whole for name, part in parts.items()},
+            "flops": self.flops,
+        }
+
+    def settings(self, names):
+        """Steps with one thing changed, in turn with steps as configured."""
+        prepared = {CONFIGURED: ([], self.batch)}
+        # Those that are classes prepare something, once.
+        ready = functools.cache(lambda c: c(self.brain) if isinstance(c, type) else c)
+        for name in names:
+            changes, with_codec, _ = SETTINGS[name]
+            changes = [ready(change) for change in changes]
+            batch = bench.without_codes(self.batch) if with_codec else self.batch
+            prepared[name] = (changes, batch)
+        seconds = {name: [] for name in prepared}
+        memory = {}
+        bar = tqdm(total=(1 + self.args.steps) * len(prepared), desc="settings")
+        for turn in range(1 + self.args.steps):  # the first does not count
+            self.measure_rate()
+            for name, (changes, batch) in prepared.items():
+                bar.set_postfix_str(name)
+                with contextlib.ExitStack() as stack:
+                    for change in changes:
+                        stack.enter_context(change(self.brain))
+                    before = bench.reset_peak(self.device)
+                    took = bench.time_call(
+                        lambda batch=batch: self.brain.run_step(batch),
+                        self.device,
+                        self.repeats,
+                    )
+                    peak = bench.peak_memory(self.device)
+                if turn:
+                    seconds[name].append(took)
+                    memory[name] = (peak, peak and before and peak - before)
+                bar.update()
+        bar.close()
+        rows = {}
+        for name, took in seconds.items():
+            pairs = zip(took, seconds[CONFIGURED], strict=True)
+            rows[name] = {
+                "seconds": statistics.median(took),
+                "ratio": statistics.median(a / b for a, b in pairs),
+                "peak_bytes": memory[name][0],
+                "peak_bytes_of_the_step": memory[name][1],
+                "what": SETTINGS[name][2] if name in SETTINGS else "",
+            }
+        return rows
+
+    @torch.no_grad()
+    def embedding(self):
+        """Times real time by length, batch and precision; the error of bf16."""
+        encoder = self.hparams["model"].encoder.eval()
+        rows = []
+        lengths = [float(s) for s in self.args.file_seconds.split(",")]
+        cases = [(seconds, size) for seconds in lengths for size in (1, 16)]
+        for seconds, size in tqdm(cases, desc="embedding"):
+            row = {"file_seconds": seconds, "batch": size}
+            features = {}
+            for dtype in (torch.float32, torch.bfloat16):
+                name = str(dtype).removeprefix("torch.")
+                row[name], features[name] = bench.time_embedding(
+                    encoder, seconds, size, dtype, self.device
+                )
+            if features["float32"] is not None:
+                error = (features["bfloat16"] - features["float32"]).norm()
+                row["relative_error"] = float(error / features["float32"].norm())
+            rows.append(row)
+        encoder.train()
+        return rows
+
+    def loader(self, step_seconds):
+        """What the loader delivers and the step consumes, in seconds per second."""
+        loader = self.open_loader(2 + max(10, 160 // self.args.batch_size))
+        delivers = bench.time_loader(tqdm(loader, desc="loader"))
+        row = {"workers": self.args.num_workers, "delivers": delivers}
+        if step_seconds:
+            row["consumes"] = self.args.batch_size * self.args.seconds / step_seconds
+            row["ratio"] = delivers / row["consumes"]
+        return row
+
+    def run(self):
+        """Everything that was asked for, as one dict."""
+        only = self.args.only
+        self.measure_rate()
+        results = {
+            "machine": bench.describe_machine(self.device),
+            "hparams": self.args.hparams,
+            "command": " ".join(sys.argv),
+            "batch_size": self.args.batch_size,
+            "seconds": self.args.seconds,
+            "precision": self.brain.precision,
+            "codec": self.args.codec,
+            "parameters": sum(p.numel() for p in self.hparams["model"].parameters()),
+        }
+        step_seconds = None
+        if "step" in only:
+            results["step"] = self.step()
+            step_seconds = results["step"]["seconds"]
+        names = [name for name in SETTINGS if name in only or "settings" in only]
+        if names:
+            results["settings"] = self.settings(names)
+            step_seconds = results["settings"][CONFIGURED]["seconds"]
+        if "embedding" in only:
+            results["embedding"] = self.embedding()
+        if "loader" in only:
+            results["loader"] = self.loader(step_seconds)
+        # All by the same rate, the median over the whole run.
+        for row in (results.get("step"), *results.get("settings", {}).values()):
+            if row is not None:
+                row["mfu"] = self.flops / row["seconds"] / self.rate
+        results["matmul_flops"] = self.rate
+        results["matmul_flops_lowest_highest"] = [min(self.rates), max(self.rates)]
+        return results
+
+
+def tables(results):
+    """The results as text for people."""
+    lines = ["", "Machine"]
+    for name, value in results["machine"].items():
+        if isinstance(value, list):
+            value = ", ".join(value)
+        lines.append(f"  {name:18s} {value}")
+    low, high = (rate / 1e9 for rate in results["matmul_flops_lowest_highest"])
+    lines.append(
+        f"  {'matrix product':18s} {results['matmul_flops'] / 1e9:.0f} GFLOP/s in bf16 "
+        f"({low:.0f} to {high:.0f} during this run)"
+    )
+    lines.append(
+        f"\n{results['hparams']}: {results['parameters'] / 1e6:.1f} M parameters, "
+        f"{results['batch_size']} crops of {results['seconds']:g} s, "
+        f"{results['precision']}, codec {results['codec']}"
+    )
+    if step := results.get("step"):
+        lines.append("\nA step as configured              seconds   share")
+        for name, seconds in step["parts"].items():
+            share = seconds / step["seconds"]
+            lines.append(f"  {name:30s} {seconds:8.3f} {100 * share:6.1f} %")
+        lines.append(f"  {'whole':30s} {step['seconds']:8.3f}")
+        lines.append(
+            f"  model FLOP utilisation {100 * step['mfu']:.1f} % "
+            f"({step['flops'] / 1e9:.0f} GFLOP)"
+        )
+    if settings := results.get("settings"):
+        lines.append(
+            "\nSettings            seconds   ratio   MFU %   step's memory (MiB)"
+        )
+        for name, row in settings.items():
+            memory = row["peak_bytes_of_the_step"]
+            memory = "?" if memory is None else f"{memory / 2**20:.0f}"
+            lines.append(
+                f"  {name:15s} {row['seconds']:9.3f} {row['ratio']:7.2f} "
+                f"{100 * row['mfu']:7.1f} {memory:>12s}   {row['what']}"
+            )
+    if embedding := results.get("embedding"):
+        lines.append(
+            "\nEmbedding, times real time      float32      bf16   error of bf16"
+        )
+        for row in embedding:
+            error = row.get("relative_error")
+            error = "" if error is None else f"{100 * error:.2f} %"
+            lines.append(
+                f"  {row['file_seconds']:5g} s, batch {row['batch']:2d}"
+                f"{row['float32']:19.1f} {row['bfloat16']:9.1f} {error:>12s}"
+            )
+    if loader := results.get("loader"):
+        lines.append(
+            f"\nLoader, {loader['workers']} workers: {loader['delivers']:.0f} s of "
+            "audio a second"
+        )
+        if "ratio" in loader:
+            lines[-1] += (
+                f", {loader['ratio']:.1f} times the {loader['consumes']:.1f} that the "
+                "step consumes"
+            )
+    return "\n".join(lines)
+
+
+def main(argv):
+    """Measures and writes what the command line asks for."""
+    args, keys = parse(argv)
+    args.output_folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        brain, hparams = build(args, keys, Path(scratch))
+        results = Benchmark(args, brain, hparams, Path(scratch)).run()
+    path = args.output_folder / "benchmark.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    print(tables(results))
+    print(f"\nWritten to {path}")
+
+
+if __name__ == "__main__":
+    with quit_on_user_errors():
+        main(sys.argv[1:])
