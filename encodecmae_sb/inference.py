@@ -174,7 +174,7 @@ class EnCodecMAEEncoder(Pretrained):
         shape = self.output_shape(path, layer)
         features = torch.empty(shape, device=self.device)
         done = 0
-        for chunk in self.encode_stream(path, layer):
+        for chunk in self._stream(path, layer):
             features[..., done : done + chunk.shape[-2], :] = chunk
             done += chunk.shape[-2]
         return features
@@ -210,6 +210,10 @@ class EnCodecMAEEncoder(Pretrained):
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: at least 1 is needed.")
         self.output_shape(path, layer)  # whatever is wrong with the whole file
+        yield from self._stream(path, layer, batch_size)
+
+    def _stream(self, path, layer, batch_size=8):
+        """`encode_stream` of a file that was looked at."""
         stretches = stream_audio(path, self.sample_rate, batch_size * PIECE)
         with _says_which_file(path):
             for number, wav in enumerate(stretches):

@@ -41,11 +41,12 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import (
     CodesInfo,
     CodesPart,
     StoredCodes,
+    data_folder_option,
     file_stamp,
     prepare_codes,
 )
@@ -113,7 +114,7 @@ def parse(argv):
         raise UserError(f"batch_seconds={args.batch_seconds}: give a positive number.")
     args.demonstration = not args.data_folder
     args.codec = args.codec or (BUNDLED if args.demonstration else OFFICIAL)
-    args.folders = args.data_folder or [speech_folder(), sound_folder()]
+    args.folders = args.data_folder or corpus_folders()
     return args
 
 
@@ -416,8 +417,8 @@ def report(args, codec, corpora, device):
             print(header)
             header = ""
         print(f"  {seconds:.0f} s crops: " + "; ".join(shares(differ)))
-    data = [] if args.demonstration else ["--data_folder", folders_text(args)]
-    command = [*data, "--codec", args.codec, "--codes_folder", str(folder)]
+    options = ["--codec", args.codec, "--codes_folder", str(folder)]
+    command = [*data_folder_option(args.data_folder), *options]
     print(
         "\nNext:\n  python recipes/pretrain.py hparams/"
         f"{'mini' if args.demonstration else 'base'}.yaml {shlex.join(command)}"
@@ -432,13 +433,6 @@ def shares(differ):
         ("the others", differ[LEFT_EDGE:]),
     ):
         yield f"{name} {100 * part[:, 0].mean():.2f} %, {100 * part.mean():.2f} %"
-
-
-def folders_text(args):
-    """The data folders, as the command line takes them."""
-    if isinstance(args.folders, list):
-        return f"[{', '.join(map(str, args.folders))}]"
-    return str(args.folders)
 
 
 def main(argv):

@@ -31,7 +31,7 @@ import yaml
 from tqdm import tqdm
 
 from encodecmae_sb.brains.checkpointer import check_writable
-from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
 from encodecmae_sb.data.packing import (
@@ -65,6 +65,7 @@ def parse(argv):
     parser.add_argument("shards_folder", type=Path, help="where the shards go")
     parser.add_argument(
         "--data_folder",
+        type=yaml.safe_load,
         help='a folder of audio, or a list: "[/data/a, /data/b]"; default: the small '
         "corpus in this repository",
     )
@@ -102,9 +103,6 @@ def parse(argv):
             f"seed={args.seed}, shard_mb={args.shard_mb}: a seed of 0 or more and a "
             "size above 0 are allowed."
         )
-    args.folders = [speech_folder(), sound_folder()]
-    if args.data_folder is not None:
-        args.folders = yaml.safe_load(args.data_folder)
     return args
 
 
@@ -133,15 +131,12 @@ def load_codes(args, corpora):
         nothing = [None] * len(corpora)
         return None, (nothing, nothing)
     stored = StoredCodes(args.codes_folder)
-    folders = [] if args.data_folder is None else ["--data_folder", args.data_folder]
     info = stored.info
-    command = ["python", "recipes/extract_codes.py", str(args.codes_folder), *folders]
-    command += ["--codec", info.codec, "--n_codebooks", str(info.n_codebooks)]
     codes = [
         stored.of_manifests(
             [getattr(corpus, f"{split}_csv") for corpus in corpora],
             info.n_codebooks,
-            shlex.join(command),
+            stored.extract_command(args.data_folder, info.codec),
         )
         for split in SPLITS
     ]
@@ -175,7 +170,8 @@ def pack(args):
             "FOLDER.",
             flush=True,
         )
-    corpora = prepare_corpora(args.folders, folder / "manifests", args.max_unusable)
+    folders = args.data_folder or corpus_folders()
+    corpora = prepare_corpora(folders, folder / "manifests", args.max_unusable)
     info, codes = load_codes(args, corpora)
     items = list_items(corpora, codes)
     every = [item for split in SPLITS for item in items[split]]

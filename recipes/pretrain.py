@@ -23,7 +23,7 @@ from pathlib import Path
 from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
-from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
@@ -96,20 +96,9 @@ def open_codes(hparams, source):
     return stored
 
 
-def extract_command(hparams, source, n_codebooks):
-    """The command that completes the stored codes."""
-    folders, stored = hparams["data_folder"], str(hparams["codes_folder"])
-    data = []
-    if folders:
-        several = isinstance(folders, list)
-        data = ["--data_folder", f"[{', '.join(folders)}]" if several else str(folders)]
-    command = ["python", "recipes/extract_codes.py", stored, *data, "--codec", source]
-    return shlex.join([*command, "--n_codebooks", str(n_codebooks)])
-
-
 def build_data(hparams, output, source, stored):
     """Manifests, random crops to train on, fixed ones to validate on."""
-    folders = hparams["data_folder"] or [str(speech_folder()), str(sound_folder())]
+    folders = hparams["data_folder"] or corpus_folders()
     save, max_unusable = hparams["save_folder"], hparams["max_unusable"]
     if holds_shards(folders):
         random_crops = ShardCrops
@@ -131,7 +120,7 @@ def build_data(hparams, output, source, stored):
         opened = stored.of_manifests(
             manifests["train"] + manifests["valid"],
             hparams["n_codebooks"],
-            extract_command(hparams, source, stored.info.n_codebooks),
+            stored.extract_command(hparams["data_folder"], source),
         )
         codes = {"train": opened[: len(corpora)], "valid": opened[len(corpora) :]}
         unreadable = [item for files in opened for item in files.unreadable]

@@ -32,7 +32,7 @@ from encodecmae_sb.brains.self_train import (
     store_targets,
     wait_until,
 )
-from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.clusters import find_clusters
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
@@ -65,7 +65,7 @@ def prepare_data(hparams, output):
     if folders:
         check_folders(folders)
     else:
-        folders = [str(speech_folder()), str(sound_folder())]
+        folders = corpus_folders()
         if if_main_process():
             print(
                 "DEMONSTRATION: no --data_folder was given, so this run trains on the\n"

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from encodecmae_sb.brains.codec import CodecBrain, codec_report, init_seanet_
-from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.unusable import UnusableFiles
@@ -34,7 +34,7 @@ def main(argv):
         # Codebooks are learnt from one process's frames; several would drift apart.
         raise UserError("The codec trains in one process: start it without torchrun.")
     output = Path(hparams["output_folder"])
-    folders = hparams["data_folder"] or [speech_folder(), sound_folder()]
+    folders = hparams["data_folder"] or corpus_folders()
     corpora = prepare_corpora(folders, hparams["save_folder"], hparams["max_unusable"])
     unusable = UnusableFiles(
         output / "unusable_files.csv",

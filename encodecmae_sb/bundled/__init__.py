@@ -31,6 +31,17 @@ def sound_folder():
     return _HERE / "corpus" / "sound"
 
 
+def corpus_folders():
+    """Both corpora: what a recipe works on that is given no data folder.
+
+    Example
+    -------
+    >>> [path.name for path in corpus_folders()]
+    ['speech', 'sound']
+    """
+    return [speech_folder(), sound_folder()]
+
+
 def codec_file():
     """A small codec with EnCodec's interface, trained on synthetic audio.
 

@@ -14,6 +14,7 @@ stands there more than once, the last part's codes count.
 
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -184,6 +185,21 @@ class CodesPart:
         self.rows.append(codes)
 
 
+def data_folder_option(folders):
+    """Data folders as words of a command line, none for none.
+
+    Example
+    -------
+    >>> data_folder_option(["/data/a", "/data/b"])
+    ['--data_folder', '[/data/a, /data/b]']
+    """
+    if not folders:
+        return []
+    several = isinstance(folders, (list, tuple))
+    text = f"[{', '.join(map(str, folders))}]" if several else str(folders)
+    return ["--data_folder", text]
+
+
 def _rows(files, n_codebooks):
     return RowFile(files.with_suffix(".codes"), "uint16", n_codebooks)
 
@@ -284,6 +300,25 @@ class StoredCodes:
                 f"codebook_size={codebook_size}, but the codec {info.codec} has "
                 f"{info.codebook_size}: give --codebook_size {info.codebook_size}."
             )
+
+    def extract_command(self, data_folder, codec):
+        """The command that extracts what is missing.
+
+        Arguments
+        ---------
+        data_folder : str, Path, list of them or None
+            None: the demonstration.
+        codec : str
+            Source of the codec.
+
+        Returns
+        -------
+        str
+        """
+        options = [*data_folder_option(data_folder), "--codec", codec]
+        options += ["--n_codebooks", str(self.info.n_codebooks)]
+        script = ["python", "recipes/extract_codes.py", str(self.folder)]
+        return shlex.join([*script, *options])
 
     def of_manifests(self, manifests, n_codebooks, command):
         """Codes of the files of several manifests.

@@ -266,8 +266,7 @@ class MaskedCodecLoss(nn.Module):
         -------
         MaskedLoss
         """
-        own = self.count(masked, valid)
-        counts = own if counts is None else counts
+        counts = self.count(masked, valid) if counts is None else counts
         hidden, visible = _split(masked, valid)
         with torch.autocast(logits.device.type, enabled=False):
             # One copy in float32 for both: in bf16 argmax is several times slower.
@@ -291,7 +290,7 @@ class MaskedCodecLoss(nn.Module):
                 visible_loss=visible_loss,
                 masked_ce=masked_ce.detach(),
                 visible_ce=visible_ce.detach(),
-                masked_accuracy=mean(right, hidden, own[0]),
+                masked_accuracy=mean(right, hidden, hidden.sum().float()),
             )
 
 
