@@ -303,6 +303,11 @@ class BenchmarkBrain(PretrainBrain):
         self.on_stage_start(Stage.TRAIN)
         self.modules.train()
 
+    def share_gradients(self):
+        """Under torchrun: every step goes by the mean gradient of all processes."""
+        self._wrap_distributed()
+        self.init_optimizers()
+
     def run_step(self, batch):
         """What training does with a batch, from its arrival to the optimizer."""
         self.step += 1

@@ -5,7 +5,7 @@ r"""Measures speed: where the time of a training step goes, and what each settin
     python recipes/benchmark.py hparams/base.yaml --only step,float32,compiled
 
 Weights and codes are random, the audio is the speech in this repository; nothing is
-fetched. Four things are measured, all of them unless --only names some:
+fetched. Five things are measured, all of them unless --only names some:
 
 * `step`: the time of a step by part, from the loader to the optimizer, and the model
   FLOP utilisation: 3 x the counted operations of the forward pass, over the time of
@@ -17,7 +17,9 @@ fetched. Four things are measured, all of them unless --only names some:
 * `embedding`: seconds of audio per second, by length of file, batch and precision, and
   the error of bf16 against float32;
 * `loader`: seconds of audio per second out of FLAC files at 16 kHz, against what the
-  step as configured consumes.
+  step as configured consumes;
+* `processes`: crops per second of one process and of several that share the crops of
+  a step, as under torchrun. On a CPU they share the cores, too; on GPUs each has one.
 
 Any key of the yaml may be given, too (`--num_layers 20`). Writes `benchmark.json`.
 """
@@ -28,6 +30,7 @@ import functools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -45,7 +48,9 @@ from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import build_encodec
 
 CONFIGURED = "as configured"
-SECTIONS = ("step", "settings", "embedding", "loader")
+TOGETHER = "together.json"  # from several processes to the one that started them
+REPEATS = {"cuda": 5}  # steps in a row, so that a GPU has its queue filled
+SECTIONS = ("step", "settings", "embedding", "loader", "processes")
 # What is compared: how to change the brain, whether the codec runs in the step, what
 # to say of it.
 SETTINGS = {
@@ -90,7 +95,7 @@ def parse(argv):
     parser.add_argument("--num_workers", type=int, default=2, help="of the loader")
     parser.add_argument(
         "--only",
-        default="step,settings,embedding,loader",
+        default=",".join(SECTIONS),
         help=f"from {', '.join(SECTIONS)}, or settings: {', '.join(SETTINGS)}",
     )
     parser.add_argument(
@@ -101,6 +106,9 @@ def parse(argv):
     )
     parser.add_argument("--data_folder", nargs="*", help="audio for the loader")
     parser.add_argument("--file_seconds", default="1,4,10,60", help="to embed")
+    parser.add_argument(
+        "--processes", type=int, nargs="+", help="default: 1 2; with GPUs one on each"
+    )
     parser.add_argument("--output_folder", type=Path, help="for benchmark.json")
     args, keys = parser.parse_known_args(argv)
     if not Path(args.hparams).is_file():
@@ -114,6 +122,16 @@ def parse(argv):
             f"--only {', '.join(sorted(unknown))}: allowed are {', '.join(SECTIONS)} "
             f"and {', '.join(SETTINGS)}."
         )
+    if args.processes is None:
+        most = torch.cuda.device_count() if args.device.startswith("cuda") else 2
+        fitting = [n for n in range(1, most + 1) if args.batch_size % n == 0]
+        args.processes = sorted({1, fitting[-1]})
+    for count in args.processes:
+        if count < 1 or args.batch_size % count:
+            raise UserError(
+                f"batch_size={args.batch_size} crops cannot be shared evenly among "
+                f"{count} processes: give --processes or --batch_size."
+            )
     if args.output_folder is None:
         args.output_folder = Path("results/benchmark") / Path(args.hparams).stem
     return args, keys
@@ -126,6 +144,7 @@ def build(args, keys, scratch):
     file, run_opts, overrides = sb.parse_arguments(
         [args.hparams, "--device", args.device, "--noprogressbar", *keys]
     )
+    sb.utils.distributed.ddp_init_group(run_opts)
     with open(file, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream, overrides)
     if args.codec == "random_encodec":
@@ -145,11 +164,56 @@ def build(args, keys, scratch):
     return brain, hparams
 
 
+def make_batch(args, hparams, size, seed=0):
+    """Random crops as long as the command line says."""
+    return bench.random_batch(
+        size,
+        int(args.seconds * hparams["sample_rate"]),
+        hparams["n_codebooks"],
+        hparams["codebook_size"],
+        seed,
+    )
+
+
+def step_together(args, keys, scratch):
+    """What each process does under torchrun: its share of the crops of every step.
+
+    Returns
+    -------
+    dict
+        `processes`, and the `crops_per_second` of all of them together.
+    """
+    if args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    brain, hparams = build(args, keys, scratch)
+    brain.share_gradients()
+    device, count = torch.device(brain.device), brain.world_size
+    batch = make_batch(args, hparams, args.batch_size // count, brain.rank or 0)
+    batch = batch.to(device)
+
+    def steps(number):
+        torch.distributed.barrier()
+        for _ in range(number):
+            brain.run_step(batch)
+        bench.synchronize(device)
+        torch.distributed.barrier()
+
+    steps(2)  # of warm-up
+    number = args.steps * REPEATS.get(device.type, 1)
+    seconds = bench.time_call(lambda: steps(number), device)
+    return {
+        "processes": count,
+        "crops_per_second": number * args.batch_size / seconds,
+    }
+
+
 class Benchmark:
     """All measurements of one run.
 
     Arguments
     ---------
+    argv : list of str
+        What `args` were made of.
     args : argparse.Namespace
     brain : BenchmarkBrain
     hparams : dict
@@ -157,18 +221,14 @@ class Benchmark:
         For files that are needed in between.
     """
 
-    def __init__(self, args, brain, hparams, scratch):
-        self.args, self.brain, self.hparams = args, brain, hparams
+    def __init__(self, argv, args, brain, hparams, scratch):
+        self.argv, self.args = argv, args
+        self.brain, self.hparams = brain, hparams
         self.scratch = scratch
         self.device = torch.device(brain.device)
         self.samples = int(args.seconds * hparams["sample_rate"])
-        self.batch = bench.random_batch(
-            args.batch_size,
-            self.samples,
-            hparams["n_codebooks"],
-            hparams["codebook_size"],
-        )
-        self.repeats = 5 if self.device.type == "cuda" else 1
+        self.batch = make_batch(args, hparams, args.batch_size)
+        self.repeats = REPEATS.get(self.device.type, 1)
         self.rates = []
         self.flops = args.batch_size * bench.count_flops(
             hparams["model"], hparams["masker"], self.samples
@@ -309,6 +369,26 @@ class Benchmark:
             row["ratio"] = delivers / row["consumes"]
         return row
 
+    def processes(self):
+        """Crops per second by number of processes."""
+        rows = []
+        for count in tqdm(self.args.processes, desc="processes"):
+            output = self.scratch / f"{count}_processes"
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command += [f"--nproc_per_node={count}", __file__, *self.argv]
+            command += ["--output_folder", str(output)]
+            if self.device.type == "cpu":
+                command += ["--distributed_backend", "gloo"]
+            threads = max(1, torch.get_num_threads() // count)
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            ended = subprocess.run(
+                command, env=environment, capture_output=True, text=True
+            )
+            if ended.returncode:
+                raise RuntimeError(f"{count} processes failed:\n{ended.stderr}")
+            rows.append(json.loads((output / TOGETHER).read_text(encoding="utf-8")))
+        return rows
+
     def run(self):
         """Everything that was asked for, as one dict."""
         only = self.args.only
@@ -335,6 +415,8 @@ class Benchmark:
             results["embedding"] = self.embedding()
         if "loader" in only:
             results["loader"] = self.loader(step_seconds)
+        if "processes" in only:
+            results["processes"] = self.processes()
         # All by the same rate, the median over the whole run.
         for row in (results.get("step"), *results.get("settings", {}).values()):
             if row is not None:
@@ -403,7 +485,21 @@ def tables(results):
                 f", {loader['ratio']:.1f} times the {loader['consumes']:.1f} that the "
                 "step consumes"
             )
+    if processes := results.get("processes"):
+        lines.append("\nProcesses that share a step   crops a second   ratio")
+        for row in processes:
+            ratio = row["crops_per_second"] / processes[0]["crops_per_second"]
+            lines.append(
+                f"  {row['processes']:2d} {row['crops_per_second']:41.2f} {ratio:7.2f}"
+            )
     return "\n".join(lines)
+
+
+def write(path, results):
+    """A file of results that is whole or not there."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def main(argv):
@@ -411,12 +507,16 @@ def main(argv):
     args, keys = parse(argv)
     args.output_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        brain, hparams = build(args, keys, Path(scratch))
-        results = Benchmark(args, brain, hparams, Path(scratch)).run()
+        scratch = Path(scratch)
+        if "RANK" in os.environ:  # one of the processes that `processes` starts
+            together = step_together(args, keys, scratch)
+            if sb.utils.distributed.if_main_process():
+                write(args.output_folder / TOGETHER, together)
+            return
+        brain, hparams = build(args, keys, scratch)
+        results = Benchmark(argv, args, brain, hparams, scratch).run()
     path = args.output_folder / "benchmark.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write(path, results)
     print(tables(results))
     print(f"\nWritten to {path}")
 

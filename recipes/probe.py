@@ -5,11 +5,11 @@ r"""Probes frozen representations: what is an encoder worth?
         --encoders "[logmel, random, results/base/1234/encoder]"
     python recipes/probe.py hparams/probe_mini.yaml --layers True
 
-Every clip becomes one vector, the mean of its frames over time; linear and MLP
-probes are trained on the vectors, chosen on the validation set, and tested, as in
-HEAREval. `encoders` are any number of folders that a recipe exported, names of
-published weights, `random` (the architecture of the first encoder named, with new
-weights) and `logmel` (mean and deviation over time of log-mel frames). "{fold}" in
+Every clip becomes one vector, mean and deviation of its frames over time (`pooling`);
+linear and MLP probes are trained on the vectors, chosen on the validation set, and
+tested, as in HEAREval. `encoders` are any number of folders that a recipe exported,
+names of published weights, `random` (the architecture of the first encoder named, with
+new weights) and `logmel` (mean and deviation over time of log-mel frames). "{fold}" in
 a folder's path stands for the name of the fold that is tested.
 
 Makes, in the output folder: `metrics.json`; `probes.csv`, every probe that was
@@ -74,6 +74,11 @@ def check_settings(hparams):
             raise UserError(f"{key}={hparams[key]}: allowed are True, False.")
     check_whole("repeats", hparams["repeats"], 1)
     check_whole("encode_batch_size", hparams["encode_batch_size"], 1)
+    if hparams["pooling"] not in ("mean", "mean_std"):
+        raise UserError(
+            f"pooling={hparams['pooling']}: allowed are mean, mean_std. What learns, "
+            "such as attentive pooling, is for recipes/classify.py."
+        )
     layer = hparams["layer"]
     if layer not in ("last", "last_no_norm"):
         if not isinstance(layer, int) or isinstance(layer, bool):
@@ -202,7 +207,7 @@ class Comparison:
                 layer=hparams["layer"],
                 pretrained=name != RANDOM,
             )
-            pooling, made = "mean", encoder_yaml(lobe.encoder)
+            pooling, made = hparams["pooling"], encoder_yaml(lobe.encoder)
         # Of the head only the pooling is used, which is all before what is learnt.
         head = ClipHead(lobe.dim, len(self.labels), pooling=pooling)
         layer = "all" if hparams["layers"] else hparams["layer"]
@@ -355,6 +360,7 @@ def finish(comparison, rows, unusable, output):
         "folds": len(runs),
         "repeats": hparams["repeats"],
         "layer": hparams["layer"],
+        "pooling": hparams["pooling"],
         "unusable_files": unusable,
     }
     key = comparison.score_name

@@ -169,8 +169,16 @@ def test_peak_memory_is_that_since_the_reset():
         (["--only", "stepp"], "stepp: allowed are step, settings"),
         (["--steps", "0"], "steps=0"),
         (["--codec", "nothing.th"], "nothing.th"),
+        (["--processes", "1", "4"], "batch_size=2 crops cannot .* 4 proc"),
     ],
 )
 def test_bad_options(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         recipe.main(command(tmp_path, *options))
+
+
+def test_processes_share_the_crops_of_a_step(tmp_path):
+    recipe.main(command(tmp_path, "--only", "processes", "--processes", "2"))
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["processes"]
+    assert row["processes"] == 2
+    assert row["crops_per_second"] > 0

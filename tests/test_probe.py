@@ -79,6 +79,10 @@ def metrics_of(output):
     return json.loads((output / "metrics.json").read_text())
 
 
+def widths(rows):
+    return {row["encoder"]: row["width"] for row in rows}
+
+
 @pytest.fixture(scope="module")
 def finished(home):
     """A run with an encoder for each fold."""
@@ -118,7 +122,7 @@ def test_a_run_compares_encoders(home, finished):
         measured = metrics[f"{name}/accuracy_behind_best_stderr"]
         assert measured == pytest.approx(stderr, abs=1e-9)
     assert metrics["most_frequent_class"] == 0.5
-    assert {row["width"] for row in rows if row["encoder"] == "logmel"} == {"512"}
+    assert widths(rows) == {"logmel": "512", "random": "64", each: "64"}
     for name in ("metrics.json", "probes.csv", "probe.png", "clips.csv"):
         assert name in text
         assert (output / name).exists()
@@ -188,8 +192,11 @@ def test_several_labels_a_clip(home, tmp_path):
         row["label"] += ";even" if int(row["ID"]) % 4 < 2 else ""
         row["fold"] = ("train", "valid", "test")[int(row["fold"])]
     write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
-    options = {"csv": tmp_path / "clips.csv", "encoders": "logmel"}
-    run(home, tmp_path / "run", multi_label=True, **options)
+    first = f"{home}/0/encoder"
+    options = {"csv": tmp_path / "clips.csv", "encoders": f"[logmel, {first}]"}
+    run(home, tmp_path / "run", multi_label=True, pooling="mean", **options)
+    rows = read_rows(tmp_path / "run/probes.csv")
+    assert widths(rows) == {"logmel": "512", first: "32"}
     metrics = metrics_of(tmp_path / "run")
     assert 0 < metrics["logmel/mAP"] <= 1
     # One split: what deviates is the repeats.
@@ -215,6 +222,7 @@ def test_several_labels_a_clip(home, tmp_path):
         ({"batch_size": 1}, "batch_size=1"),
         ({"layer": "weighted"}, "allowed are last, last_no_norm"),
         ({"layer": 7}, "layer=7"),
+        ({"pooling": "attentive"}, "allowed are mean, mean_std"),
         ({"layer": "last_no_norm", "layers": True}, "give one of the two"),
         ({"layers": "yes please"}, "allowed are True, False"),
         ({"lrs": "[0.1, 10]"}, "up to 1"),
