@@ -8,7 +8,7 @@ from speechbrain.inference.interfaces import Pretrained
 
 from . import __version__
 from .brains.classify import probabilities
-from .export import FORMAT, encoder_yaml
+from .export import FORMAT, encoder_yaml, yaml_value
 from .inference import check_batch, read_file
 from .lobes import EnCodecMAE
 
@@ -264,7 +264,7 @@ def export_classifier(
         lobe_yaml = _ENCODER.format(
             encoder=encoder_yaml(lobe.encoder),
             lobe=lobe,
-            piece_seconds=_plain(seconds),
+            piece_seconds=yaml_value(seconds),
         )
     text = _YAML.format(
         version=__version__,
@@ -277,7 +277,7 @@ def export_classifier(
         ),
         lobe=lobe_yaml,
         head=head,
-        hidden_size=_plain(head.hidden_size),
+        hidden_size=yaml_value(head.hidden_size),
     )
     (folder / "hyperparams.yaml").write_text(text, encoding="utf-8")
     (folder / "custom_interface.py").write_text(_INTERFACE, encoding="utf-8")
@@ -294,7 +294,3 @@ def export_classifier(
         + f"Classes: {shown}\n",
     )
     (folder / "README.md").write_text(readme, encoding="utf-8")
-
-
-def _plain(value):
-    return "null" if value is None else value

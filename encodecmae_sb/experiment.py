@@ -1,22 +1,31 @@
 """How every recipe begins and ends."""
 
 import contextlib
+import difflib
 import json
 import os
 import re
+import shutil
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
+import yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
+from .brains.checkpointer import check_writable
 from .errors import UserError
 
 
 def start_experiment(argv):
     """Parses the command line, loads the yaml, makes the output folder.
+
+    With `--debug` all that is made goes to a folder `debug` in the output folder, which
+    is emptied first: a few batches must not take the place of a trained model.
 
     Arguments
     ---------
@@ -33,21 +42,54 @@ def start_experiment(argv):
     Raises
     ------
     UserError
-        If the output folder cannot be written to.
+        If the yaml has no such key, or the output folder cannot be written to.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
         raise FileNotFoundError(f"No such hyperparameter file: {hparams_file}")
     sb.utils.distributed.ddp_init_group(run_opts)
+    named = re.findall(r"^(\w+):", overrides, flags=re.MULTILINE)
+    text = Path(hparams_file).read_text(encoding="utf-8")
+    _check_keys(named, text, hparams_file)
+    if run_opts.debug and not run_opts.debug_persistently:
+        # The checkpoints, too: otherwise SpeechBrain forgets them where they are
+        # needed, and the next run would find those of this one.
+        run_opts = replace(
+            run_opts,
+            debug_persistently=True,
+            overridden_args={*run_opts.overridden_args, "debug_persistently"},
+        )
+        # Tags name what to build; here only the folder matters.
+        resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+        values = {key.value: value.value for key, value in resolved.value}
+        folder = str(Path(values["output_folder"]) / "debug")
+        overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
+        overrides += f"\noutput_folder: {json.dumps(folder)}\n"
+        if if_main_process():
+            shutil.rmtree(folder, ignore_errors=True)
+        ddp_barrier()
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    check_writable(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    named = re.findall(r"^(\w+):", overrides, flags=re.MULTILINE)
     return hparams, run_opts, set(named)
+
+
+def _check_keys(named, text, hparams_file):
+    """Makes sure that a yaml has the keys that are to be overridden."""
+    known = re.findall(r"(?m)^(\w+):", text)
+    for key in named:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 3)
+            raise UserError(
+                f"--{key}: there is no such key in {hparams_file}, nor such a run "
+                "option of SpeechBrain. "
+                + (f"Is it --{' or --'.join(close)}?" if close else "See the file.")
+            )
 
 
 @contextlib.contextmanager
@@ -122,11 +164,11 @@ def main_process_first(function, *args):
     object
         The function's result in this process.
     """
-    if sb.utils.distributed.if_main_process():
+    if if_main_process():
         result = function(*args)
-        sb.utils.distributed.ddp_barrier()
+        ddp_barrier()
         return result
-    sb.utils.distributed.ddp_barrier()
+    ddp_barrier()
     return function(*args)
 
 

@@ -130,6 +130,17 @@ encoder: !new:encodecmae_sb.lobes.AudioEncoder
         shared_ffn: {transformer.shared_ffn}"""
 
 
+def yaml_value(value):
+    """A plain value as it stands in a yaml.
+
+    Example
+    -------
+    >>> yaml_value(None), yaml_value(0.5), yaml_value("last")
+    ('null', '0.5', "'last'")
+    """
+    return "null" if value is None else repr(value)
+
+
 def _front_end_yaml(front_end):
     if isinstance(front_end, CodecLatents):
         return (
@@ -227,6 +238,11 @@ def check_folder(folder, key="encoder"):
             f"{folder} has format {keys['format']}; this version of encodecmae_sb "
             f"({__version__}) reads format {FORMAT}. Export it again with this "
             "version, or install the one that made it (named in hyperparams.yaml)."
+        )
+    if key == "encoder" and "head" in keys:
+        raise UserError(
+            f"{folder} holds a recogniser or a classifier. Give the folder of an "
+            "encoder, such as OUTPUT_FOLDER/encoder of recipes/pretrain.py."
         )
     return folder
 

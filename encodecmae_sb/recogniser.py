@@ -9,7 +9,7 @@ from speechbrain.inference.interfaces import Pretrained
 
 from . import __version__
 from .errors import UserError
-from .export import FORMAT, encoder_yaml
+from .export import FORMAT, encoder_yaml, yaml_value
 from .inference import check_batch, read_file
 from .tokens import BLANK
 
@@ -24,7 +24,7 @@ lobe: !new:encodecmae_sb.lobes.EnCodecMAE
     input_sample_rate: {lobe.input_sample_rate}
     layer: {lobe.layer}
     output_norm: {lobe.output_norm}
-    piece_seconds: {lobe.piece_seconds}
+    piece_seconds: {piece_seconds}
 
 head: !new:encodecmae_sb.lobes.CTCHead
     input_size: {head.input_size}
@@ -169,9 +169,10 @@ def export_recogniser(
         format=FORMAT,
         encoder=encoder_yaml(lobe.encoder),
         lobe=lobe,
+        piece_seconds=yaml_value(lobe.piece_seconds),
         head=head,
         beam_search="\n".join(
-            f"    {name}: {value!r}" for name, value in beam_search.items()
+            f"    {name}: {yaml_value(value)}" for name, value in beam_search.items()
         ),
         language_model=(
             "\n        language_model: !ref <language_model>"

@@ -44,20 +44,42 @@ PROTOCOLS = ("frozen", "finetuned")
 
 def load_sets(hparams):
     """Training, validation and test sets, as the yaml names them."""
+    given = [part for part in ("train", "valid", "test") if hparams[f"{part}_csv"]]
+    if given and len(given) < 3 and not hparams["data_folder"]:
+        raise UserError(
+            f"Of train_csv, valid_csv and test_csv only {', '.join(given)} given, and "
+            "no data_folder whose parts could stand for the rest: give all three."
+        )
     folder = hparams["data_folder"] or speech_folder()
     save, share = hparams["save_folder"], hparams["max_unusable"]
 
     def load(part):
         files, splits = hparams[f"{part}_csv"], hparams[f"{part}_splits"]
         if files is None:
+            splits = [splits] if isinstance(splits, str) else splits
             groups = [[split] for split in splits] if part == "test" else [splits]
             return [librispeech_set(folder, names, save, share) for names in groups]
         files = [files] if isinstance(files, str) else files
+        if part != "test" and len(files) > 1:
+            raise UserError(f"{part}_csv={files}: give one manifest.")
         rate = hparams["source_sample_rate"]
         return [manifest_set(file, folder, rate, share) for file in files]
 
     (train,), (valid,) = load("train"), load("valid")
     return train, valid, load("test")
+
+
+def set_names(sets):
+    """A short name for each set, no two the same."""
+    names = []
+    for part in sets:
+        stem = name = Path(part.name).stem
+        count = 0
+        while name in names:
+            count += 1
+            name = f"{stem}_{count}"
+        names.append(name)
+    return names
 
 
 def make_tokens(hparams, train):
@@ -135,8 +157,7 @@ def main(argv):
         "steps": brain.optimizer_step,
         "left_out": len(unusable),
     }
-    for part in tests:
-        name = Path(part.name).stem
+    for name, part in zip(set_names(tests), tests, strict=True):
         figures = brain.evaluate_set(
             speech_dataset(part, tokens, rate), searcher, output / f"wer_{name}.txt"
         )

@@ -122,8 +122,18 @@ def parse(argv):
             f"--only {', '.join(sorted(unknown))}: allowed are {', '.join(SECTIONS)} "
             f"and {', '.join(SETTINGS)}."
         )
+    try:
+        args.file_seconds = [float(seconds) for seconds in args.file_seconds.split(",")]
+    except ValueError as error:
+        raise UserError(f"file_seconds={args.file_seconds}: {error}.") from error
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"device={args.device} cannot be used: {why}") from error
     if args.processes is None:
-        most = torch.cuda.device_count() if args.device.startswith("cuda") else 2
+        # A GPU that is named by its number is the only one to use.
+        most = {"cpu": 2, "cuda": torch.cuda.device_count()}.get(args.device, 1)
         fitting = [n for n in range(1, most + 1) if args.batch_size % n == 0]
         args.processes = sorted({1, fitting[-1]})
     for count in args.processes:
@@ -342,7 +352,7 @@ class Benchmark:
         """Times real time by length, batch and precision; the error of bf16."""
         encoder = self.hparams["model"].encoder.eval()
         rows = []
-        lengths = [float(s) for s in self.args.file_seconds.split(",")]
+        lengths = self.args.file_seconds
         cases = [(seconds, size) for seconds in lengths for size in (1, 16)]
         for seconds, size in tqdm(cases, desc="embedding"):
             row = {"file_seconds": seconds, "batch": size}
@@ -372,6 +382,8 @@ class Benchmark:
     def processes(self):
         """Crops per second by number of processes."""
         rows = []
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the processes need it
         for count in tqdm(self.args.processes, desc="processes"):
             output = self.scratch / f"{count}_processes"
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -385,8 +397,10 @@ class Benchmark:
                 command, env=environment, capture_output=True, text=True
             )
             if ended.returncode:
-                raise RuntimeError(f"{count} processes failed:\n{ended.stderr}")
-            rows.append(json.loads((output / TOGETHER).read_text(encoding="utf-8")))
+                print(ended.stderr, file=sys.stderr)
+                rows.append({"processes": count, "crops_per_second": None})
+            else:
+                rows.append(json.loads((output / TOGETHER).read_text(encoding="utf-8")))
         return rows
 
     def run(self):
@@ -488,10 +502,10 @@ def tables(results):
     if processes := results.get("processes"):
         lines.append("\nProcesses that share a step   crops a second   ratio")
         for row in processes:
-            ratio = row["crops_per_second"] / processes[0]["crops_per_second"]
-            lines.append(
-                f"  {row['processes']:2d} {row['crops_per_second']:41.2f} {ratio:7.2f}"
-            )
+            speed, one = row["crops_per_second"], processes[0]["crops_per_second"]
+            ratio = f"{speed / one:7.2f}" if speed and one else ""
+            speed = f"{speed:41.2f}" if speed else f"{'failed, see above':>41s}"
+            lines.append(f"  {row['processes']:2d} {speed} {ratio}".rstrip())
     return "\n".join(lines)
 
 

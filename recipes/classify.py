@@ -1,7 +1,7 @@
 r"""Classifies recordings with a pretrained encoder: train, test, export.
 
     python recipes/classify.py hparams/classify_mini.yaml
-    python recipes/classify.py hparams/classify_esc50.yaml --data_folder /data/ESC-50 \\
+    python recipes/classify.py hparams/classify_esc50.yaml --data_folder /data/ESC-50 \
         --encoder_folder results/base/1234/encoder
     python recipes/classify.py hparams/classify_mini.yaml --csv clips.csv
 

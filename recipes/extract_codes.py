@@ -1,7 +1,7 @@
 r"""Encodes whole corpora once, so that pretraining need not do it in every step.
 
     python recipes/extract_codes.py codes --data_folder /data/LibriSpeech
-    torchrun --standalone --nproc_per_node=8 recipes/extract_codes.py codes \\
+    torchrun --standalone --nproc_per_node=8 recipes/extract_codes.py codes \
         --data_folder "[/data/LibriSpeech, /data/fma]"
     python recipes/pretrain.py hparams/base.yaml --data_folder ... --codes_folder codes
 

@@ -13,7 +13,8 @@ WebDataset layout reads the shards; pretraining reads them in place, from a disk
 network file system that is mounted.
 
 `--index` indexes shards that came from elsewhere: tar files in which the files of an
-item have one name, and one of them is WAV, FLAC, OGG or MP3.
+item have one name, and one of them is WAV, FLAC, OGG or MP3. Of shards that were
+packed here it makes the indexes again.
 
 Makes, in the shards folder: the shards; an index beside each, `NAME.tar.csv`;
 `shards.json`; `unusable_files.csv`. A run that was interrupted goes on when the same

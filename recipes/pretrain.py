@@ -2,7 +2,7 @@ r"""Pretrains EnCodecMAE: hide half of the audio, predict its codes.
 
     python recipes/pretrain.py hparams/mini.yaml
     python recipes/pretrain.py hparams/base.yaml --data_folder /data/LibriSpeech
-    torchrun --standalone --nproc_per_node=8 recipes/pretrain.py hparams/base.yaml \\
+    torchrun --standalone --nproc_per_node=8 recipes/pretrain.py hparams/base.yaml \
         --data_folder "[/data/LibriSpeech, /data/fma]"
 
 Without a data folder the run is a demonstration on the small corpus in this

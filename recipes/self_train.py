@@ -1,7 +1,7 @@
 r"""Self-training: what an encoder has learnt becomes the target of the next one.
 
     python recipes/self_train.py hparams/self_train_mini.yaml
-    python recipes/self_train.py hparams/self_train_base.yaml \\
+    python recipes/self_train.py hparams/self_train_base.yaml \
         --data_folder /data/LibriSpeech --teacher results/base/1234/encoder
 
 The teacher embeds clips; k-means finds clusters in its last layer's activations;

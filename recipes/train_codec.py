@@ -33,15 +33,24 @@ def main(argv):
     if torch.distributed.is_initialized():
         # Codebooks are learnt from one process's frames; several would drift apart.
         raise UserError("The codec trains in one process: start it without torchrun.")
-    output = Path(hparams["output_folder"])
-    folders = hparams["data_folder"] or corpus_folders()
-    corpora = prepare_corpora(folders, hparams["save_folder"], hparams["max_unusable"])
+    begin, end = hparams["quantize_from"], hparams["training_steps"]
+    if not 0 < begin < end:
+        raise UserError(
+            f"quantize_from={begin}, training_steps={end}: the codebooks start after "
+            "quantize_from steps, which must be fewer than training_steps and above 0."
+        )
+    output, save = Path(hparams["output_folder"]), Path(hparams["save_folder"])
+    share = hparams["max_unusable"]
+    corpora = prepare_corpora(hparams["data_folder"] or corpus_folders(), save, share)
+    heldout = []
+    if hparams["valid_folder"]:
+        heldout = prepare_corpora(hparams["valid_folder"], save / "valid", share)
     unusable = UnusableFiles(
         output / "unusable_files.csv",
-        sum(corpus.num_files for corpus in corpora),
-        hparams["max_unusable"],
+        sum(corpus.num_files for corpus in corpora + heldout),
+        share,
     )
-    for corpus in corpora:
+    for corpus in corpora + heldout:
         unusable.add(corpus.unusable)
     train = RandomCrops(
         [corpus.train_csv for corpus in corpora],
@@ -50,12 +59,8 @@ def main(argv):
         hparams["seed"],
         hparams["corpus_weights"],
     )
-    valid = corpora
-    if hparams["valid_folder"]:
-        valid_save = Path(hparams["save_folder"]) / "valid"
-        valid = prepare_corpora(hparams["valid_folder"], valid_save)
     valid = FixedCrops(
-        [corpus.valid_csv for corpus in valid],
+        [corpus.valid_csv for corpus in heldout or corpora],
         hparams["valid_items"],
         crop_seconds=4.0,
         sample_rate=hparams["sample_rate"],

@@ -21,7 +21,13 @@ from encodecmae_sb.data.speech import (
     manifest_set,
 )
 from encodecmae_sb.export import export_encoder
-from encodecmae_sb.lobes import AudioEncoder, CTCHead, LogMel, ResiDualTransformer
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    CTCHead,
+    EnCodecMAE,
+    LogMel,
+    ResiDualTransformer,
+)
 from encodecmae_sb.tokens import Tokens, check_characters
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +84,10 @@ def command(output, encoder, corpus, **options):
 def finished(request, tmp_path_factory, encoder, corpus):
     """The output folder of a run that went through."""
     output = tmp_path_factory.mktemp("asr") / request.param
-    execute(command(output, encoder, corpus, protocol=request.param), output.parent)
+    options = {"protocol": request.param}
+    if request.param == "frozen":
+        options["freeze_steps"] = 1000  # longer than the run
+    execute(command(output, encoder, corpus, **options), output.parent)
     return output
 
 
@@ -132,6 +141,16 @@ def test_metrics(finished):
     assert metrics["left_out"] == 0
 
 
+def test_the_sum_of_layers_learns_and_what_is_frozen_does_not(finished, encoder):
+    weights = torch.load(finished / "asr/lobe.ckpt", weights_only=True)
+    assert weights["layer_weights"].unique().numel() > 1
+    before = torch.load(encoder / "encoder.ckpt", weights_only=True)
+    same = [torch.equal(weights[f"encoder.{name}"], before[name]) for name in before]
+    assert all(same) == (finished.name == "frozen")
+    with pytest.raises(ValueError, match="holds a recogniser or a classifier"):
+        EnCodecMAE(finished / "asr")
+
+
 def test_killed_and_started_again_it_ends_the_same(encoder, corpus, tmp_path):
     options = {
         "protocol": "finetuned",
@@ -167,7 +186,11 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
         writer = csv.DictWriter(file, ["ID", "duration", "wav", "wrd"], None, "ignore")
         writer.writeheader()
         writer.writerows(rows)
-    files = {f"{part}_csv": tmp_path / "all.csv" for part in ("train", "valid", "test")}
+    files = {f"{part}_csv": tmp_path / "all.csv" for part in ("train", "valid")}
+    other = tmp_path / "other/all.csv"
+    other.parent.mkdir()
+    write_manifest(other, rows[5:9])
+    files["test_csv"] = f"[{tmp_path / 'all.csv'}, {other}]"
     run = command(
         tmp_path / "out",
         encoder,
@@ -175,6 +198,7 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
         number_of_epochs=1,
         token_type="bpe",
         vocab_size=60,
+        piece_seconds="null",
         **files,
     )
     execute(run, tmp_path)
@@ -183,18 +207,24 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
     assert str(bad) in (tmp_path / "out/left_out.csv").read_text()
     recogniser = load_recogniser(tmp_path / "out/asr")
     assert len(recogniser.hparams.tokens) == 60
+    assert isinstance(recogniser.transcribe_file(rows[1]["wav"]), str)
+    # Two manifests of one name.
+    assert len(hypotheses(tmp_path / "out/wer_all.txt")) == len(rows) - 1
+    assert len(hypotheses(tmp_path / "out/wer_all_1.txt")) == 4
+    assert {"all/wer", "all_1/wer"} < set(metrics)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (
-            {"train_splits": "[train-clean-100]"},
+            {"train_splits": "train-clean-100"},
             "no folder 'train-clean-100'. It has: small",
         ),
         ({"token_type": "bpe", "vocab_size": 5000}, "the largest that fits is"),
         ({"token_type": "word"}, "allowed are char, bpe and unigram"),
         ({"protocol": "thawed"}, "allowed are frozen, finetuned"),
+        ({"data_folder": "null", "train_csv": "x.csv"}, "give all three"),
         ({"encoder_folder": "/nowhere"}, "No such encoder folder: /nowhere"),
     ],
 )

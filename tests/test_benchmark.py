@@ -169,6 +169,8 @@ def test_peak_memory_is_that_since_the_reset():
         (["--only", "stepp"], "stepp: allowed are step, settings"),
         (["--steps", "0"], "steps=0"),
         (["--codec", "nothing.th"], "nothing.th"),
+        (["--device", "cuda:99"], "device=cuda:99 cannot be used"),
+        (["--file_seconds", "1;4"], "file_seconds=1;4"),
         (["--processes", "1", "4"], "batch_size=2 crops cannot .* 4 proc"),
     ],
 )

@@ -304,6 +304,12 @@ def test_bad_settings_end_with_a_message(home, tmp_path, options, message):
         run_here(home, tmp_path / "run", **options)
 
 
+def test_a_debug_run_goes_to_a_folder_of_its_own(home, tmp_path):
+    run(home, tmp_path / "run", debug="")
+    assert (tmp_path / "run/debug/classifier/hyperparams.yaml").exists()
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
 def test_the_command_that_makes_the_encoder_is_named(home, tmp_path):
     text = run(home, tmp_path / "run", expect=1, encoder_folder="nowhere")
     assert "python recipes/pretrain.py hparams/mini.yaml" in text

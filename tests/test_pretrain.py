@@ -18,6 +18,8 @@ from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.audio import read_audio
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.experiment import start_experiment
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 
 ROOT = Path(__file__).parent.parent
@@ -288,8 +290,21 @@ def test_the_papers_configurations_train(tmp_path, yaml):
     assert metrics["step"] == 2
 
 
-def test_debug_runs(tmp_path):
-    execute([*command(tmp_path / "run"), "--debug"], tmp_path)
+def test_a_debug_run_leaves_what_was_made_alone(tmp_path):
+    for _ in range(2):  # the second begins anew
+        text = execute([*command(tmp_path / "run"), "--debug"], tmp_path)
+        assert "step 2:" in text
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["debug"]
+    assert (tmp_path / "run/debug/encoder/encoder.ckpt").exists()
+
+
+def test_misspelt_keys_and_folders_that_cannot_be(tmp_path):
+    yaml = str(ROOT / "hparams/probe_mini.yaml")
+    with pytest.raises(UserError, match="--data_foldr: .* Is it --data_folder"):
+        start_experiment([yaml, "--data_foldr", "x"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write to output_folder="):
+        start_experiment([yaml, "--output_folder", str(tmp_path / "file/x")])
 
 
 def test_embedding_from_the_shell(finished, tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import runpy
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -433,6 +434,19 @@ def test_codes_in_the_shards(audio, packed, with_codes, tmp_path):
     assert find_packed_codes(packed) is None
     with pytest.raises(UserError, match="holds no codes"):
         find_packed_codes([packed, shards])
+
+
+def test_indexing_again_forgets_nothing(with_codes, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(with_codes[1], folder)
+    for path in folder.glob("*.tar.csv"):
+        path.unlink()
+    make_shards(folder, "--index")
+    for path in with_codes[1].glob("*.tar.csv"):
+        rows, again = read_manifest(path), read_manifest(folder / path.name)
+        assert [row["codes"] for row in rows] == [row["codes"] for row in again]
+    index = (with_codes[1] / "shards.json").read_text()
+    assert (folder / "shards.json").read_text() == index
 
 
 # The recipe

@@ -34,3 +34,10 @@ def test_a_codec_is_trained_measured_and_usable(tmp_path):
     assert "mel_ratio" in text
     assert len(list(output.glob("listen_*.wav"))) == 4
     assert Codec(output / "codec.safetensors", n_codebooks=2).codebook_size == 16
+
+
+def test_codebooks_that_would_never_start(tmp_path):
+    recipe = [ROOT / "recipes/train_codec.py", ROOT / "hparams/codec_mini.yaml"]
+    flags = ["--training_steps", "22000", "--output_folder", tmp_path / "codec"]
+    text = execute([sys.executable, *recipe, *flags], tmp_path, expect=1)
+    assert "quantize_from=22000, training_steps=22000" in text

@@ -401,7 +401,8 @@ class CodecBrain(StepBrain):
         progress = (self.optimizer_step - start) / (end - start)
         for group in self.optimizer.param_groups:
             group["lr"] = self.hparams.lr_schedule(progress)
-        if self.optimizer_step == self.hparams.quantize_from:
+        first_part = (self.step - 1) % self.grad_accumulation_factor == 0
+        if self.optimizer_step == self.hparams.quantize_from and first_part:
             self.start_codebooks()
 
     @torch.no_grad()

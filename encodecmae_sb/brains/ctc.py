@@ -156,10 +156,12 @@ class CTCBrain(ResumableBrain):
         training = stage == Stage.TRAIN
         if training and hasattr(self.hparams, "wav_augment"):
             wavs, lens = self.hparams.wav_augment(wavs, lens)
-        frozen = training and self.optimizer_step < self.hparams.freeze_steps
-        with torch.no_grad() if frozen else contextlib.nullcontext():
-            frames = self.modules.encoder(wavs, lens)
         encoder = getattr(self.modules.encoder, "module", self.modules.encoder)
+        waiting = training and self.optimizer_step < self.hparams.freeze_steps
+        # Of an encoder that stays frozen the sum of layers learns from the start.
+        apart = waiting and not encoder.freeze
+        with torch.no_grad() if apart else contextlib.nullcontext():
+            frames = self.modules.encoder(wavs, lens)
         return self.modules.head(frames, encoder.frame_lens(lens, wavs.shape[1]))
 
     def compute_objectives(self, predictions, batch, stage):

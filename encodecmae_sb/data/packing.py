@@ -5,6 +5,7 @@ A shard is a plain tar file. Each item is two or three files of one name in a ro
 and, if it is packed with its codes, `.codes.npy`, uint16, shape [T, Q].
 """
 
+import contextlib
 import io
 import json
 import os
@@ -15,14 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
 
 from .audio import AUDIO_EXTENSIONS
 from .manifest import read_manifest, split_rows
-from .shards import FORMAT, INDEX, write_rows
+from .shards import FORMAT, INDEX, read_index, write_rows
 from .tars import Member, open_source
 from .unusable import UnusableFiles
+
+logger = get_logger(__name__)
 
 # What is held in memory: so many files, or one that is larger.
 _AT_ONCE, _BYTES_AT_ONCE = 64, 1 << 28
@@ -325,8 +329,18 @@ def index_shards(folder, max_unusable=0.05):
     shards = [path for path, table in tables.items() if table]
     for path in shards:
         write_rows(f"{path}.csv", tables[path])
-    # Codes that came from elsewhere say nothing of their codec.
-    return write_index(folder, shards, None), account
+    # What was packed here stays known; codes from elsewhere say nothing of their codec.
+    codes, plan = None, ""
+    if (folder / INDEX).exists():
+        with contextlib.suppress(UserError):
+            known = read_index(folder)
+            codes, plan = known.codes, known.plan
+    if codes is None and any(row["codes"] for row in rows):
+        logger.warning(
+            f"The shards in {folder} hold codes, but no {INDEX} says of which codec: "
+            "they are not used. To use them, pack the corpus again."
+        )
+    return write_index(folder, shards, codes, plan), account
 
 
 def write_index(folder, shards, codes, plan=""):
