@@ -315,24 +315,28 @@ class Benchmark:
             prepared[name] = (changes, batch)
         seconds = {name: [] for name in prepared}
         memory = {}
-        bar = tqdm(total=(1 + self.args.steps) * len(prepared), desc="settings")
-        for turn in range(1 + self.args.steps):  # the first does not count
+        # The first round warms up. Memory has the last to itself, for its measurement
+        # gives back what the next step would have to ask for again.
+        last = 1 + self.args.steps
+        bar = tqdm(total=(1 + last) * len(prepared), desc="settings")
+        for turn in range(1 + last):
             self.measure_rate()
             for name, (changes, batch) in prepared.items():
                 bar.set_postfix_str(name)
                 with contextlib.ExitStack() as stack:
                     for change in changes:
                         stack.enter_context(change(self.brain))
-                    before = bench.reset_peak(self.device)
+                    before = bench.reset_peak(self.device) if turn == last else None
                     took = bench.time_call(
                         lambda batch=batch: self.brain.run_step(batch),
                         self.device,
                         self.repeats,
                     )
+                if turn == last:
                     peak = bench.peak_memory(self.device)
-                if turn:
-                    seconds[name].append(took)
                     memory[name] = (peak, peak and before and peak - before)
+                elif turn:
+                    seconds[name].append(took)
                 bar.update()
         bar.close()
         rows = {}
