@@ -148,6 +148,42 @@ def _is_out_of_memory(error):
     ) or "DefaultCPUAllocator" in str(error)
 
 
+def choose_device(name=None):
+    """The device of this process, after a trial.
+
+    Arguments
+    ---------
+    name : str, optional
+        Such as `cpu` or `cuda:1`; plain `cuda` is the GPU of this process under
+        torchrun, else the first. Default: `cuda` where there is one, else `cpu`.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    UserError
+        If it cannot be used.
+
+    Example
+    -------
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    exact = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
+    try:
+        torch.empty(0, device=exact)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(
+            f"--device {name}: device={exact} cannot be used: {why}. Without --device "
+            "a GPU is taken if there is one, else the CPU."
+        ) from error
+    return torch.device(exact)
+
+
 def main_process_first(function, *args):
     """Calls a function in every process, in the others after the main one.
 

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from encodecmae_sb import benchmark as bench
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import quit_on_user_errors
+from encodecmae_sb.experiment import choose_device, quit_on_user_errors
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import build_encodec
 
@@ -126,16 +126,13 @@ def parse(argv):
         args.file_seconds = [float(seconds) for seconds in args.file_seconds.split(",")]
     except ValueError as error:
         raise UserError(f"file_seconds={args.file_seconds}: {error}.") from error
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise UserError(f"device={args.device} cannot be used: {why}") from error
+    device = choose_device(args.device)
     if args.processes is None:
         # A GPU that is named by its number is the only one to use.
         most = {"cpu": 2, "cuda": torch.cuda.device_count()}.get(args.device, 1)
         fitting = [n for n in range(1, most + 1) if args.batch_size % n == 0]
         args.processes = sorted({1, fitting[-1]})
+    args.device = str(device)
     for count in args.processes:
         if count < 1 or args.batch_size % count:
             raise UserError(
@@ -193,8 +190,6 @@ def step_together(args, keys, scratch):
     dict
         `processes`, and the `crops_per_second` of all of them together.
     """
-    if args.device == "cuda":
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     brain, hparams = build(args, keys, scratch)
     brain.share_gradients()
     device, count = torch.device(brain.device), brain.world_size

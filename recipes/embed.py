@@ -35,14 +35,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from speechbrain.inference.interfaces import foreign_class
 from tqdm import tqdm
 
 from encodecmae_sb.data.manifest import find_audio
 from encodecmae_sb.digests import weights_key
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import quit_on_user_errors
+from encodecmae_sb.experiment import choose_device, quit_on_user_errors
 from encodecmae_sb.export import check_folder
 from encodecmae_sb.lobes.pieces import PIECE, check_layer
 
@@ -109,16 +108,7 @@ def load_encoder(folder, device, precision):
     folder = check_folder(folder)
     run_opts = {"precision": precision}
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            why = str(error).partition("\n")[0]
-            raise UserError(
-                f"--device {device}: {why}. Without --device a GPU is taken if "
-                "there is one, else the CPU."
-            ) from error
-        # SpeechBrain wants to know which.
-        run_opts["device"] = "cuda:0" if device == "cuda" else device
+        run_opts["device"] = str(choose_device(device))
     return foreign_class(
         source=str(folder.resolve()),
         pymodule_file="custom_interface.py",

@@ -59,7 +59,11 @@ from encodecmae_sb.data.targets import (
     samples_at_24k,
 )
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import main_process_first, quit_on_user_errors
+from encodecmae_sb.experiment import (
+    choose_device,
+    main_process_first,
+    quit_on_user_errors,
+)
 from encodecmae_sb.lobes import Codec
 from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
 
@@ -116,20 +120,6 @@ def parse(argv):
     args.codec = args.codec or (BUNDLED if args.demonstration else OFFICIAL)
     args.folders = args.data_folder or corpus_folders()
     return args
-
-
-def choose_device(name):
-    """The device of this process."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={name} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
-    return torch.device(name)
 
 
 class PieceBatch(NamedTuple):
