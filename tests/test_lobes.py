@@ -24,8 +24,9 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
+from encodecmae_sb.lobes import loss as losses
 from encodecmae_sb.lobes.codec import CodecError
-from encodecmae_sb.lobes.model import CODEBOOK_WEIGHTS, frame_mask
+from encodecmae_sb.lobes.model import frame_mask
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 
 
@@ -273,7 +274,9 @@ def test_loss(codebooks, share):
     ce = log_sum - np.take_along_axis(x, codes.numpy()[..., None], -1)[..., 0]
     right = x.argmax(-1) == codes.numpy()
     hidden, visible = masked.numpy(), (~masked & valid).numpy()
-    weights = np.array(CODEBOOK_WEIGHTS[:codebooks] if codebooks <= 8 else [0.1] * 10)
+    weights = np.array(
+        losses.CODEBOOK_WEIGHTS[:codebooks] if codebooks <= 8 else [0.1] * 10
+    )
     weights = weights / weights.sum()
     masked_ce, visible_ce = ce[hidden].mean(0), ce[visible].mean(0)
     masked_loss, visible_loss = weights @ masked_ce, weights @ visible_ce
@@ -299,6 +302,25 @@ def test_loss_without_padding_is_the_same_as_with_none():
     everything = torch.ones(2, 10, dtype=torch.bool)
     none, given = (loss_fn(logits, codes, masked, v) for v in (None, everything))
     assert torch.equal(none.loss, given.loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 7 * 1024, 2**21])
+def test_loss_in_blocks_is_that_of_the_whole(monkeypatch, dtype, block):
+    monkeypatch.setitem(losses._BLOCK, "cpu", block)
+    values = 3 * noise(2, 10, 3, 1024)
+    codes = (997 * torch.arange(60) % 1024).view(2, 10, 3)
+    masked = torch.arange(10).expand(2, 10) < 4
+    ours, plain = (values.to(dtype).requires_grad_() for _ in range(2))
+    loss = MaskedCodecLoss(3)(ours, codes, masked)
+    loss.loss.backward()
+    ce = F.cross_entropy(plain.float().flatten(0, 2), codes.flatten(), reduction="none")
+    ce = ce.view(codes.shape)
+    assert torch.allclose(loss.masked_ce, ce[:, :4].mean((0, 1)), rtol=1e-6)
+    share = torch.where(masked, 0.9 / 8, 0.1 / 12)[..., None]
+    (MaskedCodecLoss(3).weights * share * ce).sum().backward()
+    error = (ours.grad - plain.grad).float().abs().max()
+    assert error <= torch.finfo(dtype).eps * plain.grad.abs().max()
 
 
 # Codec

@@ -156,7 +156,21 @@ class ResumableBrain(Brain):
     """A Brain with a history, that can be stopped between any two optimizer steps.
 
     Reads from the yaml: `history`.
+
+    Raises
+    ------
+    ValueError
+        If `max_grad_norm` is not positive: 0 would stop the learning, and a negative
+        number turn it round.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not self.max_grad_norm > 0:
+            raise UserError(
+                f"max_grad_norm={self.max_grad_norm}: give a positive number; 1e9 "
+                "leaves gradients as they are."
+            )
 
     @property
     def history(self):
@@ -302,21 +316,28 @@ class StepBrain(ResumableBrain):
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return loss.detach()
 
-    def check_gradients(self):
-        """Makes the optimizer skip a step whose gradients are not all finite.
+    def optimizers_step(self):
+        """Clips the gradients and makes a step, unless they are not all finite.
 
-        A fused optimizer can be told so by a number on the device; for others
-        SpeechBrain asks the device for each parameter.
+        As in SpeechBrain, which measures them twice and asks the device for each
+        parameter. A fused optimizer takes both as numbers on the device, and scales
+        gradients as it reads them.
         """
         groups = self.optimizer.param_groups
-        if not all(group.get("fused") for group in groups):
-            super().check_gradients()
+        if self.scaler.is_enabled() or not all(group.get("fused") for group in groups):
+            super().optimizers_step()
             return
         parameters = [p for group in groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.optimizer.found_inf = (~norm.isfinite()).float()
-        self.skipped_steps = self.skipped_steps + self.optimizer.found_inf
+        # The optimizer divides by it.
+        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1)
+        if self.skip_nonfinite_grads:
+            self.optimizer.found_inf = (~norm.isfinite()).float()
+            self.skipped_steps = self.skipped_steps + self.optimizer.found_inf
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
 
     def update_average(self, loss, avg_loss):
         """Keeps a training loss for later, and now and then reads those kept."""

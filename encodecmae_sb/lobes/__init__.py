@@ -4,8 +4,9 @@ from .codec import Codec
 from .encodecmae import EnCodecMAE
 from .features import CodecLatents, LogMel
 from .heads import CTCHead
+from .loss import MaskedCodecLoss
 from .masking import GapMasker
-from .model import AudioEncoder, MaskedCodecLoss, MaskedCodecModel
+from .model import AudioEncoder, MaskedCodecModel
 from .transformer import ResiDualTransformer
 
 __all__ = [

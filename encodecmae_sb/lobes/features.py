@@ -124,7 +124,8 @@ class LogMel(nn.Module):
             frames = frames - frames.mean(-1, keepdim=True)
             previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
             frames = (frames - 0.97 * previous) * self.window
-            power = torch.fft.rfft(frames, self.n_fft).abs().square().float()
+            spectrum = torch.fft.rfft(frames, self.n_fft)
+            power = (spectrum.real.square() + spectrum.imag.square()).float()
             energies = power @ self.banks  # sums of positive terms lose nothing
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std

@@ -1,0 +1,183 @@
+"""What pretraining minimises."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+# Share of each of EnCodec's first 8 codebooks in the loss (arXiv 2309.07391).
+CODEBOOK_WEIGHTS = (
+    0.22407463,
+    0.1759858,
+    0.14499009,
+    0.12150037,
+    0.10315603,
+    0.08831368,
+    0.07608274,
+    0.06589669,
+)
+
+# Logits of which there is a copy in float32 at a time: as many as the caches of a CPU
+# hold; elsewhere enough to keep the device busy (256 MiB).
+_BLOCK = {"cpu": 2**21}
+_BLOCK_ELSEWHERE = 2**26
+
+
+@dataclass
+class MaskedLoss:
+    """The loss and what it is made of; all tensors stay on the device.
+
+    Arguments
+    ---------
+    loss : torch.Tensor
+        What is minimised, scalar.
+    masked_loss, visible_loss : torch.Tensor
+        Weighted cross-entropy on hidden and on visible frames, scalars.
+    masked_ce, visible_ce : torch.Tensor
+        Cross-entropy of each codebook, unweighted, in nats, shape [Q].
+    masked_accuracy : torch.Tensor
+        Share of hidden frames whose most probable code is right, shape [Q].
+    """
+
+    loss: torch.Tensor
+    masked_loss: torch.Tensor
+    visible_loss: torch.Tensor
+    masked_ce: torch.Tensor
+    visible_ce: torch.Tensor
+    masked_accuracy: torch.Tensor
+
+
+class MaskedCodecLoss(nn.Module):
+    """Cross-entropy on hidden and, with less weight, on visible frames.
+
+    Arguments
+    ---------
+    n_codebooks : int
+        Codebooks, Q; with 8 or fewer the paper's weights of the first Q, scaled to
+        a sum of 1, with more the same weight for all.
+    masked_weight : float
+        Weight of the hidden frames; the visible ones have the rest of 1.
+
+    Example
+    -------
+    >>> logits, codes = torch.zeros(2, 10, 8, 1024), torch.zeros(2, 10, 8).long()
+    >>> masked = torch.arange(10).expand(2, 10) < 5
+    >>> loss = MaskedCodecLoss()(logits, codes, masked)
+    >>> round(loss.masked_ce[0].item(), 3)  # log(1024)
+    6.931
+    """
+
+    def __init__(self, n_codebooks=8, masked_weight=0.9):
+        super().__init__()
+        weights = torch.tensor(CODEBOOK_WEIGHTS[:n_codebooks])
+        if n_codebooks > len(CODEBOOK_WEIGHTS):
+            weights = torch.ones(n_codebooks)
+        if n_codebooks != len(CODEBOOK_WEIGHTS):
+            weights = weights / weights.sum()
+        self.register_buffer("weights", weights, persistent=False)
+        self.masked_weight = masked_weight
+
+    @staticmethod
+    def count(masked, valid=None):
+        """Numbers of hidden and of visible frames of a batch, float32, shape [2].
+
+        Arguments
+        ---------
+        masked, valid : torch.Tensor
+            As for `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        hidden, visible = _split(masked, valid)
+        return torch.stack([hidden.sum(), visible.sum()]).float()
+
+    def forward(self, logits, codes, masked, valid=None, counts=None):
+        """Computes the loss, in float32 whatever autocast says.
+
+        Arguments
+        ---------
+        logits : torch.Tensor
+            Shape [B, T, Q, K].
+        codes : torch.Tensor
+            int64, shape [B, T, Q].
+        masked : torch.Tensor
+            True at hidden frames, bool, shape [B, T].
+        valid : torch.Tensor, optional
+            False at padding, which counts neither as hidden nor as visible.
+        counts : torch.Tensor, optional
+            What the sums over hidden and over visible frames are divided by, shape
+            [2]; default: the numbers of such frames in the batch. Processes that
+            share a step give the mean of theirs: the mean of their losses is then
+            that of all their frames together.
+
+        Returns
+        -------
+        MaskedLoss
+        """
+        counts = self.count(masked, valid) if counts is None else counts
+        hidden, visible = _split(masked, valid)
+        with torch.autocast(logits.device.type, enabled=False):
+            ce, right = _CrossEntropy.apply(logits.flatten(0, 2), codes.flatten())
+            ce, right = ce.view(codes.shape), right.view(codes.shape)
+
+            def mean(values, where, count):
+                total = (values * where[..., None]).sum((0, 1))
+                return total / count.clamp(min=torch.finfo(count.dtype).tiny)
+
+            masked_ce = mean(ce, hidden, counts[0])
+            visible_ce = mean(ce, visible, counts[1])
+            masked_loss = (self.weights * masked_ce).sum()
+            visible_loss = (self.weights * visible_ce).sum()
+            share = self.masked_weight
+            return MaskedLoss(
+                loss=share * masked_loss + (1 - share) * visible_loss,
+                masked_loss=masked_loss,
+                visible_loss=visible_loss,
+                masked_ce=masked_ce.detach(),
+                visible_ce=visible_ce.detach(),
+                masked_accuracy=mean(right, hidden, hidden.sum().float()),
+            )
+
+
+def _split(masked, valid):
+    """Which frames are hidden and which visible, both bool, [B, T]."""
+    if valid is None:
+        return masked, ~masked
+    return masked & valid, ~masked & valid
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Cross-entropy in float32, block of rows by block of rows.
+
+    What torch's own computes, without its tables in float32: of the logits, of the
+    log-probabilities, and of the gradients of both.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, codes):
+        """Logits [N, K], codes [N] -> cross-entropy [N], and which are right [N]."""
+        ctx.save_for_backward(logits, codes)
+        block = _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE)
+        ctx.rows = max(1, block // logits.shape[1])
+        entropy, right = [], []
+        for x, code in zip(logits.split(ctx.rows), codes.split(ctx.rows), strict=True):
+            x = x.float()  # for argmax, too: in bf16 it is several times slower
+            entropy.append(-x.log_softmax(-1).gather(1, code[:, None])[:, 0])
+            right.append(x.argmax(-1) == code)
+        right = torch.cat(right)
+        ctx.mark_non_differentiable(right)
+        return torch.cat(entropy), right
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):
+        """Gradient of each cross-entropy [N] -> of the logits [N, K]."""
+        logits, codes = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        blocks = (t.split(ctx.rows) for t in (logits, codes[:, None], grad[:, None]))
+        for out, x, code, g in zip(result.split(ctx.rows), *blocks, strict=True):
+            out.copy_((x.float().softmax(-1) * g).scatter_add_(1, code, -g))
+        return result, None
