@@ -423,17 +423,20 @@ def checkpointed(brain):
 
 
 class Compiled:
-    """Modules as SpeechBrain's `--compile` would make them.
+    """Modules as `--compile` makes them.
 
     Arguments
     ---------
     brain : BenchmarkBrain
-        Compiles the modules that its `compile_module_keys` names.
     """
 
     def __init__(self, brain):
-        keys = brain.compile_module_keys or ["model"]
-        self.modules = {name: torch.compile(brain.modules[name]) for name in keys}
+        before = dict(brain.modules)
+        with changed(brain, "compile", True):
+            brain._compile()
+        now = brain.modules.items()
+        self.modules = {name: new for name, new in now if new is not before[name]}
+        brain.modules.update(before)
 
     @contextlib.contextmanager
     def __call__(self, brain):

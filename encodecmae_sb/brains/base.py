@@ -16,6 +16,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
+from torch._functorch import config as partitioner
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -405,6 +406,14 @@ class StepBrain(ResumableBrain):
             return tensor
         torch.distributed.all_reduce(tensor)
         return tensor / self.world_size
+
+    def _compile(self):
+        if self.compile and self.device_type == "cpu":
+            # For the gradient of a ReLU its output will do, which is kept in any case.
+            # Left to itself the compiler keeps a table of booleans beside it, and
+            # fills that value by value, which takes longer than all of the ReLU.
+            partitioner.aggressive_recomputation = True
+        super()._compile()
 
     def _wrap_distributed(self):
         super()._wrap_distributed()
