@@ -112,7 +112,7 @@ def quit_on_user_errors():
     except (UserError, FileNotFoundError) as error:
         _quit(f"\nError: {error}")
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             _quit(
                 f"\nError: out of memory: {str(error).splitlines()[0]}\n"
                 "Lower, as far as the yaml has these keys, batch_size (raising "
@@ -140,8 +140,22 @@ def _quit(message):
     os._exit(1)
 
 
-def _is_out_of_memory(error):
-    """Whether a device, or the system, had no more memory to give."""
+def is_out_of_memory(error):
+    """Whether a device, or the system, had no more memory to give.
+
+    Arguments
+    ---------
+    error : Exception
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError())
+    (True, False)
+    """
     # On a CPU torch has no class for it.
     return isinstance(
         error, (MemoryError, torch.OutOfMemoryError)

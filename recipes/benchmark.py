@@ -21,7 +21,8 @@ fetched. Five things are measured, all of them unless --only names some:
 * `processes`: crops per second of one process and of several that share the crops of
   a step, as under torchrun. On a CPU they share the cores, too; on GPUs each has one.
 
-Any key of the yaml may be given, too (`--num_layers 20`). Writes `benchmark.json`.
+Any key of the yaml may be given, too (`--num_layers 20`). Writes `benchmark.json`,
+after each of the five anew. A setting for which the memory does not do is left out.
 """
 
 import argparse
@@ -43,7 +44,11 @@ from tqdm import tqdm
 
 from encodecmae_sb import benchmark as bench
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import choose_device, quit_on_user_errors
+from encodecmae_sb.experiment import (
+    choose_device,
+    is_out_of_memory,
+    quit_on_user_errors,
+)
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import build_encodec
 
@@ -309,7 +314,7 @@ class Benchmark:
             batch = bench.without_codes(self.batch) if with_codec else self.batch
             prepared[name] = (changes, batch)
         seconds = {name: [] for name in prepared}
-        memory = {}
+        memory, too_large = {}, set()
         # The first round warms up. Memory has the last to itself, for its measurement
         # gives back what the next step would have to ask for again.
         last = 1 + self.args.steps
@@ -317,33 +322,43 @@ class Benchmark:
         for turn in range(1 + last):
             self.measure_rate()
             for name, (changes, batch) in prepared.items():
+                bar.update()
                 bar.set_postfix_str(name)
-                with contextlib.ExitStack() as stack:
-                    for change in changes:
-                        stack.enter_context(change(self.brain))
-                    before = bench.reset_peak(self.device) if turn == last else None
-                    took = bench.time_call(
-                        lambda batch=batch: self.brain.run_step(batch),
-                        self.device,
-                        self.repeats,
-                    )
+                if name in too_large:
+                    continue
+                try:
+                    with contextlib.ExitStack() as stack:
+                        for change in changes:
+                            stack.enter_context(change(self.brain))
+                        before = bench.reset_peak(self.device) if turn == last else None
+                        took = bench.time_call(
+                            lambda batch=batch: self.brain.run_step(batch),
+                            self.device,
+                            self.repeats,
+                        )
+                except Exception as error:
+                    if name == CONFIGURED or not is_out_of_memory(error):
+                        raise
+                    too_large.add(name)
+                    self.brain.optimizer.zero_grad(set_to_none=True)
+                    bench.reset_peak(self.device)  # gives back what is left of it
+                    continue
                 if turn == last:
                     peak = bench.peak_memory(self.device)
                     memory[name] = (peak, peak and before and peak - before)
                 elif turn:
                     seconds[name].append(took)
-                bar.update()
         bar.close()
         rows = {}
         for name, took in seconds.items():
+            row = rows[name] = {"what": SETTINGS[name][2] if name in SETTINGS else ""}
+            if name in too_large:
+                row["seconds"] = None
+                continue
             pairs = zip(took, seconds[CONFIGURED], strict=True)
-            rows[name] = {
-                "seconds": statistics.median(took),
-                "ratio": statistics.median(a / b for a, b in pairs),
-                "peak_bytes": memory[name][0],
-                "peak_bytes_of_the_step": memory[name][1],
-                "what": SETTINGS[name][2] if name in SETTINGS else "",
-            }
+            row["seconds"] = statistics.median(took)
+            row["ratio"] = statistics.median(a / b for a, b in pairs)
+            row["peak_bytes"], row["peak_bytes_of_the_step"] = memory[name]
         return rows
 
     @torch.no_grad()
@@ -402,8 +417,18 @@ class Benchmark:
                 rows.append(json.loads((output / TOGETHER).read_text(encoding="utf-8")))
         return rows
 
-    def run(self):
-        """Everything that was asked for, as one dict."""
+    def run(self, path):
+        """Measures everything that was asked for.
+
+        Arguments
+        ---------
+        path : Path
+            The JSON file of the results so far.
+
+        Returns
+        -------
+        dict
+        """
         only = self.args.only
         self.measure_rate()
         results = {
@@ -416,26 +441,31 @@ class Benchmark:
             "codec": self.args.codec,
             "parameters": sum(p.numel() for p in self.hparams["model"].parameters()),
         }
+
+        def measured(name, result):
+            results[name] = result
+            # All by the same rate, the median over the whole run.
+            for row in (results.get("step"), *results.get("settings", {}).values()):
+                if row is not None and row["seconds"] is not None:
+                    row["mfu"] = self.flops / row["seconds"] / self.rate
+            results["matmul_flops"] = self.rate
+            results["matmul_flops_lowest_highest"] = [min(self.rates), max(self.rates)]
+            write(path, results)
+            return result
+
         step_seconds = None
         if "step" in only:
-            results["step"] = self.step()
-            step_seconds = results["step"]["seconds"]
+            step_seconds = measured("step", self.step())["seconds"]
         names = [name for name in SETTINGS if name in only or "settings" in only]
         if names:
-            results["settings"] = self.settings(names)
-            step_seconds = results["settings"][CONFIGURED]["seconds"]
+            rows = measured("settings", self.settings(names))
+            step_seconds = rows[CONFIGURED]["seconds"]
         if "embedding" in only:
-            results["embedding"] = self.embedding()
+            measured("embedding", self.embedding())
         if "loader" in only:
-            results["loader"] = self.loader(step_seconds)
+            measured("loader", self.loader(step_seconds))
         if "processes" in only:
-            results["processes"] = self.processes()
-        # All by the same rate, the median over the whole run.
-        for row in (results.get("step"), *results.get("settings", {}).values()):
-            if row is not None:
-                row["mfu"] = self.flops / row["seconds"] / self.rate
-        results["matmul_flops"] = self.rate
-        results["matmul_flops_lowest_highest"] = [min(self.rates), max(self.rates)]
+            measured("processes", self.processes())
         return results
 
 
@@ -471,6 +501,9 @@ def tables(results):
             "\nSettings            seconds   ratio   MFU %   step's memory (MiB)"
         )
         for name, row in settings.items():
+            if row["seconds"] is None:
+                lines.append(f"  {name:15s} {'out of memory':>40s}   {row['what']}")
+                continue
             memory = row["peak_bytes_of_the_step"]
             memory = "?" if memory is None else f"{memory / 2**20:.0f}"
             lines.append(
@@ -527,9 +560,8 @@ def main(argv):
                 write(args.output_folder / TOGETHER, together)
             return
         brain, hparams = build(args, keys, scratch)
-        results = Benchmark(argv, args, brain, hparams, scratch).run()
-    path = args.output_folder / "benchmark.json"
-    write(path, results)
+        path = args.output_folder / "benchmark.json"
+        results = Benchmark(argv, args, brain, hparams, scratch).run(path)
     print(tables(results))
     print(f"\nWritten to {path}")
 

@@ -1,8 +1,10 @@
 """The benchmark: it measures what it says, whatever that comes to."""
 
+import contextlib
 import importlib.util
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -91,6 +93,32 @@ def test_embedding_and_loader(run):
     assert machine["cores"] >= 1
     assert machine["torch"] == torch.__version__
     assert text.index("processor") < text.index("whole") < text.index("Loader")
+
+
+def test_what_takes_too_much_memory_is_left_out(tmp_path, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def greedy(brain):
+        yield torch.empty(2**60)
+
+    monkeypatch.setitem(recipe.SETTINGS, "float32", ([greedy], False, "greedy"))
+    options = ("--only", "float32,unfused")
+    recipe.main(command(tmp_path, *options))
+    settings = json.loads((tmp_path / "benchmark.json").read_text())["settings"]
+    assert settings["float32"]["seconds"] is None
+    assert settings["unfused"]["seconds"] > 0
+    assert re.search("float32 +out of memory +greedy", capsys.readouterr().out)
+
+
+def test_an_interrupted_run_has_written_what_it_measured(tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe.Benchmark, "embedding", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main(command(tmp_path, "--only", "step,embedding"))
+    written = json.loads((tmp_path / "benchmark.json").read_text())
+    assert written["step"]["mfu"] > 0
+    assert "embedding" not in written
 
 
 def test_operations_are_counted_right():
