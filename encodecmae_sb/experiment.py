@@ -42,7 +42,8 @@ def start_experiment(argv):
     Raises
     ------
     UserError
-        If the yaml has no such key, or the output folder cannot be written to.
+        If the yaml has no such key, one is given twice, or the output folder cannot be
+        written to.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
@@ -80,9 +81,11 @@ def start_experiment(argv):
 
 
 def _check_keys(named, text, hparams_file):
-    """Makes sure that a yaml has the keys that are to be overridden."""
+    """Makes sure that a yaml has the keys that are to be overridden, each once."""
     known = re.findall(r"(?m)^(\w+):", text)
     for key in named:
+        if named.count(key) > 1:
+            raise UserError(f"--{key} is given {named.count(key)} times: give it once.")
         if key not in known:
             close = difflib.get_close_matches(key, known, 3)
             raise UserError(

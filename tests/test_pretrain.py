@@ -300,6 +300,8 @@ def test_a_debug_run_leaves_what_was_made_alone(tmp_path):
 
 def test_misspelt_keys_and_folders_that_cannot_be(tmp_path):
     yaml = str(ROOT / "hparams/probe_mini.yaml")
+    with pytest.raises(UserError, match="--seed is given 2 times"):
+        start_experiment([yaml, "--seed", "1", "--lr", "1", "--seed", "2"])
     with pytest.raises(UserError, match="--data_foldr: .* Is it --data_folder"):
         start_experiment([yaml, "--data_foldr", "x"])
     (tmp_path / "file").write_text("")
