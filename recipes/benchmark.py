@@ -22,7 +22,7 @@ fetched. Five things are measured, all of them unless --only names some:
   a step, as under torchrun. On a CPU they share the cores, too; on GPUs each has one.
 
 Any key of the yaml may be given, too (`--num_layers 20`). Writes `benchmark.json`,
-after each of the five anew. A setting for which the memory does not do is left out.
+after each of the five anew. A setting that runs out of memory is reported as such.
 """
 
 import argparse
@@ -322,32 +322,18 @@ class Benchmark:
         for turn in range(1 + last):
             self.measure_rate()
             for name, (changes, batch) in prepared.items():
-                bar.update()
                 bar.set_postfix_str(name)
-                if name in too_large:
-                    continue
-                try:
-                    with contextlib.ExitStack() as stack:
-                        for change in changes:
-                            stack.enter_context(change(self.brain))
-                        before = bench.reset_peak(self.device) if turn == last else None
-                        took = bench.time_call(
-                            lambda batch=batch: self.brain.run_step(batch),
-                            self.device,
-                            self.repeats,
-                        )
-                except Exception as error:
-                    if name == CONFIGURED or not is_out_of_memory(error):
-                        raise
-                    too_large.add(name)
-                    self.brain.optimizer.zero_grad(set_to_none=True)
-                    bench.reset_peak(self.device)  # gives back what is left of it
-                    continue
-                if turn == last:
-                    peak = bench.peak_memory(self.device)
-                    memory[name] = (peak, peak and before and peak - before)
-                elif turn:
-                    seconds[name].append(took)
+                if name not in too_large:
+                    before = bench.reset_peak(self.device) if turn == last else None
+                    took = self.step_with(name, changes, batch)
+                    if took is None:
+                        too_large.add(name)
+                    elif turn == last:
+                        peak = bench.peak_memory(self.device)
+                        memory[name] = (peak, peak and before and peak - before)
+                    elif turn:
+                        seconds[name].append(took)
+                bar.update()
         bar.close()
         rows = {}
         for name, took in seconds.items():
@@ -360,6 +346,23 @@ class Benchmark:
             row["ratio"] = statistics.median(a / b for a, b in pairs)
             row["peak_bytes"], row["peak_bytes_of_the_step"] = memory[name]
         return rows
+
+    def step_with(self, name, changes, batch):
+        """Seconds of a step in a setting, or None if its memory does not suffice."""
+        try:
+            with contextlib.ExitStack() as stack:
+                for change in changes:
+                    stack.enter_context(change(self.brain))
+                return bench.time_call(
+                    lambda: self.brain.run_step(batch), self.device, self.repeats
+                )
+        except Exception as error:
+            if name == CONFIGURED or not is_out_of_memory(error):
+                raise
+        # Not before the error is forgotten, which holds on to what the step had.
+        self.brain.optimizer.zero_grad(set_to_none=True)
+        bench.reset_peak(self.device)
+        return None
 
     @torch.no_grad()
     def embedding(self):

@@ -308,12 +308,14 @@ def test_loss_without_padding_is_the_same_as_with_none():
 @pytest.mark.parametrize("block", [1, 7 * 1024, 2**21])
 def test_loss_in_blocks_is_that_of_the_whole(monkeypatch, dtype, block):
     monkeypatch.setitem(losses._BLOCK, "cpu", block)
-    values = 3 * noise(2, 10, 3, 1024)
+    values = (3 * noise(2, 10, 3, 1024)).to(dtype)
     codes = (997 * torch.arange(60) % 1024).view(2, 10, 3)
+    codes[:, ::3] = values[:, ::3].argmax(-1)
     masked = torch.arange(10).expand(2, 10) < 4
-    ours, plain = (values.to(dtype).requires_grad_() for _ in range(2))
+    ours, plain = (values.clone().requires_grad_() for _ in range(2))
     loss = MaskedCodecLoss(3)(ours, codes, masked)
     loss.loss.backward()
+    assert torch.equal(loss.masked_accuracy, torch.full((3,), 0.5))
     ce = F.cross_entropy(plain.float().flatten(0, 2), codes.flatten(), reduction="none")
     ce = ce.view(codes.shape)
     assert torch.allclose(loss.masked_ce, ce[:, :4].mean((0, 1)), rtol=1e-6)

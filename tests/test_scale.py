@@ -238,7 +238,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, fused):
 
 def test_a_fused_optimizer_clips_as_speechbrain_does(tmp_path):
     batches = [bench.random_batch(2, 3200, 8, 1024, seed) for seed in range(4)]
-    batches[2].wavs[:] = 0.0  # a gradient of another size
 
     def trained(folder, fused, max_grad_norm):
         torch.manual_seed(0)
@@ -250,12 +249,14 @@ def test_a_fused_optimizer_clips_as_speechbrain_does(tmp_path):
         assert brain.optimizer_step == 4
         return torch.cat([p.detach().flatten() for p in brain.modules.parameters()])
 
-    ours, theirs = trained("a", True, 0.01), trained("b", False, 0.01)
-    free = trained("c", True, 1e9)
-    assert (ours - free).norm() > 100 * (ours - theirs).norm()
+    clipped, theirs = trained("a", True, 0.01), trained("b", False, 0.01)
+    free, also_free = trained("c", True, 1e9), trained("d", False, 1e9)
+    apart = (clipped - free).norm()
+    assert (clipped - theirs).norm() < 0.01 * apart
+    assert (free - also_free).norm() < 0.01 * apart
 
 
-@pytest.mark.parametrize("norm", [0, -1])
+@pytest.mark.parametrize("norm", [0, -1, None])
 def test_a_gradient_norm_that_is_not_positive(tmp_path, norm):
     with pytest.raises(ValueError, match=f"max_grad_norm={norm}.*positive"):
         make_brain(tmp_path, max_grad_norm=norm)

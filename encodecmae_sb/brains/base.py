@@ -167,9 +167,10 @@ class ResumableBrain(Brain):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if not self.max_grad_norm > 0:
+        norm = self.max_grad_norm
+        if not isinstance(norm, int | float) or not norm > 0:
             raise UserError(
-                f"max_grad_norm={self.max_grad_norm}: give a positive number; 1e9 "
+                f"max_grad_norm={norm}: give a positive number; 1e9 "
                 "leaves gradients as they are."
             )
 
@@ -318,11 +319,12 @@ class StepBrain(ResumableBrain):
         return loss.detach()
 
     def optimizers_step(self):
-        """Clips the gradients and makes a step, unless they are not all finite.
+        """Clips the gradients and makes a step.
 
-        As in SpeechBrain, which measures them twice and asks the device for each
-        parameter. A fused optimizer takes both as numbers on the device, and scales
-        gradients as it reads them.
+        With `skip_nonfinite_grads` not if they are not all finite. As in SpeechBrain,
+        which measures them twice and asks the device for each parameter; a fused
+        optimizer takes both as numbers on the device, and scales gradients as it
+        reads them.
         """
         groups = self.optimizer.param_groups
         if self.scaler.is_enabled() or not all(group.get("fused") for group in groups):
@@ -332,7 +334,7 @@ class StepBrain(ResumableBrain):
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # The optimizer divides by it.
-        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1)
+        self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1).float()
         if self.skip_nonfinite_grads:
             self.optimizer.found_inf = (~norm.isfinite()).float()
             self.skipped_steps = self.skipped_steps + self.optimizer.found_inf
@@ -411,7 +413,8 @@ class StepBrain(ResumableBrain):
         if self.compile and self.device_type == "cpu":
             # For the gradient of a ReLU its output will do, which is kept in any case.
             # Left to itself the compiler keeps a table of booleans beside it, and
-            # fills that value by value, which takes longer than all of the ReLU.
+            # fills that value by value, which takes longer than all of the ReLU. This
+            # is the one switch for it; what else is computed anew is cheap.
             partitioner.aggressive_recomputation = True
         super()._compile()
 

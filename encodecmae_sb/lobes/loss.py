@@ -152,7 +152,7 @@ def _split(masked, valid):
 class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy in float32, block of rows by block of rows.
 
-    What torch's own computes, without its tables in float32: of the logits, of the
+    What torch's own computes, which keeps tables in float32 of all logits, of all
     log-probabilities, and of the gradients of both.
     """
 
@@ -160,8 +160,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, codes):
         """Logits [N, K], codes [N] -> cross-entropy [N], and which are right [N]."""
         ctx.save_for_backward(logits, codes)
-        block = _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE)
-        ctx.rows = max(1, block // logits.shape[1])
+        ctx.rows = _rows_at_once(logits)
         entropy, right = [], []
         for x, code in zip(logits.split(ctx.rows), codes.split(ctx.rows), strict=True):
             x = x.float()  # for argmax, too: in bf16 it is several times slower
@@ -181,3 +180,12 @@ class _CrossEntropy(torch.autograd.Function):
         for out, x, code, g in zip(result.split(ctx.rows), *blocks, strict=True):
             out.copy_((x.float().softmax(-1) * g).scatter_add_(1, code, -g))
         return result, None
+
+
+def _rows_at_once(logits):
+    """Rows of logits [N, K] in a block."""
+    if torch.compiler.is_compiling():
+        # The compiler makes one loop of it all; a block more would be code anew.
+        return max(1, len(logits))
+    block = _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE)
+    return max(1, block // logits.shape[1])

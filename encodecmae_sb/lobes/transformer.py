@@ -138,7 +138,8 @@ class ResiDualLayer(nn.Module):
 
     def forward(self, a, r, feed_forward, valid=None):
         """Both streams after the layer, each [B, T, D]."""
-        # In the precision of the streams already here: once, not at each sum.
+        # In the precision of the streams already here: on a CPU each sum of unlike
+        # ones makes a copy. And the gradients of both are added without rounding.
         u = self.attention(a, valid).to(a.dtype)
         a = self.norm1(a + u)
         r = r + u
