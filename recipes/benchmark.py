@@ -94,9 +94,7 @@ def parse(argv):
     parser.add_argument("--batch_size", type=int, default=8, help="crops in a step")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a crop")
     parser.add_argument("--steps", type=int, default=3, help="measured per setting")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
     parser.add_argument("--num_workers", type=int, default=2, help="of the loader")
     parser.add_argument(
         "--only",
@@ -134,7 +132,8 @@ def parse(argv):
     device = choose_device(args.device)
     if args.processes is None:
         # A GPU that is named by its number is the only one to use.
-        most = {"cpu": 2, "cuda": torch.cuda.device_count()}.get(args.device, 1)
+        name = args.device or device.type
+        most = {"cpu": 2, "cuda": torch.cuda.device_count()}.get(name, 1)
         fitting = [n for n in range(1, most + 1) if args.batch_size % n == 0]
         args.processes = sorted({1, fitting[-1]})
     args.device = str(device)

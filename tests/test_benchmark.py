@@ -95,7 +95,7 @@ def test_embedding_and_loader(run):
     assert text.index("processor") < text.index("whole") < text.index("Loader")
 
 
-def test_what_takes_too_much_memory_is_left_out(tmp_path, monkeypatch, capsys):
+def test_a_setting_that_runs_out_of_memory_is_reported(tmp_path, monkeypatch, capsys):
     @contextlib.contextmanager
     def greedy(brain):
         yield torch.empty(2**60)

@@ -130,18 +130,15 @@ class PretrainBrain(StepBrain):
                 "acc": loss.masked_accuracy.mean(),
             }
         else:
-            self.add_to_sums(logits, codes, masked, batch.corpus)
+            self.add_to_sums(loss, codes, masked, batch.corpus)
         return loss.loss
 
-    def add_to_sums(self, logits, codes, masked, corpus):
+    def add_to_sums(self, loss, codes, masked, corpus):
         """Adds a validation batch to the sums over hidden frames per corpus."""
-        log_probs = logits.float().log_softmax(-1)
-        ce = -log_probs.gather(-1, codes[..., None])[..., 0]  # [B, T, Q]
-        right = (log_probs.argmax(-1) == codes).to(ce)
         q = torch.arange(codes.shape[-1], device=codes.device)
         unigram = -self.unigram[q, codes]
-        hidden = masked[..., None].to(ce)
-        for i, values in enumerate((ce, right, unigram)):
+        hidden = masked[..., None].to(unigram)
+        for i, values in enumerate((loss.ce, loss.right, unigram)):
             per_item = (values * hidden).sum(1).double().cpu()
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
         self.frames.index_add_(0, corpus.cpu(), masked.sum(1).double().cpu())

@@ -38,6 +38,10 @@ class MaskedLoss:
         Cross-entropy of each codebook, unweighted, in nats, shape [Q].
     masked_accuracy : torch.Tensor
         Share of hidden frames whose most probable code is right, shape [Q].
+    ce : torch.Tensor
+        Cross-entropy of every frame and codebook, in nats, shape [B, T, Q].
+    right : torch.Tensor
+        Whether its most probable code is right, bool, shape [B, T, Q].
     """
 
     loss: torch.Tensor
@@ -46,6 +50,8 @@ class MaskedLoss:
     masked_ce: torch.Tensor
     visible_ce: torch.Tensor
     masked_accuracy: torch.Tensor
+    ce: torch.Tensor
+    right: torch.Tensor
 
 
 class MaskedCodecLoss(nn.Module):
@@ -139,6 +145,8 @@ class MaskedCodecLoss(nn.Module):
                 masked_ce=masked_ce.detach(),
                 visible_ce=visible_ce.detach(),
                 masked_accuracy=mean(right, hidden, hidden.sum().float()),
+                ce=ce.detach(),
+                right=right,
             )
 
 
