@@ -311,7 +311,7 @@ class BenchmarkBrain(PretrainBrain):
     def run_step(self, batch):
         """What training does with a batch, from its arrival to the optimizer."""
         self.step += 1
-        loss = self.fit_batch(batch)
+        loss = self.fit_batch([batch])
         self.avg_train_loss = self.update_average(loss, self.avg_train_loss)
 
     @contextlib.contextmanager
@@ -649,7 +649,7 @@ def open_loader(folders, scratch, batch_size, seconds, num_workers, batches):
     crops = RandomCrops([corpus.train_csv for corpus in corpora], seconds)
     return DataLoader(
         crops,
-        batch_sampler=DrawSampler(batches, batch_size),
+        batch_sampler=DrawSampler(batch_size, steps=range(batches)),
         collate_fn=CropCollator(),
         num_workers=num_workers,
     )

@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from .brains.checkpointer import check_writable
 from .errors import UserError
+from .identity import yaml_identity
 
 
 def start_experiment(argv):
@@ -72,11 +73,23 @@ def start_experiment(argv):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     check_writable(hparams["output_folder"])
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
+
+    def record():
+        sb.create_experiment_directory(
+            experiment_directory=hparams["output_folder"],
+            hyperparams_to_save=hparams_file,
+            overrides=overrides,
+        )
+
+    checkpointer = hparams.get("checkpointer")
+    if checkpointer is not None:
+        hparams["yaml_identity"] = yaml_identity(text, overrides, named)
+    if checkpointer is not None and checkpointer.list_checkpoints():
+        # What stands there belongs to these checkpoints: `identify` of the Brain
+        # replaces it once it is sure that they are of this training.
+        hparams["record_experiment"] = record
+    else:
+        record()
     return hparams, run_opts, set(named)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from .digests import digest
 from .errors import UserError
 
 BLANK = 0
@@ -101,6 +102,10 @@ class Tokens:
 
     def __len__(self):
         return len(self.labels)
+
+    def digest(self):
+        """Tells vocabularies apart."""
+        return digest([self.labels, self.model.hex() if self.model else ""])
 
     def encode(self, text):
         """Text -> list of token numbers.

@@ -29,6 +29,7 @@ from encodecmae_sb.data.speech import (
     speech_dataset,
 )
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.digests import digest, weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     main_process_first,
@@ -36,10 +37,14 @@ from encodecmae_sb.experiment import (
     start_experiment,
     write_metrics,
 )
+from encodecmae_sb.export import encoder_yaml
+from encodecmae_sb.identity import named
 from encodecmae_sb.recogniser import build_searcher, export_recogniser
 from encodecmae_sb.tokens import Tokens, check_characters
 
 PROTOCOLS = ("frozen", "finetuned")
+
+_ROW = ("ID", "duration", "wrd")  # what the training depends on of an utterance
 
 
 def load_sets(hparams):
@@ -94,6 +99,13 @@ def make_tokens(hparams, train):
     )
 
 
+def encoder_identity(hparams, encoder):
+    """Which weights the training starts from."""
+    if not hparams["pretrained"]:
+        return named("random weights", digest(encoder_yaml(encoder.encoder)))
+    return named(str(hparams["encoder_folder"]), weights_key(encoder.encoder)[:12])
+
+
 def main(argv):
     """Runs the experiment that the command line describes."""
     hparams, run_opts, _ = start_experiment(argv)
@@ -146,6 +158,13 @@ def main(argv):
         checkpointer=checkpointer,
         tokens=tokens,
         unusable=unusable,
+    )
+    sets = (train, valid)
+    rows = [[row[key] for key in _ROW] for part in sets for row in part.rows]
+    brain.identify(
+        data=named([part.name for part in sets], digest(rows)),
+        encoder=encoder_identity(hparams, encoder),
+        tokens=named(f"{len(tokens)} of type {hparams['token_type']}", tokens.digest()),
     )
     brain.fit_speech(
         speech_dataset(train, tokens, rate), speech_dataset(valid, tokens, rate)

@@ -42,16 +42,17 @@ from encodecmae_sb.experiment import (
     write_metrics,
 )
 from encodecmae_sb.export import export_encoder
+from encodecmae_sb.identity import data_identity, named
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
 
 
-def choose_codec(hparams, named):
+def choose_codec(hparams, given):
     """The codec's source.
 
     Only a demonstration, and only where no codec was named, uses the bundled one.
     """
-    if hparams["data_folder"] or "codec" in named or hparams["codec"] != OFFICIAL:
+    if hparams["data_folder"] or "codec" in given or hparams["codec"] != OFFICIAL:
         return hparams["codec"]
     return BUNDLED
 
@@ -147,11 +148,20 @@ def build_data(hparams, output, source, stored):
     return corpora, train, valid, unusable
 
 
+def training_identity(hparams, source, stored, corpora):
+    """What the training depends on besides the yaml."""
+    return {
+        "data": data_identity(corpora),
+        "codec": named(source, checksum(source)),
+        "codes": "computed for each crop" if stored is None else "stored",
+    }
+
+
 def main(argv):
     """Runs the experiment that the command line describes."""
-    hparams, run_opts, named = start_experiment(argv)
+    hparams, run_opts, given = start_experiment(argv)
     output = Path(hparams["output_folder"])
-    source = choose_codec(hparams, named)
+    source = choose_codec(hparams, given)
     if if_main_process():
         announce(hparams, source)
     if hparams["data_folder"]:
@@ -182,6 +192,7 @@ def main(argv):
         unusable=unusable,
         corpora=[corpus.name for corpus in corpora],
     )
+    brain.identify(**training_identity(hparams, source, stored, corpora))
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, source, output, argv)

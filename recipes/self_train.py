@@ -47,6 +47,7 @@ from encodecmae_sb.experiment import (
     write_metrics,
 )
 from encodecmae_sb.export import export_encoder
+from encodecmae_sb.identity import data_identity, named
 from encodecmae_sb.lobes.pieces import PIECE
 
 # What centroids depend on, besides the teacher's weights and the data.
@@ -235,6 +236,11 @@ def main(argv):
             f"validating on {len(valid)}; {len(unusable)} files left out.",
             flush=True,
         )
+    brain.identify(
+        data=data_identity(corpora),
+        targets=named(f"clusters of {hparams['teacher']}", key),
+        student="goes on from the teacher" if continued else "fresh",
+    )
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, continued, reseeded, output)

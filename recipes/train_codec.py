@@ -24,6 +24,7 @@ from encodecmae_sb.experiment import (
     start_experiment,
     write_metrics,
 )
+from encodecmae_sb.identity import data_identity
 from encodecmae_sb.lobes.codec import Codec, save_codec
 
 
@@ -76,6 +77,7 @@ def main(argv):
         checkpointer=hparams["checkpointer"],
         unusable=unusable,
     )
+    brain.identify(data=data_identity(corpora + heldout))
     brain.fit_crops(train, valid)
     finish(brain, valid, output)
 

@@ -13,6 +13,8 @@ from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import environment, execute
 
+from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
+from encodecmae_sb.brains.ctc import CTCBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.speech import (
     SpeechSet,
@@ -149,6 +151,48 @@ def test_the_sum_of_layers_learns_and_what_is_frozen_does_not(finished, encoder)
     assert all(same) == (finished.name == "frozen")
     with pytest.raises(ValueError, match="holds a recogniser or a classifier"):
         EnCodecMAE(finished / "asr")
+
+
+def test_checkpoints_of_another_training(finished, encoder, corpus):
+    before = (finished / "metrics.json").read_text()
+    options = {"protocol": finished.name, "pretrained": False, "lr": 0.01}
+    text = execute(command(finished, encoder, corpus, **options), finished.parent, 1)
+    for line in ("pretrained: True -> False", "-> random weights", "lr: 0.002 -> 0.01"):
+        assert line in text
+    assert "Traceback" not in text
+    assert (finished / "metrics.json").read_text() == before
+
+
+def test_other_transcripts_make_other_units():
+    texts = ["ONE TWO THREE TWO ONE", "THREE THREE TEN"] * 3
+    one, again = Tokens.of_pieces(texts, 16), Tokens.of_pieces(texts, 16)
+    assert one.digest() == again.digest() != Tokens.of_pieces(texts[:1], 16).digest()
+
+
+def test_an_encoder_that_waits_needs_no_gradients_in_fp16(encoder, tmp_path):
+    lobe, head = EnCodecMAE(encoder, freeze=False), CTCHead(32, 8)
+    hparams = {"lr": 0.1, "lr_encoder": 0.1, "weight_decay": 0.0, "freeze_steps": 1}
+    brain = CTCBrain(
+        modules={"encoder": lobe, "head": head},
+        hparams={**hparams, "noprogressbar": True},
+        checkpointer=AtomicCheckpointer(tmp_path),
+        tokens=None,
+    )
+    brain.init_optimizers()
+    brain.scaler = torch.amp.GradScaler("cpu")
+    moved = []
+    for _ in range(2):
+        before = [p.detach().clone() for p in lobe.encoder.transformer.parameters()]
+        with torch.set_grad_enabled(brain.optimizer_step >= 1):
+            frames = lobe(torch.rand(1, 16000), torch.ones(1))
+        with torch.enable_grad():
+            log_probs, _ = head(frames, torch.ones(1))
+        brain.scaler.scale(log_probs.square().mean()).backward()
+        brain.optimizers_step()
+        after = lobe.encoder.transformer.parameters()
+        pairs = zip(before, after, strict=True)
+        moved.append(any(not torch.equal(old, new) for old, new in pairs))
+    assert moved == [False, True]
 
 
 def test_killed_and_started_again_it_ends_the_same(encoder, corpus, tmp_path):

@@ -1,6 +1,7 @@
 """Brains in memory: what a step may and may not change."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain import Stage
 from test_pretrain import ROOT, TINY
 
+from encodecmae_sb.brains import pretrain
 from encodecmae_sb.brains.codec import (
     LogMelDistance,
     ResidualCodebooks,
@@ -30,7 +32,7 @@ def corpus(tmp_path):
     return corpus
 
 
-def make_brain(tmp_path, **options):
+def make_brain(tmp_path, corpora=("speech",), **options):
     overrides = {**TINY, "output_folder": str(tmp_path / "run"), **options}
     with open(ROOT / "hparams/mini.yaml") as file:
         hparams = load_hyperpyyaml(file, overrides)
@@ -40,7 +42,7 @@ def make_brain(tmp_path, **options):
         hparams=hparams,
         run_opts={"device": "cpu", "noprogressbar": True},
         checkpointer=hparams["checkpointer"],
-        corpora=["speech"],
+        corpora=corpora,
     )
 
 
@@ -60,6 +62,42 @@ def test_training_moves_the_model_and_not_the_codec(tmp_path, corpus):
     assert len(moved) == len(model)
 
 
+def test_each_corpus_has_a_unigram_of_its_own(tmp_path, monkeypatch):
+    """Counted by hand, of corpora that have no code in common."""
+    monkeypatch.setattr(pretrain, "_UNIGRAM_CROPS", 16)
+    monkeypatch.setattr(pretrain, "_CORPUS_CROPS", 8)
+
+    class Crops:
+        def corpus_of(self, draw):
+            return int(draw % 10 == 0)  # rare: 2 of the first 16
+
+        def __getitem__(self, draw):
+            corpus = self.corpus_of(draw)
+            codes = torch.full((10, 8), 5 if corpus else draw % 3)
+            crop = {"wav": torch.zeros(3200), "targets": codes, "corpus": corpus}
+            return {**crop, "seed": draw, "unusable": []}
+
+    crops = Crops()
+    brain = make_brain(tmp_path, corpora=["often", "rare"])
+    brain.unigram = brain.count_codes(crops)
+    mixture, often, rare = brain.unigram.exp()
+    assert mixture[0, 5] == pytest.approx(21 / 1184)
+    assert rare[0, 5] == pytest.approx(81 / 1104)  # 8 crops of 10 frames
+    assert often[0, 5] == pytest.approx(1 / 1164)
+    brain.init_optimizers()
+    brain.on_stage_start(Stage.VALID)
+    batch = CropCollator()([crops[draw] for draw in (0, 1, 2, 10)])
+    with torch.no_grad():
+        outputs = brain.compute_forward(batch, Stage.VALID)
+        brain.compute_objectives(outputs, batch, Stage.VALID)
+    row = brain.validation_row(0.0)
+    assert row["rare/unigram_ce_1"] == pytest.approx(-math.log(81 / 1104), rel=1e-5)
+    assert row["unigram_ce_1"] == pytest.approx(
+        -float(mixture[0, [5, 1, 2, 5]].log().mean()),
+        rel=1e-5,
+    )
+
+
 def test_silence_and_unequal_lengths_give_a_finite_loss(tmp_path):
     brain = make_brain(tmp_path)
     brain.init_optimizers()
@@ -71,7 +109,7 @@ def test_silence_and_unequal_lengths_give_a_finite_loss(tmp_path):
         )
     ]
     for chosen in (items, items[:1], items[2:3]):
-        loss = brain.fit_batch(CropCollator()(chosen))
+        loss = brain.fit_batch([CropCollator()(chosen)])
         assert torch.isfinite(loss)
     for parameter in brain.modules.model.parameters():
         assert torch.isfinite(parameter).all()

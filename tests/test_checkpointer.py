@@ -11,6 +11,7 @@ import torch
 
 from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.identity import named
 
 CHILD = """
 import os, signal, sys
@@ -164,6 +165,46 @@ def test_disk_full(saver, model, monkeypatch, error):
     assert folders(saver) == {saved.path.name}
     assert saver.recover_if_possible().path == saved.path
     assert (model.weight == 1).all()
+
+
+def test_a_save_costs_the_same_however_many_came_before(saver, model, monkeypatch):
+    criteria = []
+    delete = AtomicCheckpointer.delete_checkpoints
+
+    def counted(self, *args, importance_keys, **kwargs):
+        criteria.append(len(importance_keys))
+        return delete(self, *args, importance_keys=importance_keys, **kwargs)
+
+    monkeypatch.setattr(AtomicCheckpointer, "delete_checkpoints", counted)
+    for _ in range(4):
+        saver.save_and_keep_only()
+    assert criteria == [1, 1, 1, 1]
+
+
+def test_checkpoints_of_another_training(saver, model, tmp_path):
+    data = named("mine", "f00d")
+    saver.identify({"lr": "1e-3", "data": data, "schedule": {"warmup": "0.1"}})
+    save(saver, model, 1.0)
+
+    def again(**identity):
+        AtomicCheckpointer(saver.checkpoints_dir, {"model": model}).identify(identity)
+
+    moved = named("/elsewhere/mine", "f00d")
+    again(lr=0.001, data=moved, schedule={"warmup": 0.1}, newer=None)
+    for changed, message in [
+        ({"lr": 0.01}, "lr: 0.001 -> 0.01"),
+        ({"data": named("mine", "beef")}, r"data: mine \(f00d\) -> mine \(beef\)"),
+        ({"schedule": {"warmup": 0.2}}, "schedule: .*0.1.* -> .*0.2"),
+        ({"newer": 5}, "newer: null -> 5"),
+    ]:
+        same = {"lr": 0.001, "data": data, "schedule": {"warmup": 0.1}}
+        with pytest.raises(UserError, match=message) as caught:
+            again(**{**same, **changed})
+        assert str(caught.value).count("->") == 2  # one key, and the heading
+        assert "--output_folder" in str(caught.value)
+    (saver.checkpoints_dir / "identity.json").unlink()
+    with pytest.raises(UserError, match="identity.json should say"):
+        again(lr=0.001)
 
 
 def test_keeps_only_as_many_as_asked(saver, model):

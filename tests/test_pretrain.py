@@ -16,10 +16,11 @@ import yaml as yaml_reader
 from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 
-from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.bundled import codec_file, speech_folder
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import start_experiment
+from encodecmae_sb.lobes.codec import build_encodec, checksum, save_codec
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,15 @@ def results(output):
     """What two runs must agree on, bit for bit."""
     weights = hashlib.sha256((output / "encoder/encoder.ckpt").read_bytes())
     return weights.hexdigest(), json.loads((output / "metrics.json").read_text())
+
+
+# What a run that is refused must leave alone.
+KEPT = (
+    "metrics.json",
+    "hyperparams.yaml",
+    "encoder/encoder.ckpt",
+    "save/identity.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +265,37 @@ def test_output_folder_that_cannot_be_written(tmp_path):
     assert "Cannot write to output_folder" in text
 
 
-def test_checkpoint_of_another_size(finished):
+def test_checkpoints_of_another_training(finished, tmp_path):
     output, _ = finished
-    text = run(output, dim=16, training_steps=16, expect=1)
-    assert "does not fit this configuration" in text
+    before = {name: (output / name).read_bytes() for name in KEPT}
+    other = tmp_path / "codec.safetensors"
+    save_codec(build_encodec(2, 8), other)
+    options = {"data_folder": speech_folder(), "codec": other, "mask_gap": 5, "lr": 1}
+    text = run(output, **options, expect=1, precision="fp32")
+    for line in (
+        'data: ["speech", "sound"] (',
+        "codec: bundled (",
+        f"-> {other} ({checksum(other)})",
+        "mask_gap: 15 -> 5",
+        "lr: 0.0005 -> 1",
+        "precision: bf16 -> fp32",
+        "give another --output_folder",
+    ):
+        assert line in text
+    assert "crops_per_step" not in text
+    assert "Traceback" not in text
+    assert {name: (output / name).read_bytes() for name in KEPT} == before
+
+
+def test_what_does_not_change_a_training_may_change(finished, tmp_path):
+    output, _ = finished
+    before = results(output)
+    copy = tmp_path / "codec.safetensors"
+    copy.write_bytes(codec_file().read_bytes())
+    shares = {"batch_size": 2, "grad_accumulation_factor": 2, "num_workers": 1}
+    run(output, codec=copy, ckpt_interval_minutes=7, valid_interval=5, **shares)
+    weights, metrics = results(output)
+    assert (weights, {**metrics, "codec": "bundled"}) == before
 
 
 def test_two_processes(tmp_path):

@@ -17,7 +17,6 @@ import pytest
 import soundfile
 import torch
 from killed import run_killed
-from speechbrain.dataio.dataloader import SaveableDataLoader
 from test_pretrain import command, environment, execute, results
 
 from encodecmae_sb.data import shards as shards_module
@@ -256,10 +255,10 @@ def test_a_pass_takes_every_item_once(packed, tmp_path, workers):
     for ranks in (1, 2):
         seen[ranks] = [[] for _ in range(ranks)]
         for rank in range(ranks):
-            batches = -(-total // size // ranks)
+            batches = -(-total // size)
             loader = torch.utils.data.DataLoader(
                 crops,
-                batch_sampler=DrawSampler(batches, size // ranks, rank, ranks),
+                batch_sampler=DrawSampler(size, rank, ranks, range(batches)),
                 collate_fn=CropCollator(),
                 num_workers=workers,
             )
@@ -297,12 +296,12 @@ def test_passes_differ_and_cover_items_evenly(packed, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_loader_goes_on_with_the_next_batch(packed, tmp_path, workers):
-    def loader():
+def test_a_loader_goes_on_at_any_step(packed, tmp_path, workers):
+    def loader(first=0):
         crops = train_crops(packed, tmp_path)
-        return SaveableDataLoader(
+        return torch.utils.data.DataLoader(
             crops,
-            batch_sampler=DrawSampler(120, 3),
+            batch_sampler=DrawSampler(3, steps=range(first, 120)),
             collate_fn=CropCollator(),
             num_workers=workers,
         )
@@ -313,14 +312,8 @@ def test_a_stopped_loader_goes_on_with_the_next_batch(packed, tmp_path, workers)
     unbroken = [content(batch) for batch in loader()]
     rng = random.Random(workers)
     for _ in range(2):
-        stopped = loader()
-        iterator = iter(stopped)
         count = rng.randrange(1, 119)
-        before = [content(next(iterator)) for _ in range(count)]
-        stopped._speechbrain_save(tmp_path / "state")
-        resumed = loader()
-        resumed._speechbrain_load(tmp_path / "state", end_of_epoch=False)
-        assert before + [content(batch) for batch in resumed] == unbroken
+        assert [content(batch) for batch in loader(count)] == unbroken[count:]
 
 
 # Damage
@@ -458,10 +451,11 @@ from encodecmae_sb.brains.pretrain import PretrainBrain
 
 start = PretrainBrain.on_fit_batch_start
 
-def logged(self, batch, should_step):
+def logged(self, batches, should_step):
     with open(self.hparams.output_folder + ".log", "a") as file:
-        print(*batch.seeds.tolist(), file=file)
-    start(self, batch, should_step)
+        for batch in batches:
+            print(*batch.seeds.tolist(), file=file)
+    start(self, batches, should_step)
 
 PretrainBrain.on_fit_batch_start = logged
 outputs, (recipe, *arguments) = sys.argv[1].split(","), sys.argv[2:]

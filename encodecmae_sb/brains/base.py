@@ -8,7 +8,6 @@ import time
 
 import torch
 from speechbrain import Brain, Stage
-from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -18,9 +17,10 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from torch._functorch import config as partitioner
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.data.crops import CropCollator, DrawSampler
+from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepCollator
 from encodecmae_sb.errors import UserError
 
 logger = get_logger(__name__)
@@ -28,9 +28,8 @@ logger = get_logger(__name__)
 # Steps whose losses are read from the device together.
 _READ_EVERY = 20
 
-# Parts of an accumulated step count, so n is not a whole number.
 _BAR = (
-    "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} steps "
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
     "[{elapsed}, {remaining} left{postfix}]"
 )
 
@@ -179,24 +178,64 @@ class ResumableBrain(Brain):
         """The measurements of this run so far."""
         return self.hparams.history
 
+    def shares(self):
+        """How the work of a step is shared, as far as the result depends on it."""
+        processes = 1
+        if self.distributed_launch:
+            processes = torch.distributed.get_world_size()
+        factor = self.grad_accumulation_factor
+        return {"grad_accumulation_factor": factor, "processes": processes}
+
+    def identify(self, **content):
+        """Makes sure that checkpoints which are there are of this very training.
+
+        Arguments
+        ---------
+        **content
+            What the training depends on besides the yaml and the run options: data,
+            targets, weights that it starts from; see `identity.named`.
+
+        Raises
+        ------
+        UserError
+            If they are of another; the message lists what differs.
+        """
+        options = ("precision", "max_grad_norm")
+        self.checkpointer.identify(
+            {
+                **getattr(self.hparams, "yaml_identity", {}),
+                **{name: getattr(self, name) for name in options},
+                **self.shares(),
+                **content,
+            }
+        )
+        if hasattr(self.hparams, "record_experiment"):
+            self.hparams.record_experiment()
+
+    def between_steps(self):
+        """Whether no part of an accumulated gradient waits for the others."""
+        return self.step % self.grad_accumulation_factor == 0
+
     def _should_save_intra_epoch_ckpt(self, *args):
-        # A checkpoint between two parts of an accumulated gradient would lose
-        # the first part.
-        due = super()._should_save_intra_epoch_ckpt(*args)
-        return due and self.step % self.grad_accumulation_factor == 0
+        # A checkpoint does not hold gradients.
+        return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
 
 
 class StepBrain(ResumableBrain):
     """A Brain whose run is counted in optimizer steps.
 
-    An epoch is the stretch between two validations. All randomness comes with
-    the batch (see `data.crops`), so a run killed at any step and started again
-    ends with the same weights, bit for bit on a CPU. No step waits for the device:
-    what is to be reported is read every 20 steps, or when the bar is drawn.
+    SpeechBrain's epoch is here the stretch between two validations, and its batch all
+    crops that a process contributes to an optimizer step: a list with a `CropBatch`
+    for each forward pass. All randomness comes with the crops (see `data.crops`), and
+    which crops come next follows from the number of optimizer steps alone. So a run
+    killed at any step and started again ends with the same weights, bit for bit on a
+    CPU, and it may go on with other numbers of processes, of crops per forward pass
+    or of steps between validations. No step waits for the device: what is to be
+    reported is read every 20 steps, or when the bar is drawn.
 
     Reads from the yaml: `training_steps`, `valid_interval`, `batch_size`,
-    `num_workers`, `epoch_counter`, `history`, SpeechBrain's run options and, in place
-    of `grad_accumulation_factor`, `crops_per_step`.
+    `num_workers`, `history`, SpeechBrain's run options and, in place of
+    `grad_accumulation_factor`, `crops_per_step`.
 
     Subclasses define `compute_forward`, `compute_objectives`, `validation_row`,
     and set `shown` to the numbers that the progress bar shows.
@@ -219,6 +258,21 @@ class StepBrain(ResumableBrain):
                 self.hparams.crops_per_step, self.hparams.batch_size, self.world_size
             )
 
+    @property
+    def crops_per_step(self):
+        """Crops of an optimizer step, of all processes together."""
+        share = self.hparams.batch_size * self.grad_accumulation_factor
+        return share * self.world_size
+
+    def shares(self):
+        """Only the crops of a step: how they are shared changes nothing."""
+        return {"crops_per_step": self.crops_per_step}
+
+    @property
+    def validated_step(self):
+        """The optimizer step of the last validation; 0 before the first."""
+        return int(self.history.rows[-1]["step"]) if self.history.rows else 0
+
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`.
 
@@ -229,42 +283,53 @@ class StepBrain(ResumableBrain):
         valid_crops : FixedCrops
             The validation set.
         """
-        loader = {
-            "collate_fn": CropCollator(),
-            "num_workers": self.hparams.num_workers,
-            "pin_memory": self.device_type == "cuda",
-        }
-        self.train_sampler = DrawSampler(
-            self.hparams.valid_interval * self.grad_accumulation_factor,
-            self.hparams.batch_size,
+        sampler = DrawSampler(
+            self.crops_per_step,
             rank=self.rank if self.distributed_launch else 0,
             world_size=self.world_size,
-            total_batches=self.hparams.training_steps * self.grad_accumulation_factor,
         )
-        train_loader = SaveableDataLoader(
-            train_crops, batch_sampler=self.train_sampler, **loader
+        train_loader = DataLoader(
+            train_crops,
+            batch_sampler=sampler,
+            collate_fn=StepCollator(self.hparams.batch_size),
+            num_workers=self.hparams.num_workers,
+            pin_memory=self.device_type == "cuda",
         )
-        self.checkpointer.add_recoverable("dataloader-TRAIN", train_loader)
-        valid_loader = torch.utils.data.DataLoader(
+        valid_loader = DataLoader(
             valid_crops,
             batch_size=self.hparams.batch_size,
-            collate_fn=loader["collate_fn"],
+            collate_fn=CropCollator(),
         )
-        epochs = math.ceil(self.hparams.training_steps / self.hparams.valid_interval)
-        self.hparams.epoch_counter.limit = epochs
         # Our own bar spans the run; SpeechBrain's would restart every epoch.
-        self.fit(self.hparams.epoch_counter, train_loader, valid_loader, False)
+        self.fit(self.stretches(sampler), train_loader, valid_loader, False)
         if self.bar is not None:
             self.bar.close()
+
+    def stretches(self, sampler):
+        """Numbers the stretches between validations, from where the run is now.
+
+        Arguments
+        ---------
+        sampler : DrawSampler
+            Is told which steps each stretch has.
+
+        Yields
+        ------
+        int
+            Validations so far, plus 1.
+        """
+        interval, last = self.hparams.valid_interval, self.hparams.training_steps
+        # The step alone does not tell that a run is finished: it may have been killed
+        # before its last validation.
+        while self.validated_step < last:
+            due = self.validated_step // interval + 1
+            due = max(due, math.ceil(self.optimizer_step / interval))
+            sampler.steps = range(self.optimizer_step, min(due * interval, last))
+            yield len(self.history.rows) + 1
 
     def on_fit_start(self):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
-        validated = self.history.rows[-1]["step"] if self.history.rows else 0
-        if validated >= self.hparams.training_steps:
-            # Finished before: no epoch is left to go into. The step alone does not
-            # tell: a run may have been killed before its last validation.
-            self.hparams.epoch_counter.limit = self.hparams.epoch_counter.current
         if if_main_process() and not self.noprogressbar:
             self.bar = open_bar(self.hparams.training_steps, self.optimizer_step)
 
@@ -275,18 +340,19 @@ class StepBrain(ResumableBrain):
             self.stretch_started = time.time()
             self.stretch_seconds = 0.0
 
-    def on_fit_batch_start(self, batch, should_step):
+    def on_fit_batch_start(self, batches, should_step):
         """Accounts for files that could not be read."""
-        if batch.unusable and self.unusable is not None:
-            self.unusable.add(batch.unusable)
+        bad = [item for batch in batches for item in batch.unusable]
+        if bad and self.unusable is not None:
+            self.unusable.add(bad)
 
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+    def on_fit_batch_end(self, batches, outputs, loss, should_step):
         """Moves the progress bar."""
-        samples = batch.wavs.shape[0] * batch.wavs.shape[1]
+        samples = sum(batch.wavs.shape[0] * batch.wavs.shape[1] for batch in batches)
         self.stretch_seconds += samples / self.hparams.sample_rate * self.world_size
         if self.bar is None:
             return
-        self.bar.update(1 / self.grad_accumulation_factor)
+        self.bar.update(1)
         if time.monotonic() - self.shown_at < self.bar.mininterval:
             return  # reading the numbers would wait for the device, and show nothing
         self.shown_at = time.monotonic()
@@ -295,28 +361,39 @@ class StepBrain(ResumableBrain):
         shown["audio"] = f"{rate:.1f} s/s"
         self.bar.set_postfix(shown, refresh=False)
 
-    def fit_batch(self, batch):
-        """One forward and backward pass, and a step if one is due.
+    def fit_batch(self, batches):
+        """An optimizer step: a forward and backward pass for each batch of crops.
 
         As in SpeechBrain, but that the loss stays on the device: whether it is finite
         is seen when it is read.
 
+        Arguments
+        ---------
+        batches : list of CropBatch
+            What this process contributes to the step.
+
         Returns
         -------
         torch.Tensor
-            The loss, detached, on the device.
+            The mean loss of the batches, detached, on the device.
         """
-        should_step = self.step % self.grad_accumulation_factor == 0
-        self.on_fit_batch_start(batch, should_step)
-        with self.no_sync(not should_step):
-            with self.training_ctx:
-                outputs = self.compute_forward(batch, Stage.TRAIN)
-                loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
-            self.scaler.scale(loss / self.grad_accumulation_factor).backward()
-        if should_step:
-            self.optimizers_step()
-        self.on_fit_batch_end(batch, outputs, loss, should_step)
-        return loss.detach()
+        self.on_fit_batch_start(batches, True)
+        losses, outputs = [], None
+        for number, batch in enumerate(batches, 1):
+            with self.no_sync(number < len(batches)):
+                with self.training_ctx:
+                    outputs = self.compute_forward(batch, Stage.TRAIN)
+                    loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
+                self.scaler.scale(loss / len(batches)).backward()
+            losses.append(loss.detach())
+        self.optimizers_step()
+        loss = torch.stack(losses).mean()
+        self.on_fit_batch_end(batches, outputs, loss, True)
+        return loss
+
+    def between_steps(self):
+        """Always: `fit_batch` makes a whole step."""
+        return True
 
     def optimizers_step(self):
         """Clips the gradients and makes a step.
@@ -384,10 +461,11 @@ class StepBrain(ResumableBrain):
                     f"The loss was not finite {self.nonfinite_count} times since the "
                     f"last validation, more than nonfinite_patience="
                     f"{self.nonfinite_patience} allows, the last time at optimizer "
-                    f"step {self.optimizer_step} or shortly before. Lower lr (now "
+                    f"step {self.optimizer_step} or shortly before. Train anew, with "
+                    "another --output_folder: with a lower lr (now "
                     f"{self.optimizer.param_groups[0]['lr']:g}) or max_grad_norm, or "
-                    "take precision: bf16 or fp32 if it is fp16; then run the command "
-                    "again: it goes on from the last checkpoint."
+                    "with precision bf16 or fp32 if it is fp16. Or go on from the last "
+                    "checkpoint with --skip_nonfinite_grads True."
                 )
             logger.warning("The loss was not finite in a batch.")
         return avg_loss
@@ -452,8 +530,6 @@ class StepBrain(ResumableBrain):
             tqdm.write(f"step {self.optimizer_step}: {line}")
         self.checkpointer.save_and_keep_only(
             meta={"step": self.optimizer_step, "loss": float(stage_loss)},
-            # A run that ends within an epoch can be told to go on from there.
-            end_of_epoch=self.optimizer_step % self.hparams.valid_interval == 0,
             num_to_keep=2,
             verbosity=10,  # logging.DEBUG: the line above is news enough
         )

@@ -12,11 +12,13 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.identity import differences
 
 logger = get_logger(__name__)
 
 _UNFINISHED = "unfinished-"
 _CONTENTS = "contents.json"
+_IDENTITY = "identity.json"
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -44,6 +46,40 @@ class AtomicCheckpointer(Checkpointer):
         check_writable(args[0] if args else kwargs["checkpoints_dir"])
         super().__init__(*args, **kwargs)
         self._warned = set()
+        self._identity = None
+
+    def identify(self, identity):
+        """Says which training the checkpoints are of; the first one writes it down.
+
+        Arguments
+        ---------
+        identity : dict
+            All that the result depends on, as plain values; see `identity`.
+
+        Raises
+        ------
+        UserError
+            If there are checkpoints of another training, or of one that is not known.
+        """
+        self._identity = identity
+        if not self.list_checkpoints():
+            return
+        file = self.checkpoints_dir / _IDENTITY
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.checkpoints_dir} holds checkpoints. Of what training, "
+                f"{file.name} should say, which cannot be read: {error}. Give another "
+                "--output_folder."
+            ) from error
+        if different := differences(before, identity):
+            listed = "\n".join(f"  {key}: {a} -> {b}" for key, a, b in different)
+            raise UserError(
+                f"{self.checkpoints_dir} holds checkpoints of another training (old -> "
+                f"new):\n{listed}\nTo go on with it, give the old values. To train "
+                "with the new ones, give another --output_folder."
+            )
 
     def _new_checkpoint_dirpath(self):
         path = super()._new_checkpoint_dirpath()
@@ -73,6 +109,7 @@ class AtomicCheckpointer(Checkpointer):
                 ddp_barrier()  # until the main process has renamed the folder
                 return None
             _write_contents(saved.path)
+            self._write_identity()
             final = saved.path.with_name(saved.path.name.removeprefix(_UNFINISHED))
             if final.exists():  # saved again under a name of the user's choice
                 shutil.rmtree(final)
@@ -91,6 +128,16 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()
         files = {name: final / path.name for name, path in saved.paramfiles.items()}
         return saved._replace(path=final, paramfiles=files)
+
+    def save_and_keep_only(self, *args, importance_keys=(), **kwargs):
+        """Saves a checkpoint, then deletes the least important ones.
+
+        As in SpeechBrain, whose default for `importance_keys` is a list that every
+        call appends to: each save would sort the checkpoints once more than the last.
+        """
+        super().save_and_keep_only(
+            *args, importance_keys=list(importance_keys), **kwargs
+        )
 
     def list_checkpoints(self):
         """Lists the complete checkpoints and warns of the others."""
@@ -140,6 +187,13 @@ class AtomicCheckpointer(Checkpointer):
                 "them is beside it, in hyperparams.yaml), or start afresh with "
                 "another --output_folder."
             ) from error
+
+    def _write_identity(self):
+        if self._identity is None:
+            return
+        scratch = self.checkpoints_dir / f".{_IDENTITY}-{uuid.uuid4().hex}"
+        scratch.write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
+        os.replace(scratch, self.checkpoints_dir / _IDENTITY)
 
     def _remove_unfinished(self):
         left = sorted(self.checkpoints_dir.glob(_UNFINISHED + "*"))

@@ -19,7 +19,7 @@ from torch import nn
 
 from encodecmae_sb.data.crops import CropCollator
 
-from .base import StepBrain
+from .base import ResumableBrain, StepBrain
 
 
 def init_seanet_(net):
@@ -381,6 +381,11 @@ class CodecBrain(StepBrain):
         self.codebooks = ResidualCodebooks(self.modules.codec_net.quantizer)
         super().on_fit_start()
 
+    def shares(self):
+        """Batches as they are: in each crops are mixed and codebooks learnt."""
+        batch_size = self.hparams.batch_size
+        return {**ResumableBrain.shares(self), "batch_size": batch_size}
+
     @property
     def net(self):
         """The network, without the wrapper of distributed training."""
@@ -392,17 +397,16 @@ class CodecBrain(StepBrain):
         last = self.hparams.quantize_from - (stage == Stage.TRAIN)
         return self.optimizer_step > last
 
-    def on_fit_batch_start(self, batch, should_step):
+    def on_fit_batch_start(self, batches, should_step):
         """Starts the codebooks when their time has come."""
-        super().on_fit_batch_start(batch, should_step)
+        super().on_fit_batch_start(batches, should_step)
         start, end = 0, self.hparams.quantize_from
         if self.quantizing(Stage.TRAIN):
             start, end = end, self.hparams.training_steps
         progress = (self.optimizer_step - start) / (end - start)
         for group in self.optimizer.param_groups:
             group["lr"] = self.hparams.lr_schedule(progress)
-        first_part = (self.step - 1) % self.grad_accumulation_factor == 0
-        if self.optimizer_step == self.hparams.quantize_from and first_part:
+        if self.optimizer_step == self.hparams.quantize_from:
             self.start_codebooks()
 
     @torch.no_grad()

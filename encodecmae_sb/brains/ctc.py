@@ -107,6 +107,12 @@ class CTCBrain(ResumableBrain):
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(f"optimizer_{name}", optimizer)
 
+    def freeze_optimizers(self, optimizers):
+        """The encoder's optimizer waits for `freeze_steps`."""
+        if self.optimizer_step < self.hparams.freeze_steps:
+            return {"head": optimizers["head"]}
+        return optimizers
+
     def on_fit_start(self):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()

@@ -1,5 +1,6 @@
 """Masked pretraining: hide half of the frames, predict their codes."""
 
+import numpy as np
 import torch
 from speechbrain import Stage
 
@@ -9,7 +10,9 @@ from encodecmae_sb.lobes.model import frame_mask
 
 from .base import StepBrain
 
+# Crops in which codes are counted: of the mixture, and at least of each corpus.
 _UNIGRAM_CROPS = 512
+_CORPUS_CROPS = 256
 
 
 class PretrainBrain(StepBrain):
@@ -25,7 +28,8 @@ class PretrainBrain(StepBrain):
     frames, and `unigram_ce_q`, the cross-entropy, on the same frames, of the code
     distribution of the training set: what a model knows that knows how often each
     code occurs and nothing else. All in nats; with several corpora each figure is
-    given for every one of them, too, as `<corpus>/<name>`.
+    given for every one of them, too, as `<corpus>/<name>`, with the distribution of
+    that corpus alone.
     """
 
     reported = ("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1")
@@ -42,28 +46,50 @@ class PretrainBrain(StepBrain):
 
     @torch.no_grad()
     def count_codes(self, crops):
-        """Distribution of the codes over a fixed sample of training crops.
+        """Distributions of the codes in samples of the training crops.
 
         Arguments
         ---------
         crops : RandomCrops
-            The first of its draws are used.
+            The first 512 of its draws are the sample of the mixture, its first 256
+            crops of a corpus, or more if those have more, that of the corpus.
 
         Returns
         -------
         torch.Tensor
-            Log-probabilities, float32, shape [Q, K]; every code is counted once
-            more than it occurs.
+            Log-probabilities of the mixture and then of each corpus, float32, shape
+            [1 + corpora, Q, K]; every code is counted once more than it occurs.
         """
-        counts = torch.ones(self.hparams.n_codebooks, self.hparams.codebook_size)
+        sizes = self.hparams.n_codebooks, self.hparams.codebook_size
+        counts = torch.ones(1 + len(self.corpora), *sizes)
         collate, size = CropCollator(), self.hparams.batch_size
-        for start in range(0, _UNIGRAM_CROPS, size):
-            batch = collate([crops[start + i] for i in range(size)])
+        draws = self._draws_to_count(crops)
+        for start in range(0, len(draws), size):
+            chosen = draws[start : start + size]
+            batch = collate([crops[draw] for draw in chosen])
             codes = self.codes(batch.to(self.device)).cpu()
             valid = frame_mask(batch.lengths // HOP, codes.shape[1])
-            for q, row in enumerate(codes[valid].T):
-                counts[q] += torch.bincount(row, minlength=counts.shape[1])
-        return (counts / counts.sum(1, keepdim=True)).log().to(self.device)
+            parts = [torch.tensor(chosen) < _UNIGRAM_CROPS]
+            parts += [batch.corpus == i for i in range(len(self.corpora))]
+            for table, part in zip(counts, parts, strict=True):
+                here = codes[valid & part[:, None]]
+                for row, found in zip(table, here.T, strict=True):
+                    row += torch.bincount(found, minlength=len(row))
+        return (counts / counts.sum(-1, keepdim=True)).log().to(self.device)
+
+    def _draws_to_count(self, crops):
+        """Numbers of the draws that `count_codes` looks at."""
+        draws = list(range(_UNIGRAM_CROPS))
+        corpora = [crops.corpus_of(draw) for draw in draws]
+        drawn = np.bincount(corpora, minlength=len(self.corpora))
+        for draw in range(_UNIGRAM_CROPS, 100 * _UNIGRAM_CROPS):
+            if drawn.min() >= _CORPUS_CROPS:
+                break
+            corpus = crops.corpus_of(draw)
+            if drawn[corpus] < _CORPUS_CROPS:
+                draws.append(draw)
+                drawn[corpus] += 1
+        return draws
 
     def codes(self, batch):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
@@ -77,15 +103,22 @@ class PretrainBrain(StepBrain):
         if stage == Stage.VALID:
             self.sums = torch.zeros(
                 len(self.corpora),
-                3,
+                4,
                 self.hparams.loss_fn.weights.numel(),
                 dtype=torch.float64,
             )
             self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
 
-    def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rate, where the yaml has a schedule."""
-        super().on_fit_batch_start(batch, should_step)
+    def on_fit_batch_start(self, batches, should_step):
+        """Counts the frames of the step; sets the learning rate by the schedule."""
+        super().on_fit_batch_start(batches, should_step)
+        frames = torch.cat([batch.lengths for batch in batches]) // HOP
+        hidden = self.modules.masker.num_hidden(frames)
+        counts = torch.stack([hidden.sum(), (frames - hidden).sum()]).float()
+        # Per batch and process: the mean of all their losses is then that of all
+        # frames of the step together, however they are shared.
+        counts = counts.to(self.device, non_blocking=True) / len(batches)
+        self.step_counts = self.mean_over_processes(counts)
         if hasattr(self.hparams, "lr_schedule"):
             progress = self.optimizer_step / self.hparams.training_steps
             for group in self.optimizer.param_groups:
@@ -120,9 +153,8 @@ class PretrainBrain(StepBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The loss; in validation also the sums that the metrics come from."""
         logits, codes, masked, valid = predictions
-        counts = self.hparams.loss_fn.count(masked, valid)
-        if stage == Stage.TRAIN:  # in validation every process has all items
-            counts = self.mean_over_processes(counts)
+        # In validation every process has all items.
+        counts = self.step_counts if stage == Stage.TRAIN else None
         loss = self.modules.loss_fn(logits, codes, masked, valid, counts)
         if stage == Stage.TRAIN:
             self.shown = {
@@ -136,9 +168,10 @@ class PretrainBrain(StepBrain):
     def add_to_sums(self, loss, codes, masked, corpus):
         """Adds a validation batch to the sums over hidden frames per corpus."""
         q = torch.arange(codes.shape[-1], device=codes.device)
-        unigram = -self.unigram[q, codes]
-        hidden = masked[..., None].to(unigram)
-        for i, values in enumerate((loss.ce, loss.right, unigram)):
+        mixture = -self.unigram[0, q, codes]
+        own = -self.unigram[1 + corpus.to(codes.device)[:, None, None], q, codes]
+        hidden = masked[..., None].to(mixture)
+        for i, values in enumerate((loss.ce, loss.right, mixture, own)):
             per_item = (values * hidden).sum(1).double().cpu()
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
         self.frames.index_add_(0, corpus.cpu(), masked.sum(1).double().cpu())
@@ -146,10 +179,11 @@ class PretrainBrain(StepBrain):
     def validation_row(self, stage_loss):
         """The metrics of the class docstring, overall and per corpus."""
         row = {"valid_loss": stage_loss}
-        row.update(_figures(self.sums.sum(0) / self.frames.sum()))
+        row.update(_figures(self.sums[:, :3].sum(0) / self.frames.sum()))
         if len(self.corpora) > 1:
             for i, name in enumerate(self.corpora):
-                figures = _figures(self.sums[i] / self.frames[i].clamp(min=1))
+                sums = self.sums[i, [0, 1, 3]]
+                figures = _figures(sums / self.frames[i].clamp(min=1))
                 row.update({f"{name}/{key}": value for key, value in figures.items()})
         return row
 

@@ -18,6 +18,11 @@ from .manifest import read_manifest
 
 _MAX_ATTEMPTS = 20
 
+# Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding,
+# 6 frames of it at the deepest layer: of a shorter batch, the codes would depend on
+# how long it is, and so on which crops happen to be batched together.
+_MIN_FRAMES = 8
+
 
 @dataclass
 class CropBatch:
@@ -70,7 +75,7 @@ class CropBatch:
 
 
 class CropCollator:
-    """Pads crops to the longest of the batch, rounded up to whole frames.
+    """Pads crops to the longest of the batch, rounded up to whole frames, at least 8.
 
     Arguments
     ---------
@@ -83,6 +88,7 @@ class CropCollator:
 
     def __call__(self, items):
         longest = max(len(item["wav"]) for item in items)
+        longest = max(longest, _MIN_FRAMES * self.hop_length)
         longest += -longest % self.hop_length
         wavs = torch.zeros(len(items), longest)
         for row, item in zip(wavs, items, strict=True):
@@ -104,6 +110,30 @@ class CropCollator:
             unusable=[bad for item in items for bad in item["unusable"]],
             targets=targets,
         )
+
+
+class StepCollator:
+    """Splits the crops of an optimizer step into one batch per forward pass.
+
+    Arguments
+    ---------
+    batch_size : int
+        Crops per forward pass.
+
+    Example
+    -------
+    >>> item = {"wav": torch.zeros(640), "seed": 0, "corpus": 0, "unusable": []}
+    >>> [len(batch.wavs) for batch in StepCollator(2)([item] * 4)]
+    [2, 2]
+    """
+
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+        self.collate = CropCollator()
+
+    def __call__(self, items):
+        starts = range(0, len(items), self.batch_size)
+        return [self.collate(items[i : i + self.batch_size]) for i in starts]
 
 
 class RandomCrops(Dataset):
@@ -212,6 +242,11 @@ class RandomCrops(Dataset):
             f"{_MAX_ATTEMPTS} files in a row could not be read, the last one "
             f"{path}: {unusable[-1][1]}. Is the disk with the audio still there?"
         )
+
+    def corpus_of(self, draw):
+        """The number of the corpus that a draw takes its crop from."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, draw]))
+        return self.choose(draw, 0, rng)[0]
 
     def choose(self, draw, attempt, rng):
         """What a draw takes.
@@ -328,53 +363,40 @@ class FixedCrops(Dataset):
 
 
 class DrawSampler:
-    """Batches of draw numbers for one process of several.
+    """The draws of one process of several: a list of draw numbers per optimizer step.
 
-    Step s of the run takes the draws s * G to (s + 1) * G - 1 with G the global
-    batch size; each process takes its slice of them. What is drawn in a step
-    therefore does not depend on how many processes share it.
+    Step s of the run takes the draws s * G to (s + 1) * G - 1, with G the crops of a
+    step; each process takes its slice of them. What is drawn in a step depends
+    neither on the number of processes nor on the forward passes that share it.
 
     Arguments
     ---------
-    batches_per_epoch : int
-        Batches of one process between two validations.
-    batch_size : int
-        Crops per batch and process.
+    crops_per_step : int
+        Of all processes together, G; a multiple of `world_size`.
     rank, world_size : int
         This process and how many there are.
-    total_batches : int, optional
-        Where the run ends, possibly within an epoch; default: never.
+    steps : range
+        The steps to draw for, counted from 0. May be set at any time before the
+        next iteration begins.
 
     Example
     -------
-    >>> sampler = DrawSampler(batches_per_epoch=2, batch_size=3)
-    >>> sampler.set_epoch(2)
+    >>> sampler = DrawSampler(crops_per_step=3, steps=range(2, 4))
     >>> list(sampler)
     [[6, 7, 8], [9, 10, 11]]
     """
 
-    def __init__(
-        self, batches_per_epoch, batch_size, rank=0, world_size=1, total_batches=None
-    ):
-        self.batches_per_epoch = batches_per_epoch
-        self.total_batches = total_batches
-        self.batch_size = batch_size
+    def __init__(self, crops_per_step, rank=0, world_size=1, steps=range(0)):
+        self.crops_per_step = crops_per_step
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 1
-
-    def set_epoch(self, epoch):
-        """Chooses the epoch, counted from 1."""
-        self.epoch = epoch
+        self.steps = steps
 
     def __iter__(self):
-        first = (self.epoch - 1) * self.batches_per_epoch
-        for step in range(first, first + len(self)):
-            start = (step * self.world_size + self.rank) * self.batch_size
-            yield list(range(start, start + self.batch_size))
+        share = self.crops_per_step // self.world_size
+        for step in self.steps:
+            first = step * self.crops_per_step + self.rank * share
+            yield list(range(first, first + share))
 
     def __len__(self):
-        if self.total_batches is None:
-            return self.batches_per_epoch
-        left = self.total_batches - (self.epoch - 1) * self.batches_per_epoch
-        return max(0, min(self.batches_per_epoch, left))
+        return len(self.steps)

@@ -59,6 +59,11 @@ class GapMasker(nn.Module):
         """Visible frames of a whole item of so many frames: a batch's most."""
         return num_frames - int(self.ratio * num_frames + 1e-9)
 
+    def num_hidden(self, lengths):
+        """How many frames of items of so many frames are hidden, int64, shape [B]."""
+        # double: 0.29 * 100 must not round to below 29 in single precision
+        return (lengths.double() * self.ratio + 1e-9).long()
+
     @torch.no_grad()
     def forward(self, lengths, seeds, num_frames):
         """Draws masks.
@@ -78,8 +83,7 @@ class GapMasker(nn.Module):
             True where hidden, bool, shape [B, T]. Padding is never hidden.
         """
         lengths = lengths[:, None]
-        # double: 0.29 * 100 must not round to below 29 in single precision
-        hidden = (lengths.double() * self.ratio + 1e-9).long()
+        hidden = self.num_hidden(lengths)
         gap = hidden.clamp(min=1, max=self.gap)
         gaps = (hidden + gap - 1) // gap
         # On the circle each gap is followed by one visible frame.

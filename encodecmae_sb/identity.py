@@ -1,0 +1,191 @@
+"""What a training is: all that its result depends on.
+
+The first checkpoint of a run writes it down, in `identity.json`. A run that finds
+checkpoints of another training does not go on with them: its result would be called
+something that it is not.
+"""
+
+import csv
+import hashlib
+import json
+
+import yaml
+from hyperpyyaml import resolve_references
+
+# Keys of a yaml that may differ between two commands that go on with the same
+# training. All others may not.
+MAY_CHANGE = frozenset(
+    [
+        # Where things are. What is found there is identified by its content.
+        *("output_folder", "save_folder", "data_folder", "valid_folder"),
+        *("train_csv", "valid_csv", "codes_folder", "codec", "teacher"),
+        *("encoder_folder",),
+        # How long to train, and how often to validate and to save.
+        *("training_steps", "number_of_epochs", "valid_interval"),
+        *("ckpt_interval_minutes", "ckpt_interval_steps"),
+        # How the work is shared. Each Brain says in `shares` what must stay.
+        *("batch_size", "grad_accumulation_factor", "crops_per_step"),
+        *("num_workers", "encode_batch_size", "test_batch_size"),
+        *("activation_checkpointing", "compile_module_keys"),
+        # What to do about trouble.
+        *("max_unusable", "skip_nonfinite_grads", "nonfinite_patience"),
+        # What is measured after training.
+        *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
+    ]
+)
+
+_SHOWN = 70  # characters of a value that an error shows
+
+
+def named(value, digest):
+    """Something that is identified by its content, not by its name.
+
+    Arguments
+    ---------
+    value : object
+        What the user calls it, to be shown.
+    digest : str
+        Of the content, to be compared.
+
+    Returns
+    -------
+    dict
+    """
+    return {"value": value, "digest": digest}
+
+
+def yaml_identity(text, overrides, given=()):
+    r"""The part of a training's identity that its yaml file says.
+
+    Arguments
+    ---------
+    text : str
+        The yaml.
+    overrides : str or dict
+        Values that replace its own.
+    given : collection of str
+        The keys that `overrides` has.
+
+    Returns
+    -------
+    dict
+        Value of each key that is not in `MAY_CHANGE`.
+
+    Example
+    -------
+    >>> text = "lr: 0.1\nbatch_size: 4\nopt: {lr: !ref <lr>}"
+    >>> yaml_identity(text, {"lr": 1}, ["lr"])
+    {'lr': '1', 'opt': {'lr': '!ref <lr>'}}
+    """
+    resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+    written = {key.value: node for key, node in yaml.compose(text).value}
+    identity = {}
+    for key, node in resolved.value:
+        key = key.value
+        if key in MAY_CHANGE or key.startswith("__"):
+            continue
+        # A block is kept with its references: the key that they lead to is named by
+        # itself where it differs.
+        plain = isinstance(node, yaml.ScalarNode) or key in given
+        identity[key] = _plain(node if plain else written.get(key, node))
+    return identity
+
+
+def _plain(node):
+    """What a yaml node says, as strings, lists and dicts."""
+    tag = f"{node.tag} " if node.tag.startswith("!") else ""
+    if isinstance(node, yaml.ScalarNode):
+        return tag + node.value
+    if isinstance(node, yaml.SequenceNode):
+        content = [_plain(item) for item in node.value]
+    else:
+        content = {key.value: _plain(value) for key, value in node.value}
+    return {tag.strip(): content} if tag else content
+
+
+def data_identity(corpora):
+    """What the manifests of corpora list, wherever the audio lies.
+
+    Arguments
+    ---------
+    corpora : list of Corpus
+        See `data.manifest`.
+
+    Returns
+    -------
+    dict
+        See `named`.
+    """
+    content = hashlib.sha256()
+    files = [(corpus.train_csv, corpus.valid_csv) for corpus in corpora]
+    for manifest in (file for pair in files for file in pair):
+        with open(manifest, newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            header = next(rows)
+            paths = [header.index(name) for name in ("wav", "codes") if name in header]
+            for row in (header, *rows):
+                for column in paths:
+                    row[column] = ""
+                content.update("\0".join(row).encode())
+                content.update(b"\n")
+    return named([corpus.name for corpus in corpora], content.hexdigest()[:12])
+
+
+def differences(old, new):
+    """What differs between two identities.
+
+    Arguments
+    ---------
+    old, new : dict
+        A key that one of them lacks is taken for null: an older version of a yaml may
+        not have had it.
+
+    Returns
+    -------
+    list of (str, str, str)
+        Key, old and new value.
+
+    Example
+    -------
+    >>> old = {"lr": 1, "codec": named("bundled", "f0")}
+    >>> differences(old, {"lr": 2, "codec": named("copy.safetensors", "f0")})
+    [('lr', '1', '2')]
+    """
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = _normal(old.get(key)), _normal(new.get(key))
+        if _compared(before) != _compared(after):
+            found.append((key, _shown(before), _shown(after)))
+    return found
+
+
+def _normal(value):
+    """A value to compare: from yaml numbers come as they were written."""
+    if isinstance(value, dict):
+        return {key: _normal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    words = {"null": None, "~": None, "": None, "true": True, "false": False}
+    if str(value).lower() in words:
+        return words[str(value).lower()]
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _compared(value):
+    is_named = isinstance(value, dict) and value.keys() == {"value", "digest"}
+    return value["digest"] if is_named else value
+
+
+def _shown(value):
+    if isinstance(value, dict) and value.keys() == {"value", "digest"}:
+        return f"{_shown(value['value'])} ({value['digest']})"
+    if isinstance(value, float):
+        return f"{value:g}"
+    plain = isinstance(value, str | bool)  # a bool as a command line has it
+    text = str(value) if plain else json.dumps(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
