@@ -7,6 +7,8 @@ import torch.nn.functional as F
 import torchaudio
 from torch import nn
 
+from encodecmae_sb.precision import exact_float32
+
 from .codec import build_encodec, freeze
 
 
@@ -15,7 +17,7 @@ class LogMel(nn.Module):
 
     Frames equal those of `torchaudio.compliance.kaldi.fbank` (Hann window, no
     dither, DC removal, pre-emphasis 0.97, FFT 1024) and are then normalised.
-    Autocast does not reach in here.
+    Neither autocast nor TF32 reaches in here.
 
     A waveform of N samples gives, with hop H and window W,
 
@@ -125,8 +127,12 @@ class LogMel(nn.Module):
             previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
             frames = (frames - 0.97 * previous) * self.window
             spectrum = torch.fft.rfft(frames, self.n_fft)
-            power = (spectrum.real.square() + spectrum.imag.square()).float()
-            energies = power @ self.banks  # sums of positive terms lose nothing
+            power = spectrum.real.square() + spectrum.imag.square()
+            if power.is_cpu:
+                power = power.float()  # sums of positive terms lose nothing
+            # Elsewhere double precision, which TF32 is no part of. (Its switches
+            # would not do: this may be compiled.)
+            energies = (power @ self.banks.to(power.dtype)).float()
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std
 
@@ -195,5 +201,5 @@ class CodecLatents(nn.Module):
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].
         """
-        with torch.autocast(wavs.device.type, enabled=False):
+        with exact_float32(wavs.device.type):
             return self.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)
