@@ -1,6 +1,7 @@
 """What Apple's machines lack: float64 on their GPU, and processes that are forked."""
 
 import contextlib
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
+from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.data.speech import collate_speech, librispeech_set, speech_dataset
 from encodecmae_sb.inference import check_batch
 from encodecmae_sb.lobes import (
     AudioEncoder,
-    Codec,
     EnCodecMAE,
     GapMasker,
     LogMel,
@@ -23,6 +25,9 @@ from encodecmae_sb.lobes import (
 )
 from encodecmae_sb.lobes.model import frame_mask
 from encodecmae_sb.probe import _score
+from encodecmae_sb.tokens import Tokens
+
+# Float64
 
 
 class There(torch.Tensor):
@@ -54,7 +59,9 @@ class Apple(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = [
+            x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
+        ]
         there = any(isinstance(x, There) for x in tensors)
         if kwargs.get("device") is not None:
             there = torch.device(kwargs["device"]).type == "meta"
@@ -146,6 +153,16 @@ def test_a_validation_step():
     assert torch.allclose(there.sums, expected.sums, rtol=1e-3)
 
 
+def test_the_lobe():
+    encoder = AudioEncoder(LogMel(), ResiDualTransformer(32, 2, 2, 48))
+    lobe = EnCodecMAE(encoder, layer="weighted", piece_seconds=0.5)
+    wavs, lens = torch.rand(2, 12000) - 0.5, torch.tensor([1.0, 0.7])
+    with torch.no_grad(), Apple():
+        features = functional_call(lobe, parts(lobe), (There(wavs), There(lens)))
+        assert features.is_mps
+    assert (features.values - lobe(wavs, lens)).abs().max() < 1e-2
+
+
 def test_the_score_of_a_probe():
     logits, targets = torch.eye(3).repeat(3, 1), torch.arange(9) // 2 % 3
     with Apple():
@@ -159,3 +176,28 @@ def test_a_batch_for_the_interface():
     with Apple():
         _, lengths = check_batch(There(wavs), There(wav_lens), None, 24000)
     assert lengths == [3200, 1600]
+
+
+# Processes that are not forked get what they work on as a pickle.
+
+
+@pytest.mark.parametrize("kind", ["characters", "pieces"])
+def test_speech_goes_to_another_process(tmp_path, kind):
+    speech = librispeech_set(speech_folder(), ["dev"], tmp_path)
+    texts = [row["wrd"] for row in speech.rows]
+    if kind == "characters":
+        tokens = Tokens.of_characters(texts)
+    else:
+        tokens = Tokens.of_pieces(texts, 60)
+    speech.rows[1]["wav"] = str(tmp_path / "gone.flac")
+    data = speech_dataset(speech, tokens)
+    expected = collate_speech([data[0], data[1], data[2]])
+    # After it was used, too, as a sampler may have done.
+    data, collate = pickle.loads(pickle.dumps((data, collate_speech)))
+    batch = collate([data[0], data[1], data[2]])
+    assert batch.id == expected.id
+    assert batch.sig.data.equal(expected.sig.data)
+    assert batch.tokens.data.equal(expected.tokens.data)
+    assert batch.wrd == [texts[0], texts[2]]
+    ((path, _),) = batch.unusable[0]
+    assert path.endswith("gone.flac")
