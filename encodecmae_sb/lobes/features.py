@@ -183,6 +183,14 @@ class CodecLatents(nn.Module):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
 
+    def stay_uncompiled(self):
+        """Keeps this out of the graph when a module around it is compiled.
+
+        Its LSTM and its weight normalisation would cut that graph to pieces.
+        """
+        # Not at the class: with this, torch imports its compiler, which takes seconds.
+        self.forward = torch.compiler.disable(self.forward)
+
     def num_frames(self, num_samples):
         """Frames that a waveform gives: ceil(num_samples / 320)."""
         return -(-num_samples // self.hop_length)
