@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import torchaudio
 from torch import nn
 
+from encodecmae_sb.errors import UserError
 from encodecmae_sb.precision import exact_float32
 
 from .codec import build_encodec, freeze
@@ -135,6 +136,46 @@ class LogMel(nn.Module):
             energies = (power @ self.banks.to(power.dtype)).float()
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std
+
+
+def check_grid(front_end, audio_rate, target_rate, target_hop):
+    """Makes sure that input frame t and target t are of the same audio.
+
+    Arguments
+    ---------
+    front_end : LogMel or CodecLatents
+    audio_rate : int
+        Rate of the waveforms that it is given, in Hz.
+    target_rate : int
+        Rate at which targets are counted, in Hz.
+    target_hop : int
+        Samples from target to target.
+
+    Raises
+    ------
+    UserError
+        If they are not: it names both grids.
+
+    Example
+    -------
+    >>> check_grid(LogMel(), 24000, target_rate=24000, target_hop=320)
+    """
+    rates = {front_end.sample_rate, audio_rate, target_rate}
+    hops = {front_end.hop_length, target_hop}
+    # As many frames as targets, too: not every front end fills up the last one.
+    if len(rates) == len(hops) == front_end.num_frames(target_hop) == 1:
+        return
+    raise UserError(
+        "Input frames and targets are not of the same audio.\n"
+        f"  front end: a frame every {front_end.hop_length} samples at "
+        f"{front_end.sample_rate} Hz, {front_end.num_frames(target_rate)} for "
+        f"{target_rate} samples\n"
+        f"  targets:   one every {target_hop} samples at {target_rate} Hz, "
+        f"{-(-target_rate // target_hop)} for {target_rate} samples\n"
+        f"  audio:     sample_rate={audio_rate}\n"
+        f"Give front_end in the yaml hop_length: {target_hop}, sample_rate: "
+        f"{target_rate} and centered: True, and the yaml sample_rate: {target_rate}."
+    )
 
 
 class CodecLatents(nn.Module):
