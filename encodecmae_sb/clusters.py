@@ -8,6 +8,7 @@ from sklearn.cluster import MiniBatchKMeans
 from tqdm import tqdm
 
 from .errors import UserError
+from .precision import exact_float32
 
 MOST_CLUSTERS = 65535  # indices are stored as 2-byte integers
 _ROUNDS = 50
@@ -174,6 +175,7 @@ def nearest(frames, centroids):
     """
     # |x|^2 is the same for all centroids; the exact distance is taken at the end,
     # where a difference of large numbers would not do.
-    scores = centroids.square().sum(1) - 2 * frames @ centroids.T  # [N, K]
+    with exact_float32(frames.device.type):
+        scores = centroids.square().sum(1) - 2 * frames @ centroids.T  # [N, K]
     index = scores.argmin(1)
     return index, (frames - centroids[index]).square().sum(1)

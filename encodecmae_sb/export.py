@@ -159,7 +159,7 @@ def _front_end_yaml(front_end):
     )
 
 
-def load_weights(module, path):
+def load_weights(module, path, prefix=""):
     """Loads weights, all of them or none; a hook for SpeechBrain's Pretrainer.
 
     SpeechBrain's own way only warns of weights that are missing, and leaves
@@ -171,6 +171,8 @@ def load_weights(module, path):
         Changed in place.
     path : str or Path
         A state dict, read with `weights_only=True`.
+    prefix : str
+        Only weights whose names begin with it are taken, as those of this module.
 
     Raises
     ------
@@ -180,6 +182,11 @@ def load_weights(module, path):
     if not Path(path).is_file():
         raise UserError(f"No weights: {path} is missing. Export the folder again.")
     weights = torch.load(path, map_location="cpu", weights_only=True)
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
     try:
         module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
@@ -255,7 +262,8 @@ def load_encoder_folder(folder, pretrained=True):
     folder : str or Path
         The folder.
     pretrained : bool
-        False builds the same architecture with new random weights.
+        False draws new weights for all that pretraining trains; what is frozen, a
+        codec inside, is loaded in any case.
 
     Returns
     -------
@@ -271,4 +279,34 @@ def load_encoder_folder(folder, pretrained=True):
     encoder = load_hyperpyyaml(text)["encoder"]
     if pretrained:
         load_weights(encoder, folder / "encoder.ckpt")
+    else:
+        load_weights(encoder.front_end, folder / "encoder.ckpt", "front_end.")
     return encoder
+
+
+def with_new_weights(encoder):
+    """A new encoder, built like another one, with new weights.
+
+    What is frozen, a codec inside, is that of the other one.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+        Left as it is.
+
+    Returns
+    -------
+    AudioEncoder
+        On the same device.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
+    >>> new = with_new_weights(encoder)
+    >>> bool((new.projection.weight == encoder.projection.weight).any())
+    False
+    """
+    new = load_hyperpyyaml(encoder_yaml(encoder))["encoder"]
+    new.front_end.load_state_dict(encoder.front_end.state_dict())
+    return new.to(next(encoder.parameters()).device)

@@ -92,7 +92,7 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
             f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
             f"each of the {len(wavs)} items."
         )
-    lengths = (wav_lens.double() * wavs.shape[1]).round().long().tolist()
+    lengths = (wav_lens.cpu().double() * wavs.shape[1]).round().long().tolist()
     if sample_rate is not None and sample_rate != target_rate:
         # Item by item, so that the padding does not leak into the last samples.
         items = [

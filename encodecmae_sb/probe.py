@@ -235,7 +235,8 @@ def _score(logits, targets):
     """What validation goes by; `clip_scores` computes more, and takes longer."""
     if targets.dim() == 2:
         return multi_label_scores(logits.sigmoid().cpu(), targets.cpu())["mAP"]
-    return (logits.argmax(1) == targets).double().mean().item()
+    # Moved first: not every device has double precision.
+    return (logits.argmax(1) == targets).cpu().double().mean().item()
 
 
 def probe_vectors(train, valid, test, num_classes, grid, repeats=1, seed=0):

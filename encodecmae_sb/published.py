@@ -13,7 +13,12 @@ from pathlib import Path
 import torch
 
 from .errors import UserError
-from .export import check_folder, export_encoder, load_encoder_folder
+from .export import (
+    check_folder,
+    export_encoder,
+    load_encoder_folder,
+    with_new_weights,
+)
 from .lobes.codec import check_reachable, network_from_weights, save_codec
 from .lobes.features import CodecLatents, LogMel
 from .lobes.model import AudioEncoder, MaskedCodecModel
@@ -115,10 +120,11 @@ def load_encoder_source(source, pretrained=True):
 
     Arguments
     ---------
-    source : str or Path
-        A folder, or else a name in `PUBLISHED`.
+    source : str, Path or AudioEncoder
+        A folder, or else a name in `PUBLISHED`, or an encoder that is there already.
     pretrained : bool
-        False builds the same architecture with new random weights.
+        False draws new weights for all that pretraining trains; what is frozen, a
+        codec inside, stays what it is.
 
     Returns
     -------
@@ -131,6 +137,8 @@ def load_encoder_source(source, pretrained=True):
     ValueError
         If the folder is no encoder folder, or the weights cannot be fetched.
     """
+    if isinstance(source, AudioEncoder):
+        return source if pretrained else with_new_weights(source)
     if Path(source).expanduser().is_dir():
         return load_encoder_folder(source, pretrained)
     if str(source) not in PUBLISHED:
@@ -255,7 +263,8 @@ def convert_published(state_dict, config="", pretrained=True):
     config : str
         The configuration text beside it; says how many heads there are.
     pretrained : bool
-        False builds the same architecture with new random weights.
+        False draws new weights for all that pretraining trains; what is frozen, a
+        codec inside, is loaded in any case.
 
     Returns
     -------
@@ -315,6 +324,8 @@ def _convert(state_dict, config, pretrained):
     }
     if pretrained:
         model.load_state_dict(weights)
+    else:
+        front_end.load_state_dict(latents)
     return PublishedModel(model.eval(), codec)
 
 

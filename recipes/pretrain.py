@@ -33,6 +33,7 @@ from encodecmae_sb.data.shards import (
     holds_shards,
     prepare_shards,
 )
+from encodecmae_sb.data.targets import HOP, SAMPLE_RATE
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
@@ -45,6 +46,7 @@ from encodecmae_sb.export import export_encoder
 from encodecmae_sb.identity import data_identity, named
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
+from encodecmae_sb.lobes.features import check_grid
 
 
 def choose_codec(hparams, given):
@@ -161,6 +163,8 @@ def main(argv):
     """Runs the experiment that the command line describes."""
     hparams, run_opts, given = start_experiment(argv)
     output = Path(hparams["output_folder"])
+    front_end = hparams["model"].encoder.front_end
+    check_grid(front_end, hparams["sample_rate"], SAMPLE_RATE, HOP)
     source = choose_codec(hparams, given)
     if if_main_process():
         announce(hparams, source)
@@ -168,7 +172,7 @@ def main(argv):
         check_folders(hparams["data_folder"])
 
     stored = open_codes(hparams, source)
-    modules, front_end = dict(hparams["modules"]), hparams["model"].encoder.front_end
+    modules = dict(hparams["modules"])
     needs_codec = isinstance(front_end, CodecLatents)
     if stored is None or needs_codec:
         codec = main_process_first(Codec, source, hparams["n_codebooks"])

@@ -36,7 +36,7 @@ from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.clusters import find_clusters
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
-from encodecmae_sb.data.targets import RowFile
+from encodecmae_sb.data.targets import HOP, SAMPLE_RATE, RowFile
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.digests import digest, weights_key
 from encodecmae_sb.errors import UserError
@@ -48,6 +48,7 @@ from encodecmae_sb.experiment import (
 )
 from encodecmae_sb.export import export_encoder
 from encodecmae_sb.identity import data_identity, named
+from encodecmae_sb.lobes.features import check_grid
 from encodecmae_sb.lobes.pieces import PIECE
 
 # What centroids depend on, besides the teacher's weights and the data.
@@ -190,8 +191,10 @@ def main(argv):
     """Runs the experiment that the command line describes."""
     hparams, run_opts, _ = start_experiment(argv)
     output = Path(hparams["output_folder"])
-    teacher = load_teacher(hparams["teacher"], hparams["layer"])
     model = hparams["model"]
+    front_end = model.encoder.front_end
+    check_grid(front_end, hparams["sample_rate"], SAMPLE_RATE, HOP)
+    teacher = load_teacher(hparams["teacher"], hparams["layer"])
     continued = start_student(model.encoder, teacher, hparams["student"])
     corpora, unusable = prepare_data(hparams, output)
     if if_main_process():

@@ -13,6 +13,7 @@ from test_pretrain import execute
 from encodecmae_sb.export import export_encoder
 from encodecmae_sb.lobes import (
     AudioEncoder,
+    Codec,
     CodecLatents,
     EnCodecMAE,
     LogMel,
@@ -148,6 +149,32 @@ def test_not_pretrained_is_another_encoder_of_the_same_shape(folder):
     assert shapes[0] == shapes[1]
     weights = [x.encoder.projection.weight for x in (lobe, random)]
     assert not torch.equal(*weights)
+
+
+def parts_that_differ(ours, theirs):
+    """Names of the parameters and buffers that are not equal."""
+    theirs = theirs.state_dict()
+    return {name for name, x in ours.state_dict().items() if not x.equal(theirs[name])}
+
+
+@pytest.mark.parametrize("given", ["folder", "encoder"])
+@pytest.mark.parametrize("kind", ["mel", "latents"])
+def test_new_weights_keep_what_is_frozen(tmp_path, kind, given):
+    front_end = LogMel() if kind == "mel" else CodecLatents(Codec("bundled"))
+    encoder = AudioEncoder(front_end, ResiDualTransformer(32, 1, 2, 48))
+    before = {name: x.clone() for name, x in encoder.state_dict().items()}
+    source = encoder
+    if given == "folder":
+        source = tmp_path / "encoder"
+        export_encoder(encoder, source)
+    fresh = EnCodecMAE(source, pretrained=False).encoder
+    # All that is drawn at random is new, the codec inside is not.
+    drawn = {name for name, x in encoder.named_parameters() if x.dim() == 2}
+    assert parts_that_differ(fresh, encoder) == drawn
+    wavs = 0.1 * torch.randn(1, 3200)
+    assert torch.equal(fresh.front_end(wavs), front_end(wavs))
+    # The encoder that was given stays as it was.
+    assert all(torch.equal(x, before[n]) for n, x in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from encodecmae_sb.bundled import codec_file
+from encodecmae_sb.errors import UserError
 from encodecmae_sb.lobes import (
     AudioEncoder,
     Codec,
@@ -26,6 +27,7 @@ from encodecmae_sb.lobes import (
 )
 from encodecmae_sb.lobes import loss as losses
 from encodecmae_sb.lobes.codec import CodecError
+from encodecmae_sb.lobes.features import check_grid
 from encodecmae_sb.lobes.model import frame_mask
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 
@@ -129,6 +131,29 @@ def test_mel_is_the_same_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         out = front_end(wav)
     assert torch.equal(out, front_end(wav))
+
+
+@pytest.mark.parametrize(
+    ("front_end", "audio_rate", "message"),
+    [
+        (LogMel(hop_length=240), 24000, "every 240 samples at 24000 Hz, 100 for"),
+        (LogMel(sample_rate=16000), 24000, "every 320 samples at 16000 Hz"),
+        (LogMel(sample_rate=16000), 16000, "every 320 samples at 16000 Hz"),
+        (LogMel(centered=False), 24000, "every 320 samples at 24000 Hz, 74 for"),
+        (LogMel(hop_length=318, centered=False), 24000, "every 318 samples"),
+        (LogMel(), 16000, "sample_rate=16000"),
+        (CodecLatents(n_filters=2), 16000, "sample_rate=16000"),
+    ],
+)
+def test_front_end_and_targets_on_different_grids(front_end, audio_rate, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check_grid(front_end, audio_rate, target_rate=24000, target_hop=320)
+    assert "every 320 samples at 24000 Hz, 75 for 24000" in str(caught.value)
+
+
+def test_front_end_and_targets_on_the_same_grid():
+    for front_end in (LogMel(), CodecLatents(n_filters=2)):
+        check_grid(front_end, 24000, target_rate=24000, target_hop=320)
 
 
 # Transformer

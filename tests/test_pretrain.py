@@ -1,6 +1,7 @@
 """The pretraining recipe as a user runs it, at a size that runs in seconds."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -238,6 +239,22 @@ def test_real_folders_mixed_and_bad_files_reported(tmp_path):
 def test_bad_settings_end_with_a_message(tmp_path, options, message):
     text = run(tmp_path / "run", expect=1, **options)
     assert message in text
+
+
+@pytest.mark.parametrize("name", ["pretrain", "self_train"])
+def test_front_end_and_targets_on_different_grids(tmp_path, name):
+    yaml = "mini" if name == "pretrain" else "self_train_mini"
+    text = (ROOT / f"hparams/{yaml}.yaml").read_text()
+    assert text.count("hop_length: 320") == 1
+    other = text.replace("hop_length: 320", "hop_length: 240")
+    (tmp_path / "other.yaml").write_text(other)
+    options = ["--output_folder", str(tmp_path / "run"), "--device", "cpu"]
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"recipes/{name}.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    with pytest.raises(UserError, match="(?s)every 240 samples.*every 320 samples"):
+        recipe.main([str(tmp_path / "other.yaml"), *options])
+    assert not list((tmp_path / "run").glob("save/*"))  # before any work
 
 
 def test_official_weights_out_of_reach(tmp_path):

@@ -132,6 +132,14 @@ def test_codes_logits_and_losses(case):
         assert np.abs(ours.double().numpy() - expected[name]).max() < 1e-5, name
 
 
+def test_new_weights_keep_the_codec_inside(file, case):
+    fresh = load_published(file, pretrained=False).model.encoder
+    trained = case[0].model.encoder
+    wavs = torch.rand(1, 3200) - 0.5
+    assert torch.equal(fresh.front_end(wavs), trained.front_end(wavs))
+    assert not torch.equal(fresh.projection.weight, trained.projection.weight)
+
+
 def test_number_of_heads_that_does_not_fit():
     checkpoint = published_checkpoint("tiny_ec")
     with pytest.raises(ValueError, match="63 wide"):

@@ -18,6 +18,8 @@ from encodecmae_sb import benchmark as bench
 from encodecmae_sb.experiment import quit_on_user_errors
 from encodecmae_sb.lobes import (
     AudioEncoder,
+    Codec,
+    CodecLatents,
     GapMasker,
     LogMel,
     MaskedCodecLoss,
@@ -293,6 +295,31 @@ def test_compiles_whole_and_once():
         assert torch.allclose(got, expected, rtol=1e-3)
         got.backward()
     assert counter.frame_count == 1
+
+
+def test_a_frozen_codec_stays_out_of_the_graph(tmp_path, monkeypatch):
+    """It would be cut into pieces, in every step."""
+    brain = make_brain(tmp_path)
+    model, counter, compiles = brain.hparams.model, CompileCounter(), torch.compile
+    model.encoder = AudioEncoder(
+        CodecLatents(Codec("bundled")), model.encoder.transformer
+    )
+    batches = [bench.random_batch(2, 12160, 8, 1024, seed) for seed in range(3)]
+
+    def logits():
+        return [brain.compute_forward(batch, Stage.TRAIN)[0] for batch in batches]
+
+    expected = logits()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch, "compile", lambda module, **_: compiles(module, backend=counter)
+        )
+        brain.compile = True
+        brain._compile()
+    for ours, theirs in zip(logits(), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    # What is before it, what the encoder does with its output, and the rest.
+    assert counter.frame_count <= 3
 
 
 def test_bf16_stays_close_to_float32():

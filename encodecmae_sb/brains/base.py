@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepCollator
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.lobes import CodecLatents
 
 logger = get_logger(__name__)
 
@@ -494,6 +495,10 @@ class StepBrain(ResumableBrain):
             # fills that value by value, which takes longer than all of the ReLU. This
             # is the one switch for it; what else is computed anew is cheap.
             partitioner.aggressive_recomputation = True
+        if self.compile:
+            for module in self.modules.modules():
+                if isinstance(module, CodecLatents):
+                    module.stay_uncompiled()
         super()._compile()
 
     def _wrap_distributed(self):

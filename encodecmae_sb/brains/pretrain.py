@@ -172,9 +172,10 @@ class PretrainBrain(StepBrain):
         own = -self.unigram[1 + corpus.to(codes.device)[:, None, None], q, codes]
         hidden = masked[..., None].to(mixture)
         for i, values in enumerate((loss.ce, loss.right, mixture, own)):
-            per_item = (values * hidden).sum(1).double().cpu()
+            # Moved first: not every device has double precision.
+            per_item = (values * hidden).sum(1).cpu().double()
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
-        self.frames.index_add_(0, corpus.cpu(), masked.sum(1).double().cpu())
+        self.frames.index_add_(0, corpus.cpu(), masked.sum(1).cpu().double())
 
     def validation_row(self, stage_loss):
         """The metrics of the class docstring, overall and per corpus."""

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
@@ -223,32 +224,34 @@ def speech_dataset(speech, tokens, sample_rate=24000):
     -------
     DynamicItemDataset
     """
-
-    def load(wav):
-        try:
-            return read_audio(wav, sample_rate), None
-        except UnusableAudio as error:
-            return None, (wav, str(error))
-
-    def split(loaded):
-        yield loaded[0]
-        yield loaded[1]
-
     data = {
         row["ID"]: {name: row[name] for name in ("wav", "wrd", "duration")}
         for row in speech.rows
     }
     items = [
-        {"func": load, "takes": "wav", "provides": "loaded"},
-        {"func": split, "takes": "loaded", "provides": ["sig", "unusable"]},
         {
-            "func": lambda text: torch.tensor(tokens.encode(text)),
-            "takes": "wrd",
-            "provides": "tokens",
+            "func": partial(_read, sample_rate),
+            "takes": "wav",
+            "provides": ["sig", "unusable"],
         },
+        {"func": partial(_encode, tokens), "takes": "wrd", "provides": "tokens"},
     ]
     keys = ["id", "sig", "tokens", "wrd", "unusable"]
     return DynamicItemDataset(data, items, keys)
+
+
+# Not inside the function above: a process that is not forked gets them as a pickle.
+
+
+def _read(sample_rate, wav):
+    try:
+        return read_audio(wav, sample_rate), None
+    except UnusableAudio as error:
+        return None, (wav, str(error))
+
+
+def _encode(tokens, text):
+    return torch.tensor(tokens.encode(text))
 
 
 def collate_speech(items):

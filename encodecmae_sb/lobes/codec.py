@@ -25,6 +25,7 @@ from torch import nn
 
 from encodecmae_sb.bundled import codec_file
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.precision import exact_float32
 
 OFFICIAL = "encodec_24khz"
 BUNDLED = "bundled"
@@ -94,7 +95,8 @@ class Codec(nn.Module):
 
     It stays in eval mode and without gradients whatever `train()` or
     `requires_grad_()` of an enclosing module is called with: a codebook that
-    moved would move the targets. It computes in float32 whatever autocast says.
+    moved would move the targets. It computes in float32 whatever autocast says and
+    whether or not TF32 is allowed.
 
     Arguments
     ---------
@@ -186,7 +188,7 @@ class Codec(nn.Module):
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].
         """
-        with torch.autocast(wavs.device.type, enabled=False):
+        with exact_float32(wavs.device.type):
             return self.net.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)
 
     @torch.no_grad()
@@ -204,7 +206,7 @@ class Codec(nn.Module):
             int64 in [0, codebook_size), shape [B, ceil(N / 320), n_codebooks].
         """
         latents = self.latents(wavs).transpose(1, 2)
-        with torch.autocast(wavs.device.type, enabled=False):
+        with exact_float32(wavs.device.type):
             codes = self.net.quantizer.vq.encode(latents, n_q=self.n_codebooks)
         return codes.permute(1, 2, 0)
 
@@ -233,7 +235,7 @@ class Codec(nn.Module):
                 "inside published EnCodecMAE weights do: it can encode, not decode. "
                 f"To decode use {OFFICIAL}, {BUNDLED} or a checkpoint with a decoder."
             )
-        with torch.autocast(codes.device.type, enabled=False):
+        with exact_float32(codes.device.type):
             latents = self.net.quantizer.vq.decode(codes.long().permute(2, 0, 1))
             return self.net.decoder(latents).squeeze(1)
 

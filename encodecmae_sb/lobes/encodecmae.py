@@ -9,7 +9,7 @@ from torch import nn
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.resampling import resample, resampling_ratio
 
-from .model import AudioEncoder, frame_mask
+from .model import frame_mask
 from .pieces import check_layer, select_layer
 
 WEIGHTED = "weighted"
@@ -50,8 +50,9 @@ class EnCodecMAE(nn.Module):
         see each other; 4 s is what pretraining has seen, `None` means whole. Kept to
         whole frames.
     pretrained : bool
-        False draws new weights for the same architecture: the baseline that shows
-        what pretraining is worth.
+        False draws new weights for the same architecture, in an encoder of its own:
+        the baseline that shows what pretraining is worth. A codec inside, which
+        pretraining does not train, stays what it is.
 
     Raises
     ------
@@ -89,12 +90,10 @@ class EnCodecMAE(nn.Module):
         pretrained=True,
     ):
         super().__init__()
-        if not isinstance(source, AudioEncoder):
-            # Here, because that module is itself made of lobes.
-            from encodecmae_sb.published import load_encoder_source
+        # Here, because that module is itself made of lobes.
+        from encodecmae_sb.published import load_encoder_source
 
-            source = load_encoder_source(source, pretrained)
-        self.encoder = source
+        self.encoder = load_encoder_source(source, pretrained)
         self.input_sample_rate = input_sample_rate
         self.output_all_hiddens = output_all_hiddens
         self.layer = layer

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 import torchaudio
 from torch import nn
 
+from encodecmae_sb.errors import UserError
+from encodecmae_sb.precision import exact_float32
+
 from .codec import build_encodec, freeze
 
 
@@ -15,7 +18,7 @@ class LogMel(nn.Module):
 
     Frames equal those of `torchaudio.compliance.kaldi.fbank` (Hann window, no
     dither, DC removal, pre-emphasis 0.97, FFT 1024) and are then normalised.
-    Autocast does not reach in here.
+    Neither autocast nor TF32 reaches in here.
 
     A waveform of N samples gives, with hop H and window W,
 
@@ -125,10 +128,54 @@ class LogMel(nn.Module):
             previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
             frames = (frames - 0.97 * previous) * self.window
             spectrum = torch.fft.rfft(frames, self.n_fft)
-            power = (spectrum.real.square() + spectrum.imag.square()).float()
-            energies = power @ self.banks  # sums of positive terms lose nothing
+            power = spectrum.real.square() + spectrum.imag.square()
+            if power.is_cpu:
+                power = power.float()  # sums of positive terms lose nothing
+            # Elsewhere double precision, which TF32 is no part of. (Its switches
+            # would not do: this may be compiled.)
+            energies = (power @ self.banks.to(power.dtype)).float()
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std
+
+
+def check_grid(front_end, audio_rate, target_rate, target_hop):
+    """Makes sure that input frame t and target t are of the same audio.
+
+    Arguments
+    ---------
+    front_end : LogMel or CodecLatents
+    audio_rate : int
+        Rate of the waveforms that it is given, in Hz.
+    target_rate : int
+        Rate at which targets are counted, in Hz.
+    target_hop : int
+        Samples from target to target.
+
+    Raises
+    ------
+    UserError
+        If they are not: it names both grids.
+
+    Example
+    -------
+    >>> check_grid(LogMel(), 24000, target_rate=24000, target_hop=320)
+    """
+    rates = {front_end.sample_rate, audio_rate, target_rate}
+    hops = {front_end.hop_length, target_hop}
+    # As many frames as targets, too: not every front end fills up the last one.
+    if len(rates) == len(hops) == front_end.num_frames(target_hop) == 1:
+        return
+    raise UserError(
+        "Input frames and targets are not of the same audio.\n"
+        f"  front end: a frame every {front_end.hop_length} samples at "
+        f"{front_end.sample_rate} Hz, {front_end.num_frames(target_rate)} for "
+        f"{target_rate} samples\n"
+        f"  targets:   one every {target_hop} samples at {target_rate} Hz, "
+        f"{-(-target_rate // target_hop)} for {target_rate} samples\n"
+        f"  audio:     sample_rate={audio_rate}\n"
+        f"Give front_end in the yaml hop_length: {target_hop}, sample_rate: "
+        f"{target_rate} and centered: True, and the yaml sample_rate: {target_rate}."
+    )
 
 
 class CodecLatents(nn.Module):
@@ -177,6 +224,14 @@ class CodecLatents(nn.Module):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
 
+    def stay_uncompiled(self):
+        """Keeps this out of the graph when a module around it is compiled.
+
+        Its LSTM and its weight normalisation would cut that graph to pieces.
+        """
+        # Not at the class: with this, torch imports its compiler, which takes seconds.
+        self.forward = torch.compiler.disable(self.forward)
+
     def num_frames(self, num_samples):
         """Frames that a waveform gives: ceil(num_samples / 320)."""
         return -(-num_samples // self.hop_length)
@@ -195,5 +250,5 @@ class CodecLatents(nn.Module):
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].
         """
-        with torch.autocast(wavs.device.type, enabled=False):
+        with exact_float32(wavs.device.type):
             return self.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)

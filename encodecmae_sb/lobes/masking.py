@@ -4,6 +4,8 @@ The draw is a pure function of a seed per item. It depends on no generator, no
 device, no other item of the batch and no number of processes.
 """
 
+from fractions import Fraction
+
 import torch
 from torch import nn
 
@@ -54,15 +56,18 @@ class GapMasker(nn.Module):
             raise UserError(f"mask gap={gap}: at least 1 frame is needed")
         self.ratio = ratio
         self.gap = gap
+        # Whole numbers: 0.29 * 100 must not round to below 29 in single precision,
+        # and not every device has double.
+        self.share = Fraction(ratio).limit_denominator(10**9).as_integer_ratio()
 
     def max_visible(self, num_frames):
         """Visible frames of a whole item of so many frames: a batch's most."""
-        return num_frames - int(self.ratio * num_frames + 1e-9)
+        return num_frames - self.num_hidden(num_frames)
 
-    def num_hidden(self, lengths):
-        """How many frames of items of so many frames are hidden, int64, shape [B]."""
-        # double: 0.29 * 100 must not round to below 29 in single precision
-        return (lengths.double() * self.ratio + 1e-9).long()
+    def num_hidden(self, num_frames):
+        """Hidden frames of an item of so many: an integer, or a tensor of them."""
+        part, whole = self.share
+        return num_frames * part // whole
 
     @torch.no_grad()
     def forward(self, lengths, seeds, num_frames):

@@ -1,0 +1,100 @@
+"""Float32 that is float32: neither autocast nor TF32 where numbers must be exact.
+
+NVIDIA GPUs multiply float32 numbers faster if 13 of their 23 bits may be dropped
+(TF32). PyTorch has switches for that, and importing SpeechBrain turns them on.
+"""
+
+import contextlib
+
+import torch
+
+
+@contextlib.contextmanager
+def exact_float32(device_type):
+    """Within it, float32 is computed as such, whatever was allowed before.
+
+    Afterwards all is allowed again that was allowed before. The switches are those of
+    the process: other threads must not compute meanwhile. Not for compiled code.
+
+    Arguments
+    ---------
+    device_type : str
+        Whose autocast to turn off, such as "cuda".
+
+    Example
+    -------
+    >>> torch.backends.cudnn.allow_tf32 = True
+    >>> with exact_float32("cuda"):
+    ...     tf32_allowed()["conv"]
+    False
+    >>> tf32_allowed()["conv"]
+    True
+    """
+    # PyTorch has older switches for groups of operations and, from 2.9, newer ones
+    # for each. It refuses to read the older ones where the two disagree, so both are
+    # set; what it refuses to read is left alone, for then the newer ones count.
+    older = {name: value for name in _OLDER if (value := _read(name)) is not None}
+    newer = [(switch, switch.fp32_precision) for switch in _newer_switches()]
+    try:
+        for name in older:
+            _write(name, _OLDER[name])
+        for switch, _ in newer:
+            switch.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for name, value in older.items():
+            _write(name, value)
+        for switch, value in newer:
+            switch.fp32_precision = value
+
+
+def tf32_allowed():
+    """Which operations on float32 may use TF32 on an NVIDIA GPU at present.
+
+    Returns
+    -------
+    dict of str to bool
+        `matmul`, `conv` and `rnn`.
+
+    Example
+    -------
+    >>> sorted(tf32_allowed())
+    ['conv', 'matmul', 'rnn']
+    """
+    names = ("matmul", "conv", "rnn")
+    if newer := _newer_switches()[:3]:
+        values = [switch.fp32_precision == "tf32" for switch in newer]
+    else:
+        cudnn = torch.backends.cudnn.allow_tf32
+        values = [torch.backends.cuda.matmul.allow_tf32, cudnn, cudnn]
+    return dict(zip(names, values, strict=True))
+
+
+# The older switches, and what they are set to.
+_OLDER = {"matmul": "highest", "cudnn": False}
+
+
+def _read(name):
+    try:
+        if name == "matmul":
+            return torch.get_float32_matmul_precision()
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer ones were used, and say something else
+        return None
+
+
+def _write(name, value):
+    if name == "matmul":
+        torch.set_float32_matmul_precision(value)
+    else:
+        torch.backends.cudnn.allow_tf32 = value
+
+
+def _newer_switches():
+    """Objects with an attribute `fp32_precision`; none before PyTorch 2.9."""
+    cudnn, onednn = torch.backends.cudnn, torch.backends.mkldnn
+    if not hasattr(cudnn, "conv"):
+        return []
+    on_gpu = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    return [*on_gpu, onednn.matmul, onednn.conv, onednn.rnn]
