@@ -20,7 +20,8 @@ from encodecmae_sb.data.audio import (
     resampling_ratio,
 )
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, RandomCrops
-from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
+from encodecmae_sb.data.shards import ShardCrops
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.errors import UserError
 
@@ -238,6 +239,81 @@ def test_librispeech_layout(tmp_path):
 
 
 def test_transcripts_of_a_linked_part(tmp_path):
+def in_parts(folder, *parts):
+    """Thirty files in each part of a folder, enough for some to be held out."""
+    for part in parts:
+        for i in range(30):
+            write(folder / part / f"{i}.wav", np.zeros(320))
+    return folder
+
+
+def tops(csv_file):
+    """The parts that the files of a manifest lie in."""
+    return {row["ID"].split("/")[0] for row in read_manifest(csv_file)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "train", "valid"),
+    [
+        ("train val test", "train", "val"),
+        ("train validation eval", "train", "validation"),
+        ("Train-clean-100 Dev-clean", "Train-clean-100", "Dev-clean"),
+        ("train2017 val2017 test2017", "train2017", "val2017"),
+        # Without a part to validate on, but never from what is there for the test.
+        ("train-clean-100 test-clean", "train-clean-100", "train-clean-100"),
+        ("train eval", "train", "train"),
+        ("dev-clean test-clean test-other", "dev-clean", "dev-clean"),
+        ("music test", "music", "music"),
+        # Names of sounds, not of parts.
+        ("train valves", "train valves", "train valves"),
+    ],
+)
+def test_parts_of_a_folder(tmp_path, parts, train, valid):
+    folder = in_parts(tmp_path / "audio", *parts.split())
+    (corpus,) = prepare_corpora(folder, tmp_path / "save")
+    assert tops(corpus.train_csv) == set(train.split())
+    assert tops(corpus.valid_csv) <= set(valid.split())
+
+
+def test_nothing_but_test_parts(tmp_path):
+    folder = in_parts(tmp_path / "audio", "test-clean", "test-other")
+    with pytest.raises(UserError, match=r"test-clean, test-other.*--data_folder"):
+        prepare_corpora(folder, tmp_path / "save")
+    # The folder itself may be named as the one to train on.
+    (corpus,) = prepare_corpora(folder / "test-clean", tmp_path / "save")
+    assert len(both(corpus)) == 30
+
+
+def test_a_manifest_killed_while_it_is_rewritten_is_built_again(
+    tmp_path, corpus_folder, monkeypatch
+):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    before = both(corpus)
+    write(corpus_folder / "new.wav", noise(0.4, 24000))
+    original, calls = csv.DictWriter.writerows, []
+
+    def stops(self, rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        original(self, rows)
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpora(corpus_folder, tmp_path / "save")
+    monkeypatch.undo()
+    (corpus_folder / "new.wav").unlink()
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    assert both(corpus) == before
+
+
+def test_a_damaged_state_is_built_again(tmp_path, corpus_folder):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    for text in ("", "[1]", '{"fingerprint"'):
+        (tmp_path / "save/audio.json").write_text(text)
+        assert prepare_corpora(corpus_folder, tmp_path / "save") == [corpus]
+
+
     elsewhere = tmp_path / "disk" / "1" / "7"
     for i in range(3):
         write(elsewhere / f"1-7-000{i}.flac", noise(0.2, 16000), 16000)
@@ -466,13 +542,28 @@ def test_corpora_are_drawn_by_weight(tmp_path, reads, weights, shares):
 
 
 @pytest.mark.parametrize(
-    "weights", [[], [1], [1, 2, 3], [0, 0], [1, -1], [1, math.nan], [1, math.inf]]
+    "weights",
+    [
+        *([], [1], [1, 2, 3], [0, 0], [1, -1], [1, math.nan], [1, math.inf]),
+        *(1, 0.5, "1, 2", {"a": 1, "b": 2}, ["1", 2], [[1], [2]], [True, True]),
+    ],
 )
 def test_wrong_corpus_weights(tmp_path, weights):
     manifests = [manifest(tmp_path / f"{name}.csv", [1, 1]) for name in "ab"]
-    with pytest.raises(UserError, match="corpus_weights"):
+    with pytest.raises(UserError) as caught:
         RandomCrops(manifests, weights=weights)
 
+    assert f"corpus_weights={weights} for 2 corpora" in str(caught.value)
+    with pytest.raises(UserError, match="corpus_weights"):
+        ShardCrops(manifests, weights=weights)
+
+
+@pytest.mark.parametrize("folders", [2024, ["/data", 2024], [], False, {"a": 1}])
+def test_wrong_data_folder(tmp_path, folders):
+    with pytest.raises(UserError) as caught:
+        check_folders(folders)
+    assert f"data_folder={folders}" in str(caught.value)
+    assert "a path or a list of paths is allowed" in str(caught.value)
 
 def test_a_draw_is_a_function_of_seed_and_number(tmp_path):
     for i in range(4):

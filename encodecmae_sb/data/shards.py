@@ -330,7 +330,7 @@ class ShardCrops(RandomCrops):
     ):
         if weights is not None:
             raise UserError(
-                f"corpus_weights={list(weights)}: shards are gone through in passes, "
+                f"corpus_weights={weights}: shards are gone through in passes, "
                 "each item once. Leave corpus_weights out, or give folders of audio."
             )
         super().__init__(
