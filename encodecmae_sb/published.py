@@ -14,6 +14,7 @@ import torch
 
 from .errors import UserError
 from .export import check_folder, export_encoder, load_encoder_folder
+from .files import is_out_of_space
 from .lobes.codec import check_reachable, network_from_weights, save_codec
 from .lobes.features import CodecLatents, LogMel
 from .lobes.model import AudioEncoder, MaskedCodecModel
@@ -187,6 +188,8 @@ def fetch_published(name):
         get_session().head(constants.ENDPOINT, timeout=10)
         snapshot = snapshot_download(REPOSITORY, **wanted)
     except Exception as error:  # errors of several HTTP libraries
+        if is_out_of_space(error):
+            raise
         why = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{name}: the published weights could not be fetched from "
