@@ -183,12 +183,13 @@ class CTCBrain(ResumableBrain):
             targets, target_lens = self.hparams.wav_augment.replicate_multiple_labels(
                 targets, target_lens
             )
-        with torch.autocast(log_probs.device.type, enabled=False):
-            loss = ctc_loss(log_probs, targets, lens, target_lens, BLANK)
         self.batch_is_empty = is_empty(batch)
         if self.batch_is_empty:
             # No effect, but a gradient of every parameter: other processes wait for it.
             loss = 0 * log_probs.sum()
+        else:
+            with torch.autocast(log_probs.device.type, enabled=False):
+                loss = ctc_loss(log_probs, targets, lens, target_lens, BLANK)
         if stage != Stage.TRAIN:
             self.note_unusable(batch)
             if not self.batch_is_empty:

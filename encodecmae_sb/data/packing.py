@@ -358,7 +358,11 @@ def index_shards(folder, max_unusable=0.05):
         unusable += odd
     rows = [row for table in tables.values() for row in table]
     if not rows:
-        raise UserError(f"No audio in the tar files in {folder}, or no tar files.")
+        why = f", such as {unusable[0][0]}: {unusable[0][1]}" if unusable else ""
+        raise UserError(
+            f"No audio that can be used in the tar files in {folder}, or no tar "
+            f"files{why}."
+        )
     listed = folder / "unusable_files.csv"
     listed.unlink(missing_ok=True)
     account = UnusableFiles(listed, len(rows) + len(unusable), max_unusable)

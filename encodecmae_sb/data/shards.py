@@ -176,7 +176,7 @@ def prepare_shards(data_folders, save_folder):
                     lost.setdefault(corpus, []).append((row["wav"], reason))
         for corpus, rows in parts.items():
             # It names files, and what it is called elsewhere may be no name for one.
-            name = unique = re.sub(r"[^\w .+-]", "_", corpus)[:100]
+            name = unique = re.sub(r"[/\\\x00-\x1f]", "_", corpus)[:60]
             count = 0
             while unique in names:
                 count += 1
