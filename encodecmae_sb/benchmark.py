@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .brains.pretrain import PretrainBrain
 from .bundled import speech_folder
-from .data.audio import read_audio
+from .data.audio import read_audio, write_audio
 from .data.crops import CropBatch, CropCollator, DrawSampler, RandomCrops
 from .data.manifest import prepare_corpora
 from .lobes import transformer
@@ -625,7 +625,7 @@ def write_long_files(folder, count=24, seconds=14):
             parts.append(utterances[at % len(utterances)])
             at += 1
         audio = np.concatenate(parts)[:wanted]
-        soundfile.write(folder / f"{i}.flac", audio, 16000)
+        write_audio(folder / f"{i}.flac", audio, 16000)
 
 
 def open_loader(folders, scratch, batch_size, seconds, num_workers, batches):

@@ -19,10 +19,21 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from .brains.checkpointer import check_writable
 from .errors import UserError
+from .files import check_path, is_out_of_space, write_text
 from .identity import yaml_identity
 
+# Keys of yaml files whose value is a path, or null where that is allowed; of some
+# also a list of them.
+_PATHS = (
+    *("output_folder", "save_folder", "data_folder", "valid_folder", "codes_folder"),
+    *("encoder_folder", "teacher", "codec", "csv", "train_csv", "valid_csv"),
+    *("test_csv", "kenlm_model_path"),
+)
+_NEEDED = {"output_folder", "save_folder", "codec", "teacher"}
+_SEVERAL = {"data_folder", "valid_folder", "test_csv"}
 
-def start_experiment(argv):
+
+def start_experiment(argv, can_test=False):
     """Parses the command line, loads the yaml, makes the output folder.
 
     With `--debug` all that is made goes to a folder `debug` in the output folder, which
@@ -32,6 +43,8 @@ def start_experiment(argv):
     ---------
     argv : list of str
         A yaml file, run options of SpeechBrain, and overrides of yaml keys.
+    can_test : bool
+        Whether the recipe knows what to do with `--test_only`.
 
     Returns
     -------
@@ -43,8 +56,8 @@ def start_experiment(argv):
     Raises
     ------
     UserError
-        If the yaml has no such key, one is given twice, or the output folder cannot be
-        written to.
+        If the yaml has no such key, one is given twice, what should be a path is none,
+        the recipe does not test, or the output folder cannot be written to.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
@@ -53,6 +66,17 @@ def start_experiment(argv):
     named = re.findall(r"^(\w+):", overrides, flags=re.MULTILINE)
     text = Path(hparams_file).read_text(encoding="utf-8")
     _check_keys(named, text, hparams_file)
+    if run_opts.test_only and not can_test:
+        raise UserError(
+            "--test_only: this recipe tests nothing apart from its training: leave it "
+            "out. What a finished run measured stands in its metrics.json."
+        )
+    # Tags name what to build; here only what is plain matters.
+    resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+    values = {key.value: value for key, value in resolved.value}
+    for key in _PATHS:
+        if key in values:
+            _check_path(key, values[key])
     if run_opts.debug and not run_opts.debug_persistently:
         # The checkpoints, too: otherwise SpeechBrain forgets them where they are
         # needed, and the next run would find those of this one.
@@ -61,10 +85,7 @@ def start_experiment(argv):
             debug_persistently=True,
             overridden_args={*run_opts.overridden_args, "debug_persistently"},
         )
-        # Tags name what to build; here only the folder matters.
-        resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
-        values = {key.value: value.value for key, value in resolved.value}
-        folder = str(Path(values["output_folder"]) / "debug")
+        folder = str(Path(values["output_folder"].value) / "debug")
         overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
         overrides += f"\noutput_folder: {json.dumps(folder)}\n"
         if if_main_process():
@@ -108,11 +129,21 @@ def _check_keys(named, text, hparams_file):
             )
 
 
+def _check_path(key, node):
+    """Makes sure that the value of a key is a path, or is built by the yaml."""
+    try:
+        value = yaml.SafeLoader("").construct_document(node)
+    except yaml.constructor.ConstructorError:  # of a tag
+        return
+    if value is not None or key in _NEEDED:
+        check_path(key, value, several=key in _SEVERAL)
+
+
 @contextlib.contextmanager
 def quit_on_user_errors():
     """Ends a script with the message alone where the user can mend the cause.
 
-    That includes a lack of memory: the message says which settings to lower.
+    That includes a lack of memory or of space on a disk: the message says what to do.
     Everything else keeps its traceback.
     """
     try:
@@ -136,6 +167,13 @@ def quit_on_user_errors():
                 "is) or crop_seconds; or take --precision bf16, or "
                 "--activation_checkpointing True. A training run goes on from its "
                 "last checkpoint when the command is given again."
+            )
+        if is_out_of_space(error):
+            _quit(
+                f"\nError: the disk is full, or a quota is used up: {error}\n"
+                "Free some space, or choose a folder on another disk, and give the "
+                "same command again: what is finished is kept, and a training run "
+                "goes on from its last checkpoint."
             )
         if torch.distributed.is_initialized():
             _quit(traceback.format_exc())
@@ -246,6 +284,4 @@ def write_metrics(folder, metrics):
     folder : str or Path
     metrics : dict of str to number or str
     """
-    scratch = Path(folder) / "metrics.json.tmp"
-    scratch.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, Path(folder) / "metrics.json")
+    write_text(Path(folder) / "metrics.json", json.dumps(metrics, indent=2) + "\n")

@@ -19,6 +19,7 @@ from .export import (
     load_encoder_folder,
     with_new_weights,
 )
+from .files import is_out_of_space
 from .lobes.codec import check_reachable, network_from_weights, save_codec
 from .lobes.features import CodecLatents, LogMel
 from .lobes.model import AudioEncoder, MaskedCodecModel
@@ -195,6 +196,8 @@ def fetch_published(name):
         get_session().head(constants.ENDPOINT, timeout=10)
         snapshot = snapshot_download(REPOSITORY, **wanted)
     except Exception as error:  # errors of several HTTP libraries
+        if is_out_of_space(error):
+            raise
         why = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{name}: the published weights could not be fetched from "

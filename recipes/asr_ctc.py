@@ -43,6 +43,7 @@ from encodecmae_sb.recogniser import build_searcher, export_recogniser
 from encodecmae_sb.tokens import Tokens, check_characters
 
 PROTOCOLS = ("frozen", "finetuned")
+VALID = "valid"  # what the figures of the validation are called
 
 _ROW = ("ID", "duration", "wrd")  # what the training depends on of an utterance
 
@@ -57,17 +58,26 @@ def load_sets(hparams):
         )
     folder = hparams["data_folder"] or speech_folder()
     save, share = hparams["save_folder"], hparams["max_unusable"]
+    rate = hparams["source_sample_rate"]
 
     def load(part):
         files, splits = hparams[f"{part}_csv"], hparams[f"{part}_splits"]
         if files is None:
             splits = [splits] if isinstance(splits, str) else splits
+            if not isinstance(splits, list) or not all(
+                isinstance(split, str) for split in splits
+            ):
+                raise UserError(
+                    f"{part}_splits={splits}: names of folders are allowed, one or a "
+                    f'list, such as --{part}_splits "[dev-clean, dev-other]"'
+                )
             groups = [[split] for split in splits] if part == "test" else [splits]
-            return [librispeech_set(folder, names, save, share) for names in groups]
+            return [
+                librispeech_set(folder, names, save, share, rate) for names in groups
+            ]
         files = [files] if isinstance(files, str) else files
         if part != "test" and len(files) > 1:
             raise UserError(f"{part}_csv={files}: give one manifest.")
-        rate = hparams["source_sample_rate"]
         return [manifest_set(file, folder, rate, share) for file in files]
 
     (train,), (valid,) = load("train"), load("valid")
@@ -75,12 +85,12 @@ def load_sets(hparams):
 
 
 def set_names(sets):
-    """A short name for each set, no two the same."""
+    """A short name for each test set, no two the same, and none that of validation."""
     names = []
     for part in sets:
         stem = name = Path(part.name).stem
         count = 0
-        while name in names:
+        while name in (*names, VALID):
             count += 1
             name = f"{stem}_{count}"
         names.append(name)
@@ -108,11 +118,17 @@ def encoder_identity(hparams, encoder):
 
 def main(argv):
     """Runs the experiment that the command line describes."""
-    hparams, run_opts, _ = start_experiment(argv)
+    hparams, run_opts, _ = start_experiment(argv, can_test=True)
     output = Path(hparams["output_folder"])
     protocol = hparams["protocol"]
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol={protocol!r}: allowed are {', '.join(PROTOCOLS)}.")
+    checkpointer = hparams["checkpointer"]
+    if run_opts.test_only and not checkpointer.list_checkpoints():
+        raise UserError(
+            f"--test_only, but {checkpointer.checkpoints_dir} holds no checkpoint: run "
+            "without it first."
+        )
     encoder = hparams[f"{protocol}_encoder"]()
 
     train, valid, tests = main_process_first(load_sets, hparams)
@@ -149,7 +165,6 @@ def main(argv):
             flush=True,
         )
 
-    checkpointer = hparams["checkpointer"]
     checkpointer.add_recoverables({"encoder": encoder, "head": head})
     brain = CTCBrain(
         modules={"encoder": encoder, "head": head},
@@ -170,6 +185,8 @@ def main(argv):
         speech_dataset(train, tokens, rate), speech_dataset(valid, tokens, rate)
     )
 
+    if brain.test_only:
+        checkpointer.recover_if_possible()  # where the training ended, for `steps`
     metrics = {
         "protocol": protocol,
         "pretrained": hparams["pretrained"],
@@ -182,7 +199,7 @@ def main(argv):
         )
         metrics.update({f"{name}/{key}": value for key, value in figures.items()})
     best = min(brain.history.rows, key=lambda row: row["cer"])
-    metrics.update({f"valid/{key}": best[key] for key in ("epoch", "wer", "cer")})
+    metrics.update({f"{VALID}/{key}": best[key] for key in ("epoch", "wer", "cer")})
     if if_main_process():
         finish(encoder, head, tokens, hparams, metrics, output)
 

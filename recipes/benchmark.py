@@ -49,6 +49,7 @@ from encodecmae_sb.experiment import (
     is_out_of_memory,
     quit_on_user_errors,
 )
+from encodecmae_sb.files import write_text
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import build_encodec
 
@@ -545,9 +546,7 @@ def tables(results):
 
 def write(path, results):
     """A file of results that is whole or not there."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def main(argv):

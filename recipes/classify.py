@@ -15,7 +15,6 @@ results of the last command stand there.
 
 import csv
 import logging
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -50,6 +49,7 @@ from encodecmae_sb.experiment import (
     start_experiment,
     write_metrics,
 )
+from encodecmae_sb.files import whole_file
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.scores import (
@@ -246,9 +246,10 @@ class Trainer:
             brain.fit_clips(self.data(run.train, stored), self.data(run.valid, stored))
             best = brain.load_best()
             probabilities = brain.predict(self.data(run.test))
-            scratch = folder / "unfinished.npz"
-            np.savez(scratch, probabilities=probabilities.numpy(), **best)
-            os.replace(scratch, results)
+            if brain.test_only:  # the training may not be at its end
+                return {**best, "probabilities": probabilities}
+            with whole_file(results) as scratch, open(scratch, "wb") as file:
+                np.savez(file, probabilities=probabilities.numpy(), **best)
         with np.load(results) as saved:
             result = {key: saved[key].item() for key in ("score", "loss", "epoch")}
             result["probabilities"] = torch.from_numpy(saved["probabilities"])
@@ -270,7 +271,7 @@ class Trainer:
 
 def main(argv):
     """Runs the experiment that the command line describes."""
-    hparams, run_opts, named = start_experiment(argv)
+    hparams, run_opts, named = start_experiment(argv, can_test=True)
     output = Path(hparams["output_folder"])
     check_settings(hparams)
     # A line an epoch is too much where an epoch takes a tenth of a second.

@@ -43,6 +43,7 @@ from encodecmae_sb.digests import weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import choose_device, quit_on_user_errors
 from encodecmae_sb.export import check_folder
+from encodecmae_sb.files import whole_file, write_text
 from encodecmae_sb.lobes.pieces import PIECE, check_layer
 
 SETTINGS_FILE = "features.json"
@@ -201,11 +202,8 @@ def check_settings(folder, settings):
 
 def note_settings(folder, settings):
     """Notes in a folder what its features are made with."""
-    scratch = folder / f"{SETTINGS_FILE}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, folder / SETTINGS_FILE)
+        write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"--output_folder {folder} cannot be written to: {error}"
@@ -227,7 +225,6 @@ def new_array(path, shape):
     callable
         Takes the next rows, an array of shape [..., t, D].
     """
-    scratch = path.with_name(f"{path.name}.part")
     done = 0
 
     def append(rows):
@@ -237,17 +234,13 @@ def new_array(path, shape):
         array[..., done : done + rows.shape[-2], :] = rows
         done += rows.shape[-2]
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_file(path) as scratch:
         np.lib.format.open_memmap(scratch, "w+", np.float32, tuple(shape))
         if hasattr(os, "posix_fallocate"):
             # On a full disk an error now, not a crash when the map is written to.
             with open(scratch, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, scratch.stat().st_size)
         yield append
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 class Embedding:

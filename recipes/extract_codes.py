@@ -64,6 +64,7 @@ from encodecmae_sb.experiment import (
     main_process_first,
     quit_on_user_errors,
 )
+from encodecmae_sb.files import check_path
 from encodecmae_sb.lobes import Codec
 from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
 
@@ -114,6 +115,8 @@ def parse(argv):
         help="stop when a larger share of the files is unusable",
     )
     args = parser.parse_args(argv)
+    if args.data_folder is not None:
+        check_path("data_folder", args.data_folder, several=True)
     if args.batch_seconds is not None and args.batch_seconds <= 0:
         raise UserError(f"batch_seconds={args.batch_seconds}: give a positive number.")
     args.demonstration = not args.data_folder

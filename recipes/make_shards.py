@@ -47,6 +47,7 @@ from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.digests import digest
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import quit_on_user_errors
+from encodecmae_sb.files import check_path, write_text
 from encodecmae_sb.lobes.codec import BUNDLED
 
 _PLAN = "plan"  # the file that says what an unfinished folder will hold
@@ -99,6 +100,8 @@ def parse(argv):
         help="pack nothing: index the tar files that are in the folder",
     )
     args = parser.parse_args(argv)
+    if args.data_folder is not None:
+        check_path("data_folder", args.data_folder, several=True)
     if args.seed < 0 or not args.shard_mb > 0:
         raise UserError(
             f"seed={args.seed}, shard_mb={args.shard_mb}: a seed of 0 or more and a "
@@ -158,7 +161,7 @@ def check_plan(folder, plan):
             f"{folder} holds other shards: of other files, or made with other "
             "settings. Give another folder, or delete it."
         )
-    (folder / _PLAN).write_text(plan)
+    write_text(folder / _PLAN, plan)
 
 
 def pack(args):
@@ -184,6 +187,7 @@ def pack(args):
         folder / "unusable_files.csv",
         sum(corpus.num_files for corpus in corpora),
         args.max_unusable,
+        recheck=False,  # what a finished shard lacks it lacks, readable again or not
     )
     for corpus in corpora:
         unusable.add(corpus.unusable)
@@ -210,8 +214,9 @@ def pack(args):
                     unusable.add(write_shard(path, some, key, args.flac, bar.update))
                 key += len(some)
     shards = write_index(folder, shards, info, plan)
-    (folder / _PLAN).unlink()
-    shutil.rmtree(folder / "manifests")
+    # Missing if the same was packed by another process at the same time.
+    (folder / _PLAN).unlink(missing_ok=True)
+    shutil.rmtree(folder / "manifests", ignore_errors=True)
     return shards, unusable
 
 

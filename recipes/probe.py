@@ -20,7 +20,6 @@ are computed, the others are not computed again.
 """
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -51,6 +50,7 @@ from encodecmae_sb.experiment import (
     write_metrics,
 )
 from encodecmae_sb.export import encoder_yaml
+from encodecmae_sb.files import write_text
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.probe import (
@@ -243,10 +243,7 @@ class Comparison:
                 hparams["repeats"],
                 hparams["seed"],
             )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text(json.dumps(rows), encoding="utf-8")
-            os.replace(scratch, path)
+            write_text(path, json.dumps(rows))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def compare(self):

@@ -14,9 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import soundfile
-
 from encodecmae_sb.brains.checkpointer import check_writable
+from encodecmae_sb.data.audio import write_audio
 from encodecmae_sb.data.targets import HOP
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import quit_on_user_errors, write_metrics
@@ -78,8 +77,8 @@ def main(argv):
     )
     sounds = {"codec": codec, "masked": silence(codec, hidden), "filled": filled}
     for name, samples in sounds.items():
-        soundfile.write(
-            str(output / f"{name}.wav"),
+        write_audio(
+            output / f"{name}.wav",
             samples.clamp(-1, 1).numpy(),
             run.codec.sample_rate,
         )

@@ -47,6 +47,7 @@ from encodecmae_sb.experiment import (
     write_metrics,
 )
 from encodecmae_sb.export import export_encoder
+from encodecmae_sb.files import whole_file
 from encodecmae_sb.identity import data_identity, named
 from encodecmae_sb.lobes.features import check_grid
 from encodecmae_sb.lobes.pieces import PIECE
@@ -119,15 +120,14 @@ def prepare_centroids(hparams, teacher, corpora, output, options):
             seed=hparams["seed"],
             quiet=options["quiet"],
         )
-        scratch = output / "centroids.tmp.npz"
-        np.savez(
-            scratch,
-            centroids=clusters.centroids.numpy(),
-            counts=clusters.counts.numpy(),
-            reseeded=clusters.reseeded,
-            key=key,
-        )
-        os.replace(scratch, path)
+        with whole_file(path) as scratch, open(scratch, "wb") as file:
+            np.savez(
+                file,
+                centroids=clusters.centroids.numpy(),
+                counts=clusters.counts.numpy(),
+                reseeded=clusters.reseeded,
+                key=key,
+            )
     if if_main_process():
         for left in Path(hparams["save_folder"]).glob("features-*"):
             left.unlink()

@@ -10,11 +10,11 @@ files, an original and its reconstruction, to listen to.
 import sys
 from pathlib import Path
 
-import soundfile
 import torch
 
 from encodecmae_sb.brains.codec import CodecBrain, codec_report, init_seanet_
 from encodecmae_sb.bundled import corpus_folders
+from encodecmae_sb.data.audio import write_audio
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.unusable import UnusableFiles
@@ -104,7 +104,7 @@ def finish(brain, valid, output):
         made = codec.decode(codec.encode(wav[None]))[0, : len(wav)]
         for name, samples in (("original", wav), ("reconstruction", made)):
             file = output / f"listen_{index}_{name}.wav"
-            soundfile.write(str(file), samples.numpy(), codec.sample_rate)
+            write_audio(file, samples.numpy(), codec.sample_rate)
 
     print("\nThe codec, on audio that it was not trained on:")
     for name, value in metrics.items():

@@ -2,22 +2,27 @@
 
 import csv
 import json
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from killed import run_killed
+from speechbrain import Stage
 from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import environment, execute
 
+from encodecmae_sb.brains.base import History
 from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
 from encodecmae_sb.brains.ctc import CTCBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.speech import (
     SpeechSet,
+    collate_speech,
     leave_out_short,
     librispeech_set,
     manifest_set,
@@ -222,7 +227,7 @@ def test_killed_and_started_again_it_ends_the_same(encoder, corpus, tmp_path):
 
 
 def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
-    rows = librispeech_set(corpus, ["small"], tmp_path).rows
+    rows = librispeech_set(corpus, ["small"], tmp_path).rows[:16]
     bad = tmp_path / "bad.flac"
     bad.write_bytes(Path(rows[0]["wav"]).read_bytes()[:4000])
     rows[0] = {**rows[0], "wav": str(bad)}
@@ -234,7 +239,10 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
     other = tmp_path / "other/all.csv"
     other.parent.mkdir()
     write_manifest(other, rows[5:9])
-    files["test_csv"] = f"[{tmp_path / 'all.csv'}, {other}]"
+    # As the figures of the validation are called.
+    write_manifest(tmp_path / "valid.csv", rows[9:11])
+    tests = [tmp_path / "all.csv", other, tmp_path / "valid.csv"]
+    files["test_csv"] = f"[{', '.join(map(str, tests))}]"
     run = command(
         tmp_path / "out",
         encoder,
@@ -243,6 +251,9 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
         token_type="bpe",
         vocab_size=60,
         piece_seconds="null",
+        # The corrupt file is alone in its batch.
+        max_batch_items=1,
+        test_batch_size=1,
         **files,
     )
     execute(run, tmp_path)
@@ -256,6 +267,97 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
     assert len(hypotheses(tmp_path / "out/wer_all.txt")) == len(rows) - 1
     assert len(hypotheses(tmp_path / "out/wer_all_1.txt")) == 4
     assert {"all/wer", "all_1/wer"} < set(metrics)
+    # And one named as the validation, whose figures stay what they are called.
+    assert len(hypotheses(tmp_path / "out/wer_valid_1.txt")) == 2
+    assert {"valid_1/wer", "valid_1/loss", "valid/epoch"} < set(metrics)
+    assert "valid/loss" not in metrics
+    assert metrics["steps"] == len(rows)
+
+
+def of_recipe(name):
+    """A function of the recipe."""
+    return runpy.run_path(str(ROOT / "recipes/asr_ctc.py"))[name]
+
+
+def test_a_batch_of_which_nothing_can_be_read(encoder):
+    tokens = Tokens.of_characters(["AB"])
+    lobe = EnCodecMAE(encoder, freeze=False, input_sample_rate=24000)
+    head = CTCHead(lobe.dim, len(tokens), hidden_size=8)
+
+    class Brain(CTCBrain):
+        def init_optimizers(self):
+            self.optimizers_dict = {}
+
+    hparams = {
+        "history": History(),
+        "epoch_counter": SimpleNamespace(current=1),
+        **{"seed": 0, "freeze_steps": 0, "lr_schedule": None},
+    }
+    modules = {"encoder": lobe, "head": head}
+    run_opts = {"device": "cpu"}
+    brain = Brain(modules, None, hparams, run_opts, tokens=tokens)
+    brain.init_optimizers()
+    brain.total_steps, brain.step = 10, 1
+    nothing = {"id": "a", "sig": None, "wrd": "AB", "unusable": ("a.wav", "gone")}
+    nothing["tokens"] = torch.tensor(tokens.encode("AB"))
+    batch = collate_speech([nothing, {**nothing, "unusable": ("b.wav", "gone")}])
+    noted = []
+    brain.unusable = SimpleNamespace(add=noted.extend)
+    brain.avg_train_loss = 3.0
+    loss = brain.fit_batch(batch)
+    assert brain.update_average(loss, brain.avg_train_loss) == 3.0
+    # Every parameter takes part, as other processes wait for that, with no effect.
+    gradients = [p.grad for module in (lobe, head) for p in module.parameters()]
+    assert all(grad is not None and not grad.any() for grad in gradients)
+    assert [tuple(item) for item in noted] == [("a.wav", "gone"), ("b.wav", "gone")]
+    brain.on_stage_start(Stage.VALID)
+    good = {**nothing, "sig": 0.1 * torch.randn(24000), "unusable": None}
+    with torch.no_grad():
+        alone = brain.update_average(
+            brain.evaluate_batch(collate_speech([{**good}]), Stage.VALID), 0.0
+        )
+        average = 0.0
+        brain.step = 0
+        for items in ([nothing], [{**good}], [nothing], [{**good}], [nothing]):
+            brain.step += 1
+            loss = brain.evaluate_batch(collate_speech(items), Stage.VALID)
+            average = brain.update_average(loss, average)
+    assert average == pytest.approx(alone)
+    assert brain.wer.ids == ["a"] * 3
+
+
+def test_testing_only_keeps_the_figures(finished, encoder, corpus):
+    if finished.name != "frozen":
+        pytest.skip("one protocol will do")
+    before = (finished / "metrics.json").read_text()
+    options = {"protocol": finished.name, "freeze_steps": 1000}
+    _, _, *arguments = command(finished, encoder, corpus, **options)
+    of_recipe("main")([*arguments, "--test_only"])
+    assert (finished / "metrics.json").read_text() == before
+
+
+def test_testing_only_what_was_never_trained(encoder, corpus, tmp_path):
+    _, _, *arguments = command(tmp_path / "out", encoder, corpus)
+    with pytest.raises(ValueError, match="--test_only.*no checkpoint"):
+        of_recipe("main")([*arguments, "--test_only"])
+
+
+def test_a_declared_rate_is_checked_in_a_folder_too(corpus, tmp_path):
+    splits = {f"{part}_splits": ["small"] for part in ("train", "valid", "test")}
+    csvs = {f"{part}_csv": None for part in ("train", "valid", "test")}
+    hparams = {**splits, **csvs, "data_folder": corpus, "save_folder": tmp_path}
+    hparams |= {"max_unusable": 0.05, "source_sample_rate": 16000}
+    load_sets = of_recipe("load_sets")
+    train, _, _ = load_sets(hparams)
+    assert len(train.rows) == 28
+    message = r"\.flac has 16000 Hz, but source_sample_rate=48000"
+    with pytest.raises(ValueError, match=message):
+        load_sets({**hparams, "source_sample_rate": 48000})
+    with pytest.raises(ValueError, match="data_folder=.*a path is allowed"):
+        load_sets({**hparams, "data_folder": [str(corpus), str(corpus)]})
+    for splits in (960, [5], None, {"a": 1}):
+        with pytest.raises(ValueError, match="train_splits=.*names of folders"):
+            load_sets({**hparams, "train_splits": splits})
 
 
 @pytest.mark.parametrize(
@@ -310,6 +412,10 @@ def test_manifest_errors(tmp_path):
         manifest_set(write_manifest(path, [good, empty]), tmp_path)
     loaded = manifest_set(write_manifest(path, [good, empty]), tmp_path, None, 0.5)
     assert loaded.left_out == [("b", "no transcript")]
+    gone = {**good, "ID": "c", "wav": "$data_root/c.wav", "duration": "1.0"}
+    write_manifest(path, [{**good, "duration": "1.0"}, gone])
+    loaded = manifest_set(path, tmp_path, None, 0.5)
+    assert loaded.left_out == [(str(tmp_path / "c.wav"), "no such file")]
 
 
 def test_no_transcripts(tmp_path):

@@ -242,6 +242,19 @@ def test_other_settings_in_the_same_folder_start_anew(home, frozen, tmp_path):
     assert_same(output, frozen[0])
 
 
+def test_testing_only_does_not_count_as_trained(home, frozen, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(frozen[0], output)
+    # As if it had been stopped before the end.
+    for path in output.glob("save/*/results.npz"):
+        path.unlink()
+    run_here(home, output, test_only="")
+    assert not list(output.glob("save/*/results.npz"))
+    assert_same(output, frozen[0])
+    with pytest.raises(UserError, match="Run without --test_only first"):
+        run_here(home, tmp_path / "new", test_only="")
+
+
 def test_random_weights_and_an_encoder_for_each_fold(home, tmp_path):
     for fold in range(3):
         shutil.copytree(home / "encoder", tmp_path / f"without_{fold}")

@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from encodecmae_sb.data.audio import (
     resampling_ratio,
 )
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, RandomCrops
-from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
+from encodecmae_sb.data.shards import ShardCrops
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.errors import UserError
 
@@ -235,6 +237,81 @@ def test_librispeech_layout(tmp_path):
             assert item["duration"] == pytest.approx(0.2)
             assert int(item["spk_id"]) in speakers[part]
             assert item["wrd"] == f"HELLO {part} {item['id'][-1]}"
+
+
+def in_parts(folder, *parts):
+    """Thirty files in each part of a folder, enough for some to be held out."""
+    for part in parts:
+        for i in range(30):
+            write(folder / part / f"{i}.wav", np.zeros(320))
+    return folder
+
+
+def tops(csv_file):
+    """The parts that the files of a manifest lie in."""
+    return {row["ID"].split("/")[0] for row in read_manifest(csv_file)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "train", "valid"),
+    [
+        ("train val test", "train", "val"),
+        ("train validation eval", "train", "validation"),
+        ("Train-clean-100 Dev-clean", "Train-clean-100", "Dev-clean"),
+        ("train2017 val2017 test2017", "train2017", "val2017"),
+        # Without a part to validate on, but never from what is there for the test.
+        ("train-clean-100 test-clean", "train-clean-100", "train-clean-100"),
+        ("train eval", "train", "train"),
+        ("dev-clean test-clean test-other", "dev-clean", "dev-clean"),
+        ("music test", "music", "music"),
+        # Names of sounds, not of parts.
+        ("train valves", "train valves", "train valves"),
+    ],
+)
+def test_parts_of_a_folder(tmp_path, parts, train, valid):
+    folder = in_parts(tmp_path / "audio", *parts.split())
+    (corpus,) = prepare_corpora(folder, tmp_path / "save")
+    assert tops(corpus.train_csv) == set(train.split())
+    assert tops(corpus.valid_csv) <= set(valid.split())
+
+
+def test_nothing_but_test_parts(tmp_path):
+    folder = in_parts(tmp_path / "audio", "test-clean", "test-other")
+    with pytest.raises(UserError, match=r"test-clean, test-other.*--data_folder"):
+        prepare_corpora(folder, tmp_path / "save")
+    # The folder itself may be named as the one to train on.
+    (corpus,) = prepare_corpora(folder / "test-clean", tmp_path / "save")
+    assert len(both(corpus)) == 30
+
+
+def test_a_manifest_killed_while_it_is_rewritten_is_built_again(
+    tmp_path, corpus_folder, monkeypatch
+):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    before = both(corpus)
+    write(corpus_folder / "new.wav", noise(0.4, 24000))
+    original, calls = csv.DictWriter.writerows, []
+
+    def stops(self, rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        original(self, rows)
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpora(corpus_folder, tmp_path / "save")
+    monkeypatch.undo()
+    (corpus_folder / "new.wav").unlink()
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    assert both(corpus) == before
+
+
+def test_a_damaged_state_is_built_again(tmp_path, corpus_folder):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    for text in ("", "[1]", '{"fingerprint"'):
+        (tmp_path / "save/audio.json").write_text(text)
+        assert prepare_corpora(corpus_folder, tmp_path / "save") == [corpus]
 
 
 def test_transcripts_of_a_linked_part(tmp_path):
@@ -466,12 +543,27 @@ def test_corpora_are_drawn_by_weight(tmp_path, reads, weights, shares):
 
 
 @pytest.mark.parametrize(
-    "weights", [[], [1], [1, 2, 3], [0, 0], [1, -1], [1, math.nan], [1, math.inf]]
+    "weights",
+    [
+        *([], [1], [1, 2, 3], [0, 0], [1, -1], [1, math.nan], [1, math.inf]),
+        *(1, 0.5, "1, 2", {"a": 1, "b": 2}, ["1", 2], [[1], [2]], [True, True]),
+    ],
 )
 def test_wrong_corpus_weights(tmp_path, weights):
     manifests = [manifest(tmp_path / f"{name}.csv", [1, 1]) for name in "ab"]
-    with pytest.raises(UserError, match="corpus_weights"):
+    with pytest.raises(UserError) as caught:
         RandomCrops(manifests, weights=weights)
+    assert f"corpus_weights={weights} for 2 corpora" in str(caught.value)
+    with pytest.raises(UserError, match="corpus_weights"):
+        ShardCrops(manifests, weights=weights)
+
+
+@pytest.mark.parametrize("folders", [2024, ["/data", 2024], [], False, {"a": 1}])
+def test_wrong_data_folder(tmp_path, folders):
+    with pytest.raises(UserError) as caught:
+        check_folders(folders)
+    assert f"data_folder={folders}" in str(caught.value)
+    assert "a path or a list of paths is allowed" in str(caught.value)
 
 
 def test_a_draw_is_a_function_of_seed_and_number(tmp_path):
@@ -550,17 +642,41 @@ def test_processes_share_the_draws_of_a_step(world_size):
 
 def test_unusable_files_are_counted_once_and_remembered(tmp_path):
     path = tmp_path / "unusable.csv"
+    names = [str(tmp_path / name) for name in ("a.wav", 'b, "c".wav')]
+    for name in names:
+        cut(write(Path(name), noise(1, 24000)))
     bad = UnusableFiles(path, 100, 0.05)
     assert len(bad) == 0
-    bad.add([("a.wav", "empty"), ("a.wav", "empty"), ('b, "c".wav', "x, y")])
-    bad.add([("a.wav", "again")])
+    bad.add([(names[0], "empty"), (names[0], "empty"), (names[1], "x, y")])
+    bad.add([(names[0], "again")])
     assert len(bad) == 2
     again = UnusableFiles(path, 100, 0.05)
     assert len(again) == 2
-    again.add([("a.wav", "again"), ('b, "c".wav', "x, y")])
+    again.add([(names[0], "again"), (names[1], "x, y")])
     assert len(again) == 2
     again.add([(f"{i}.wav", "bad") for i in range(3)])
     with pytest.raises(UserError, match="6 of 100.*--max_unusable") as caught:
         again.add([("one too many.wav", "bad")])
     assert str(path) in str(caught.value)
     assert len(read_manifest(path)) == 6
+
+
+def test_what_is_readable_again_is_forgotten(tmp_path):
+    path = tmp_path / "unusable.csv"
+    names = ["repaired.wav", "bad inside.wav", "bad.wav", "removed.wav"]
+    files = [write(tmp_path / name, noise(1, 24000)) for name in names]
+    noted = [(str(file), "unreadable") for file in files]
+    # As a recogniser notes an utterance that has none; its corpus will say again.
+    UnusableFiles(path, 100).add([*noted, ("dev/1-2-0003", "no transcript")])
+    samples = noise(1, 24000)
+    samples[5] = np.nan  # only reading all of it tells
+    write(files[1], samples, subtype="FLOAT")
+    cut(files[2])
+    files[3].unlink()
+    account = UnusableFiles(path, 40, max_share=0.05)
+    still = [str(file) for file in files[1:3]]
+    assert list(account.reasons) == still
+    assert [row["path"] for row in read_manifest(path)] == still
+    account.add([(still[0], "unreadable")])
+    with pytest.raises(UserError, match="3 of 40"):
+        account.add([(str(files[0]), "bad once more")])

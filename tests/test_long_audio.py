@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -317,7 +318,6 @@ def test_what_is_there_is_left_alone(embed, corpus, tmp_path):
     embed(*options)
     (out / "deep/er/b.npy").unlink()
     (out / "a.npy").write_text("kept")
-    (out / "deep/er/b.npy.part").write_text("of a killed run")
     status, text = embed(*options)
     assert status == 0
     assert "Embedded: 1 of 6 files" in text
@@ -325,7 +325,6 @@ def test_what_is_there_is_left_alone(embed, corpus, tmp_path):
     assert "--overwrite" in text
     assert (out / "a.npy").read_text() == "kept"
     assert len(np.load(out / "deep/er/b.npy")) == 43
-    assert not list(out.rglob("*.part"))
     # Nothing usable is left: what is there still counts.
     assert embed(*options)[0] == 0
     _, text = embed(*options, "--overwrite")
@@ -374,6 +373,21 @@ def test_a_file_has_its_name_when_it_is_whole(embed, corpus, monkeypatch):
     assert status == 0
     assert f"{corpus}/a.npy, 5250 x 16" in text
     assert not (corpus / "features.json").exists()
+
+
+def test_two_runs_on_one_output_folder(tmp_path):
+    recipe = runpy.run_path(str(ROOT / "recipes/embed.py"))
+    path, rows = tmp_path / "a.npy", noise(6, 3)
+    with recipe["new_array"](path, rows.shape) as first:
+        first(rows[:4])
+        with recipe["new_array"](path, rows.shape) as second:
+            second(rows[:2])
+            first(rows[4:])
+            second(rows[2:4])
+            second(rows[4:])
+        assert np.array_equal(np.load(path), rows)
+    assert np.array_equal(np.load(path), rows)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_usable(embed, corpus, tmp_path):

@@ -39,6 +39,7 @@ from encodecmae_sb.data.shards import (
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import write_csv
 from encodecmae_sb.lobes.codec import BUNDLED, checksum
 
 ROOT = Path(__file__).parent.parent
@@ -241,6 +242,61 @@ def test_shards_from_elsewhere(audio, tmp_path):
     assert by_samples == {str(soundfile.info(file).frames) for file in files}
 
 
+def add(tar, name, content):
+    """Adds a file to a tar file."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    tar.addfile(entry, io.BytesIO(content))
+
+
+# Of each item of a foreign shard its JSON, and the corpus and ID that come of it.
+ODD = [
+    (b'["a", "list"]', "foreign", "0"),
+    (b'{"ID": broken', "foreign", "1"),
+    (b"\xff\xfe", "foreign", "2"),
+    (b'{"ID": 77}', "foreign", "77"),
+    (b'{"ID": ["x"], "corpus": null}', "foreign", "4"),
+    (b'{"ID": "\\ud800", "corpus": ""}', "foreign", "\\ud800"),
+    (b'{"corpus": "../a/b\\u0000"}', ".._a_b_", "6"),
+    (b'{"corpus": "C:\\\\a, (b)", "ID": 8.5}', "C:_a, (b)", "8.5"),
+    (b'{"corpus": 12}', "foreign", "8"),
+    (b'{"corpus": "' + 300 * b"x" + b'"}', 60 * "x", "9"),
+    (b'{"corpus": "' + 300 * b"x" + b'y"}', 60 * "x", "10"),
+    (b"[" * 100000, "foreign", "11"),
+]
+
+
+def test_odd_items_of_shards_from_elsewhere(audio, tmp_path):
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    content = (audio[0] / "0.wav").read_bytes()
+    for part in ("train", "val"):  # each corpus in both
+        with tarfile.open(folder / f"{part}.tar", "w") as tar:
+            for i, (known, *_) in enumerate([*ODD, *ODD]):
+                # A name that is not Unicode, once.
+                name = "caf\udce9" if i == 0 else str(i % len(ODD))
+                add(tar, f"{part}/{i}/{name}.json", known)
+                add(tar, f"{part}/{i}/{name}.wav", content)
+    make_shards(folder, "--index")
+    corpora = prepare_shards(folder, tmp_path / "manifests")
+    found = collections.Counter()
+    for corpus in corpora:
+        train = read_manifest(corpus.train_csv)
+        assert corpus.train_csv.parent == tmp_path / "manifests"
+        assert len(train) == len(read_manifest(corpus.valid_csv))
+        assert all("/train/" not in row["ID"] for row in train)
+        for row in train:
+            name = corpus.name.removesuffix("_1")
+            found[name, row["ID"].rpartition("/")[2]] += 1
+    expected = collections.Counter((corpus, ID) for _, corpus, ID in [*ODD, *ODD])
+    expected["foreign", "0"] -= 1
+    expected["foreign", "caf\\udce9"] += 1
+    assert found == expected
+    crops = ShardCrops([corpus.train_csv for corpus in corpora], CROP)
+    for draw in range(crops.crops_per_pass):
+        assert not crops[draw]["unusable"]
+
+
 # Passes
 
 
@@ -440,6 +496,57 @@ def test_indexing_again_forgets_nothing(with_codes, tmp_path):
         assert [row["codes"] for row in rows] == [row["codes"] for row in again]
     index = (with_codes[1] / "shards.json").read_text()
     assert (folder / "shards.json").read_text() == index
+
+
+def npy(array, version=None):
+    """The content of a NumPy file."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version)
+    return file.getvalue()
+
+
+def test_items_without_codes_among_coded_ones(audio, with_codes, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(with_codes[1], folder)
+    content = (audio[0] / "1.wav").read_bytes()
+    frames = int(soundfile.info(audio[0] / "1.wav").duration * 75)
+    codes = np.zeros((frames, 8), np.uint16)
+    unfit = {
+        "none": None,
+        "other_type": npy(codes.astype(np.int64)),
+        "other_width": npy(codes[:, :4]),
+        "other_order": npy(np.asfortranarray(codes)),
+        "no_array": b"junk",
+        "other_version": npy(codes, (2, 0)),
+    }
+    known = json.dumps({"corpus": "noises"}).encode()
+    with tarfile.open(folder / "train-more.tar", "w") as tar:
+        for name, made in {**unfit, "fit": npy(codes)}.items():
+            add(tar, f"{name}.json", known)
+            add(tar, f"{name}.wav", content)
+            if made is not None:
+                add(tar, f"{name}.codes.npy", made)
+    make_shards(folder, "--index", "--max_unusable", 0.2)
+    reported = {
+        Member.at(row["path"]).name: row["reason"]
+        for row in read_manifest(folder / "unusable_files.csv")
+    }
+    assert set(reported) == {f"{name}.wav" for name in unfit}
+    assert all("no codes of 8 codebooks" in why for why in reported.values())
+    (corpus, _) = prepare_shards(folder, tmp_path / "manifests")
+    (stored,) = find_packed_codes(folder).of_manifests([corpus.train_csv], 3)
+    crops = ShardCrops([corpus.train_csv], CROP, targets=[stored])
+    for draw in range(crops.crops_per_pass):
+        item = crops[draw]
+        assert item["targets"].shape[1] == 3
+        assert not item["unusable"]
+    # An index of before, in which they stand.
+    table = read_manifest(folder / "train-more.tar.csv")
+    assert [row["ID"] for row in table] == ["fit"]
+    write_csv(folder / "train-more.tar.csv", [{**table[0], "codes": ""}])
+    (corpus, _) = prepare_shards(folder, tmp_path / "manifests")
+    with pytest.raises(UserError, match="1 of .*have no codes.*--index"):
+        find_packed_codes(folder).of_manifests([corpus.train_csv], 3)
 
 
 # The recipe

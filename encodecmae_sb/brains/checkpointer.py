@@ -12,6 +12,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import write_text
 from encodecmae_sb.identity import differences
 
 logger = get_logger(__name__)
@@ -189,11 +190,9 @@ class AtomicCheckpointer(Checkpointer):
             ) from error
 
     def _write_identity(self):
-        if self._identity is None:
-            return
-        scratch = self.checkpoints_dir / f".{_IDENTITY}-{uuid.uuid4().hex}"
-        scratch.write_text(json.dumps(self._identity, indent=2), encoding="utf-8")
-        os.replace(scratch, self.checkpoints_dir / _IDENTITY)
+        if self._identity is not None:
+            text = json.dumps(self._identity, indent=2)
+            write_text(self.checkpoints_dir / _IDENTITY, text)
 
     def _remove_unfinished(self):
         left = sorted(self.checkpoints_dir.glob(_UNFINISHED + "*"))

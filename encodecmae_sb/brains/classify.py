@@ -24,6 +24,7 @@ from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.digests import digest
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.export import check_folder
+from encodecmae_sb.files import whole_file, write_text
 from encodecmae_sb.published import PUBLISHED
 from encodecmae_sb.scores import accuracy_scores, multi_label_scores
 
@@ -469,7 +470,6 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
     notes_path = path.with_suffix(".json")
     if notes_path.exists():
         return StoredSummaries(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Clips of like length together.
     clips = sorted(clips, key=lambda clip: -clip.duration)
     data = LabelledClips(clips, torch.zeros(len(clips)))
@@ -479,7 +479,7 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
     frames = classifier.head.keeps_frames
     classifier.eval()
     places, rows = {}, 0
-    with open(path, "wb") as file:
+    with whole_file(path) as scratch, open(scratch, "wb") as file:
         for batch in _bar(loader, "Encoding", quiet):
             batch = batch.to(device)
             lens = batch.lengths / batch.inputs.shape[1]
@@ -505,8 +505,6 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
         "dtype": str(items.dtype),
         "places": places,
     }
-    # Written last and at once: a killed run leaves no half file that counts.
-    scratch = notes_path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(notes), encoding="utf-8")
-    os.replace(scratch, notes_path)
+    # Last: with the notes the file counts.
+    write_text(notes_path, json.dumps(notes))
     return StoredSummaries(path)

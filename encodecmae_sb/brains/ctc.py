@@ -13,7 +13,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from speechbrain.utils.seed import seed_everything
 from tqdm import tqdm
 
-from encodecmae_sb.data.speech import collate_speech
+from encodecmae_sb.data.speech import collate_speech, is_empty
 from encodecmae_sb.recogniser import search
 from encodecmae_sb.tokens import BLANK
 
@@ -39,6 +39,8 @@ class CTCBrain(ResumableBrain):
         self.unusable = unusable
         self.searcher = None
         self.bar = None
+        self.num_empty = 0
+        self.batch_is_empty = False
 
     def fit_speech(self, train_set, valid_set):
         """Trains for `number_of_epochs`.
@@ -141,6 +143,15 @@ class CTCBrain(ResumableBrain):
             )
             self.bar.update(1)
 
+    def update_average(self, loss, avg_loss):
+        """The mean loss of a stage so far, without batches that have no audio."""
+        if self.batch_is_empty:
+            self.num_empty += 1
+            return avg_loss
+        if not torch.isfinite(loss):
+            return avg_loss
+        return avg_loss + (float(loss) - avg_loss) / (self.step - self.num_empty)
+
     def note_unusable(self, batch):
         """Accounts for files that could not be read."""
         bad = [item for items in batch.unusable for item in items]
@@ -178,12 +189,18 @@ class CTCBrain(ResumableBrain):
             targets, target_lens = self.hparams.wav_augment.replicate_multiple_labels(
                 targets, target_lens
             )
-        with torch.autocast(log_probs.device.type, enabled=False):
-            loss = ctc_loss(log_probs, targets, lens, target_lens, BLANK)
+        self.batch_is_empty = is_empty(batch)
+        if self.batch_is_empty:
+            # No effect, but a gradient of every parameter: other processes wait for it.
+            loss = 0 * log_probs.sum()
+        else:
+            with torch.autocast(log_probs.device.type, enabled=False):
+                loss = ctc_loss(log_probs, targets, lens, target_lens, BLANK)
         if stage != Stage.TRAIN:
             self.note_unusable(batch)
-            texts = self.decode(log_probs, lens)
-            self.count_errors(batch.id, texts, batch.wrd)
+            if not self.batch_is_empty:
+                texts = self.decode(log_probs, lens)
+                self.count_errors(batch.id, texts, batch.wrd)
         return loss
 
     def decode(self, log_probs, lens):
@@ -201,7 +218,8 @@ class CTCBrain(ResumableBrain):
             )
 
     def on_stage_start(self, stage, epoch=None):
-        """Empties the error counts."""
+        """Empties the counts."""
+        self.num_empty = 0  # batches of which no audio could be read
         if stage != Stage.TRAIN:
             self.wer, self.cer = ErrorRateStats(), ErrorRateStats()
 

@@ -6,6 +6,7 @@ the crop.
 """
 
 import contextlib
+import io
 import math
 import os
 import struct
@@ -16,9 +17,10 @@ import numpy as np
 import soundfile
 import torch
 
+from encodecmae_sb.files import whole_file
 from encodecmae_sb.resampling import LOWPASS_WIDTH, resample, resampling_ratio
 
-from .tars import open_source
+from .tars import Member, open_source
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
@@ -123,6 +125,64 @@ def inspect_audio(path, min_seconds=320 / 24000, check_values=True):
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         raise UnusableAudio(f"unreadable: {error}") from error
     return info
+
+
+def write_audio(path, samples, sample_rate):
+    """Writes an audio file at once, in the format that its name ends in.
+
+    Arguments
+    ---------
+    path : str or Path
+    samples : numpy.ndarray
+        Shape [N], in [-1, 1].
+    sample_rate : int
+        In Hz.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "silence.wav"
+    >>> write_audio(path, np.zeros(24000), 24000)
+    >>> inspect_audio(path).duration
+    1.0
+    """
+    # Not by libsndfile, which does not say that a disk is full.
+    content = io.BytesIO()
+    kind = Path(path).suffix.lstrip(".").upper()
+    soundfile.write(content, samples, sample_rate, format=kind)
+    with whole_file(path) as scratch:
+        scratch.write_bytes(content.getvalue())
+
+
+def can_be_read(path):
+    """Whether all of an audio file can be read; takes as long as reading it.
+
+    Arguments
+    ---------
+    path : str or Path
+        The audio file, possibly in a tar file (see `data.tars`).
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> can_be_read(sorted(speech_folder().rglob("*.flac"))[0])
+    True
+    """
+    try:
+        if Member.at(path) is None:
+            inspect_audio(path)  # most that is bad shows at once
+        with open_source(path) as source, soundfile.SoundFile(source) as file:
+            count = 0
+            for block in file.blocks(blocksize=1 << 20, dtype="float32"):
+                count += len(block)
+                if not np.isfinite(block).all():
+                    return False
+            return count == file.frames
+    except (UnusableAudio, soundfile.LibsndfileError, OSError, RuntimeError):
+        return False
 
 
 def _check_wav_is_whole(path):

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import write_text
 
 from .manifest import read_manifest
 from .targets import RowFile, StoredTargets
@@ -78,13 +79,10 @@ def prepare_codes(folder, info):
                 "n_codebooks."
             )
         return
-    scratch = folder / f"codes.{os.getpid()}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(asdict(info), indent=2) + "\n")
+        write_text(file, json.dumps(asdict(info), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error}") from error
-    os.replace(scratch, file)
 
 
 def read_info(folder):

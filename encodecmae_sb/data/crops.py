@@ -6,6 +6,7 @@ numbers of workers or processes, draws the very same crops.
 """
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -180,15 +181,11 @@ class RandomCrops(Dataset):
         weights=None,
         targets=None,
     ):
-        if weights is not None and (
-            len(weights) != len(manifests)
-            or min(weights) < 0
-            or not np.isfinite(weights).all()
-            or sum(weights) <= 0
-        ):
+        if weights is not None and not _are_weights(weights, len(manifests)):
             raise UserError(
-                f"corpus_weights={list(weights)} for {len(manifests)} corpora: give "
-                "one number per data_folder, none negative, not all zero."
+                f"corpus_weights={weights} for {len(manifests)} corpora: give a list "
+                "with one number per data_folder, none negative, not all zero, such as "
+                f'--corpus_weights "{[1] * len(manifests)}"; null: by duration.'
             )
         self.crop_seconds = crop_seconds
         self.sample_rate = sample_rate
@@ -272,6 +269,18 @@ class RandomCrops(Dataset):
         where = rng.random() * cumulated[-1]
         file = min(int(np.searchsorted(cumulated, where)), len(cumulated) - 1)
         return corpus, file, rng.random()
+
+
+def _are_weights(weights, count):
+    """Whether these are weights of a number of corpora."""
+    return (
+        isinstance(weights, (list, tuple, np.ndarray))
+        and len(weights) == count
+        and all(isinstance(w, Real) and not isinstance(w, bool) for w in weights)
+        and bool(np.isfinite(weights).all())
+        and min(weights) >= 0
+        and sum(weights) > 0
+    )
 
 
 def _cut(path, duration, position, crop_seconds, sample_rate):

@@ -1,7 +1,6 @@
 """Labelled clips: from a corpus or a manifest to runs, labels and batches."""
 
 import csv
-import os
 import re
 import zlib
 from collections import Counter
@@ -14,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import whole_file
 
 from .audio import UnusableAudio, inspect_audio, read_audio
 
@@ -147,15 +147,16 @@ def _read_manifest(path, part, multi_label):
 
 def write_manifest(path, clips):
     """Writes clips as `read_manifests(csv=path)` reads them."""
-    scratch = Path(f"{path}.tmp")
-    with open(scratch, "w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(path) as scratch,
+        open(scratch, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["ID", "duration", "wav", "label", "fold"])
         for clip in clips:
             labels = SEPARATOR.join(clip.labels)
             duration = f"{clip.duration:.6f}"
             writer.writerow([clip.id, duration, clip.wav, labels, clip.part])
-    os.replace(scratch, path)
 
 
 def inspect_clips(clips, rate=None):

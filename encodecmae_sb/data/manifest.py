@@ -3,14 +3,15 @@
 Any folder works: audio is found recursively. A folder laid out in official
 parts (LibriSpeech's `train-*`, `dev-*`, `test-*`) keeps them; in any other, one
 file in twenty is held out for validation, chosen by a hash of its path so that
-the choice never changes. LibriSpeech transcripts, where there are any, become
-the `wrd` and `spk_id` columns.
+the choice never changes. What is there for the test is left out in either case.
+LibriSpeech transcripts, where there are any, become the `wrd` and `spk_id` columns.
 """
 
 import csv
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,13 +21,22 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import check_path, write_csv, write_text
 
 from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_audio
 
 logger = get_logger(__name__)
 
-_FORMAT = 1  # raise it when the manifest's columns or rules change
+_FORMAT = 2  # raise it when the manifest's columns or rules change
 _HELD_OUT = 20  # one file in this many, where there is no official split
+
+# How the names of official parts begin. A letter after the shorter ones makes
+# another word: valves are not for validation.
+_PARTS = {
+    "train": r"train",
+    "valid": r"dev|valid|val(?![a-z])",
+    "test": r"test|eval(?![a-z])|evaluation",
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,10 @@ def check_folders(data_folders):
     ------
     FileNotFoundError
         If one of them does not exist.
+    UserError
+        If what is given is neither a path nor a list of paths.
     """
+    check_path("data_folder", data_folders, several=True)
     if isinstance(data_folders, (str, os.PathLike)):
         data_folders = [data_folders]
     folders = [Path(folder).expanduser().resolve() for folder in data_folders]
@@ -208,7 +221,7 @@ def prepare_split(folder, save_folder, max_unusable=0.05):
     def write(rows, files):
         if not rows:
             raise UserError(f"No usable audio in {folder}.")
-        _write_csv(path, rows)
+        write_csv(path, rows)
 
     _, unusable = _up_to_date(folder, state, [path], write, max_unusable)
     return path, unusable
@@ -219,9 +232,9 @@ def _prepare(folder, name, save_folder, max_unusable):
     valid_csv = save_folder / f"{name}_valid.csv"
 
     def write(rows, files):
-        parts = split_rows(rows, _part_of(path for path, _, _ in files))
+        parts = split_rows(rows, _part_of(folder, [path for path, _, _ in files]))
         for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
-            _write_csv(csv_file, part)
+            write_csv(csv_file, part)
 
     num_files, unusable = _up_to_date(
         folder,
@@ -243,19 +256,21 @@ def _up_to_date(folder, state_file, csv_files, write, max_unusable):
     fingerprint = key.hexdigest()
     state_file.parent.mkdir(parents=True, exist_ok=True)
     state = {}
-    if state_file.exists() and all(file.exists() for file in csv_files):
-        state = json.loads(state_file.read_text())
-        if state.get("fingerprint") != fingerprint:
+    if all(file.exists() for file in (state_file, *csv_files)):
+        try:
+            state = dict(json.loads(state_file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            logger.warning(f"{state_file} is damaged: the manifest is built again")
+        if state.get("fingerprint", fingerprint) != fingerprint:
             logger.info(f"{folder} has changed: its manifest is built again")
     if state.get("fingerprint") != fingerprint:
         rows, unusable = _scan(folder, [path for path, _, _ in files])
         _check_share(folder, len(files), unusable, max_unusable)
+        # There is a state only while the manifests are those that it is of.
+        state_file.unlink(missing_ok=True)
         write(rows, files)
         state = {"fingerprint": fingerprint, "unusable": unusable}
-        # Written last and at once, so that a killed run leaves no half state.
-        scratch = state_file.with_suffix(".tmp")
-        scratch.write_text(json.dumps(state))
-        os.replace(scratch, state_file)
+        write_text(state_file, json.dumps(state))
     unusable = [tuple(item) for item in state["unusable"]]
     _check_share(folder, len(files), unusable, max_unusable)
     return len(files), unusable
@@ -327,17 +342,56 @@ def _check_share(folder, num_files, unusable, max_unusable):
         )
 
 
-def _part_of(paths):
+def part_named(name):
+    """The part of a corpus that a folder or file of this name is.
+
+    Arguments
+    ---------
+    name : str
+
+    Returns
+    -------
+    str
+        "train", "valid", "test", or "" if it is not named as any of them.
+
+    Example
+    -------
+    >>> [part_named(name) for name in ("train-clean-100", "val", "Test", "valves")]
+    ['train', 'valid', 'test', '']
+    """
+    for part, beginning in _PARTS.items():
+        if re.match(beginning, name, re.IGNORECASE):
+            return part
+    return ""
+
+
+def _part_of(folder, paths):
     """A function from a row to "train", "valid" or "" (neither)."""
-    tops = {Path(path).parts[0] for path in paths if len(Path(path).parts) > 1}
-    train = {top for top in tops if top.startswith("train")}
-    valid = {top for top in tops if top.startswith(("dev", "valid"))}
+    tops = {path.partition(os.sep)[0] for path in paths if os.sep in path}
+    parts = {top: part_named(top) for top in tops}
+    official = {"train", "valid"} <= set(parts.values())
+    test = sorted(top for top in tops if parts[top] == "test")
+    if test and not official:
+        logger.warning(
+            f"{folder} has no parts both to train and to validate on: one file in "
+            f"{_HELD_OUT} is held out. Left out, since it is named as a part for the "
+            f"test: {', '.join(test)}"
+        )
+        if not tops - set(test) and all(os.sep in path for path in paths):
+            raise UserError(
+                f"{folder} holds nothing but parts for the test ({', '.join(test)}). "
+                f"To train on one of them nevertheless: --data_folder "
+                f"{folder / test[0]}"
+            )
 
-    def official(row):
-        top = Path(row["ID"]).parts[0]
-        return "train" if top in train else "valid" if top in valid else ""
+    def part_of(row):
+        top, separator, _ = row["ID"].partition(os.sep)
+        part = parts[top] if separator else ""
+        if official:
+            return part if part in ("train", "valid") else ""
+        return "" if part == "test" else held_out(row)
 
-    return official if train and valid else held_out
+    return part_of
 
 
 def held_out(row):
@@ -378,13 +432,6 @@ def split_rows(rows, part_of=held_out):
             "one to train on and one to validate on. Cut the file, or add others."
         )
     return train, valid
-
-
-def _write_csv(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_manifest(path):

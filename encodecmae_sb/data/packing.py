@@ -19,10 +19,11 @@ import soundfile
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import whole_file, write_csv, write_text
 
 from .audio import AUDIO_EXTENSIONS
-from .manifest import read_manifest, split_rows
-from .shards import FORMAT, INDEX, read_index, write_rows
+from .manifest import part_named, read_manifest, split_rows
+from .shards import FORMAT, INDEX, read_index
 from .tars import Member, open_source
 from .unusable import UnusableFiles
 
@@ -121,7 +122,6 @@ def write_shard(path, items, first_key, flac=False, progress=lambda seconds: Non
     >>> [Member.at(row["wav"]).name for row in rows]
     ['000000000.flac', '000000001.flac', '000000002.flac']
     """
-    scratch = path.with_suffix(".tmp")
     unusable = []
 
     def load(item):
@@ -131,38 +131,36 @@ def write_shard(path, items, first_key, flac=False, progress=lambda seconds: Non
             return error
 
     try:
-        with (
-            tarfile.open(scratch, "w", format=tarfile.GNU_FORMAT) as tar,
-            ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-        ):
-            number = first_key - 1
-            for some in _portions(items):
-                for item, loaded in zip(some, pool.map(load, some), strict=True):
-                    number += 1
-                    if isinstance(loaded, Exception):
-                        unusable.append((item.row["wav"], f"unreadable: {loaded}"))
-                        continue
-                    for extension, content in loaded:
-                        entry = tarfile.TarInfo(f"{number:09d}.{extension}")
-                        entry.size = len(content)
-                        tar.addfile(entry, io.BytesIO(content))
-                    progress(float(item.row["duration"]))
-        if len(unusable) == len(items):
-            raise UserError(
-                f"None of the {len(items)} files of {path} can be read; the last one "
-                f"is {unusable[-1][0]}: {unusable[-1][1]}"
-            )
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        with whole_file(path) as scratch:
+            with (
+                tarfile.open(scratch, "w", format=tarfile.GNU_FORMAT) as tar,
+                ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+            ):
+                number = first_key - 1
+                for some in _portions(items):
+                    for item, loaded in zip(some, pool.map(load, some), strict=True):
+                        number += 1
+                        if isinstance(loaded, Exception):
+                            unusable.append((item.row["wav"], f"unreadable: {loaded}"))
+                            continue
+                        for extension, content in loaded:
+                            entry = tarfile.TarInfo(f"{number:09d}.{extension}")
+                            entry.size = len(content)
+                            tar.addfile(entry, io.BytesIO(content))
+                        progress(float(item.row["duration"]))
+            if len(unusable) == len(items):
+                raise UserError(
+                    f"None of the {len(items)} files of {path} can be read; the last "
+                    f"one is {unusable[-1][0]}: {unusable[-1][1]}"
+                )
         rows, odd = read_shard(path)
+        split = path.name.split("-")[0]
+        write_csv(f"{path}.csv", [{**row, "split": split} for row in rows])
     except OSError as error:
         raise UserError(
             f"The shard {path} could not be written: {error}. Make room, and give the "
             "same command again: finished shards are kept."
         ) from error
-    split = path.name.split("-")[0]
-    write_rows(f"{path}.csv", [{**row, "split": split} for row in rows])
     return unusable + odd
 
 
@@ -208,13 +206,15 @@ def _members(item, flac):
     return [*members, (extension, content)]
 
 
-def read_shard(path):
+def read_shard(path, n_codebooks=None):
     """Reads from a shard what lies where in it.
 
     Arguments
     ---------
     path : Path
         A tar file in the WebDataset layout; of each item, one file is audio.
+    n_codebooks : int, optional
+        Codes per frame that each item must have; default: none need be there.
 
     Returns
     -------
@@ -233,12 +233,12 @@ def read_shard(path):
                     folder, _, name = entry.name.rpartition("/")
                     key, _, extension = name.partition(".")
                     member = Member(
-                        str(path), entry.name, entry.offset_data, entry.size
+                        str(path), _printable(entry.name), entry.offset_data, entry.size
                     )
                     groups.setdefault((folder, key), {})[extension.lower()] = member
     except tarfile.TarError as error:
         unusable.append((str(path), f"the rest of the shard is unreadable: {error}"))
-    rows, size = [], path.stat().st_size
+    rows, size, unknown = [], path.stat().st_size, 0
     for members in groups.values():
         audio = next((members[name] for name in _AUDIO if name in members), None)
         if audio is None:
@@ -246,35 +246,73 @@ def read_shard(path):
         if any(entry.offset + entry.size > size for entry in members.values()):
             unusable.append((audio.path, "cut off with its shard"))
             continue
-        known = json.loads(members["json"].read()) if "json" in members else {}
+        known = _known(members["json"]) if "json" in members else {}
+        if known is None:
+            known, unknown = {}, unknown + 1
         try:
             with open_source(audio.path) as file, soundfile.SoundFile(file) as sound:
                 length, rate = sound.frames, sound.samplerate
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             unusable.append((audio.path, f"unreadable: {error}"))
             continue
-        codes = members.get("codes.npy")
+        codes = _codes_rows(members.get("codes.npy"), n_codebooks)
+        if n_codebooks is not None and codes is None:
+            why = f"it has no codes of {n_codebooks} codebooks, as others in its folder"
+            unusable.append((audio.path, why))
+            continue
+        # Of shards from elsewhere, the JSON may hold anything.
+        name, corpus = known.get("ID"), known.get("corpus")
+        if not isinstance(name, (str, int, float)) or name == "":
+            name = audio.name.rpartition(".")[0]
+        if not isinstance(corpus, str) or not corpus:
+            corpus = path.parent.name
         rows.append(
             {
-                "ID": known.get("ID", audio.name.rpartition(".")[0]),
+                "ID": _printable(str(name)),
                 "duration": f"{length / rate:.6f}",
                 "wav": _relative(audio, path),
                 "num_samples": length,
                 "sample_rate": rate,
-                "corpus": known.get("corpus", path.parent.name),
-                "codes": _relative(_codes_rows(codes), path) if codes else "",
+                "corpus": _printable(corpus),
+                "codes": _relative(codes, path) if codes else "",
             }
+        )
+    if unknown:
+        logger.warning(
+            f"{path}: {unknown} of its .json files hold no JSON object: their items "
+            "are called by the names of their files"
         )
     return rows, unusable
 
 
-def _codes_rows(member):
-    """Where in a NumPy file its rows begin."""
+def _known(member):
+    """What is written of an item, a dict, or None if that is no JSON object."""
+    try:
+        known = json.loads(member.read())
+    except (ValueError, RecursionError):
+        return None
+    return known if isinstance(known, dict) else None
+
+
+def _printable(text):
+    """Text that can be written in UTF-8, with escapes for what cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _codes_rows(member, n_codebooks):
+    """Where the codes in a NumPy file begin; None if they are not as we write them."""
+    if member is None:
+        return None
     with open_source(member.path) as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise UserError(f"{member.path}: not of NumPy's file format 1.0.")
-        np.lib.format.read_array_header_1_0(file)
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError:
+            return None
         header = file.tell()
+    fits = version == (1, 0) and dtype == np.uint16 and len(shape) == 2
+    if not fits or by_column or n_codebooks not in (None, shape[1]):
+        return None
     return Member(member.tar, member.name, member.offset + header, member.size - header)
 
 
@@ -285,8 +323,9 @@ def _relative(member, shard):
 def index_shards(folder, max_unusable=0.05):
     """Makes the indices of shards that were not packed here.
 
-    Shards named `valid*` or `dev*` are for validation, others named `test*` for
-    neither; where there are none for validation, one item in twenty is held out.
+    Shards named as a part for validation (`valid*`, `dev*`, `val`) are that, those
+    named as one for the test (`test*`, `eval`) are left out; where there are none for
+    validation, one item in twenty is held out.
 
     Arguments
     ---------
@@ -305,21 +344,31 @@ def index_shards(folder, max_unusable=0.05):
     UserError
         If nothing, or too little, can be used.
     """
+    # What was packed here stays known; codes from elsewhere say nothing of their codec.
+    codes, plan = None, ""
+    if (folder / INDEX).exists():
+        with contextlib.suppress(UserError):
+            known = read_index(folder)
+            codes, plan = known.codes, known.plan
     unusable, tables = [], {}
     for path in sorted(folder.glob("*.tar")):
-        if path.name.startswith("test"):
+        if part_named(path.name) == "test":
             continue
-        tables[path], odd = read_shard(path)
+        tables[path], odd = read_shard(path, codes and codes.n_codebooks)
         unusable += odd
     rows = [row for table in tables.values() for row in table]
     if not rows:
-        raise UserError(f"No audio in the tar files in {folder}, or no tar files.")
+        why = f", such as {unusable[0][0]}: {unusable[0][1]}" if unusable else ""
+        raise UserError(
+            f"No audio that can be used in the tar files in {folder}, or no tar "
+            f"files{why}."
+        )
     listed = folder / "unusable_files.csv"
     listed.unlink(missing_ok=True)
     account = UnusableFiles(listed, len(rows) + len(unusable), max_unusable)
     account.add(unusable)
     for path, table in tables.items():
-        split = "valid" if path.name.startswith(("valid", "dev")) else "train"
+        split = "valid" if part_named(path.name) == "valid" else "train"
         for row in table:
             row["split"] = split
     if all(row["split"] == "train" for row in rows):
@@ -328,13 +377,7 @@ def index_shards(folder, max_unusable=0.05):
             row["split"] = "valid"
     shards = [path for path, table in tables.items() if table]
     for path in shards:
-        write_rows(f"{path}.csv", tables[path])
-    # What was packed here stays known; codes from elsewhere say nothing of their codec.
-    codes, plan = None, ""
-    if (folder / INDEX).exists():
-        with contextlib.suppress(UserError):
-            known = read_index(folder)
-            codes, plan = known.codes, known.plan
+        write_csv(f"{path}.csv", tables[path])
     if codes is None and any(row["codes"] for row in rows):
         logger.warning(
             f"The shards in {folder} hold codes, but no {INDEX} says of which codec: "
@@ -376,7 +419,5 @@ def write_index(folder, shards, codes, plan=""):
         "codes": codes and asdict(codes),
         "shards": listed,
     }
-    scratch = folder / f"{INDEX}.tmp"
-    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / INDEX)
+    write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")
     return listed

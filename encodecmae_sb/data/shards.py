@@ -6,9 +6,8 @@ and `shards.json` lists the shards. So a crop is read in place, at the cost of a
 and nothing has to be read to find out what a run that is resumed comes to next.
 """
 
-import csv
 import json
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from encodecmae_sb.digests import digest
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import write_csv, write_text
 
 from .audio import UnusableAudio
 from .codes import CodesInfo, StoredCodes
@@ -175,11 +175,12 @@ def prepare_shards(data_folders, save_folder):
                 if reason := _lost(row, size, shard["bytes"]):
                     lost.setdefault(corpus, []).append((row["wav"], reason))
         for corpus, rows in parts.items():
-            unique = corpus
+            # It names files, and what it is called elsewhere may be no name for one.
+            name = unique = re.sub(r"[/\\\x00-\x1f]", "_", corpus)[:60]
             count = 0
             while unique in names:
                 count += 1
-                unique = f"{corpus}_{count}"
+                unique = f"{name}_{count}"
             names.add(unique)
             for split in SPLITS:
                 if not rows[split]:
@@ -247,28 +248,10 @@ def _write_once(files, parts):
     state = Path(str(files[0]).removesuffix(".csv") + ".key")
     if state.exists() and state.read_text() == key and all(f.exists() for f in files):
         return
-    state.parent.mkdir(parents=True, exist_ok=True)
     state.unlink(missing_ok=True)
     for file, rows in zip(files, parts, strict=True):
-        write_rows(file, rows)
-    state.write_text(key)
-
-
-def write_rows(path, rows):
-    """Writes a CSV file at once: it is there whole or not at all.
-
-    Arguments
-    ---------
-    path : str or Path
-    rows : list of dict
-        Of one kind, at least one.
-    """
-    scratch = Path(f"{path}.tmp")
-    with open(scratch, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(scratch, path)
+        write_csv(file, rows)
+    write_text(state, key)
 
 
 class ShardCrops(RandomCrops):
@@ -330,7 +313,7 @@ class ShardCrops(RandomCrops):
     ):
         if weights is not None:
             raise UserError(
-                f"corpus_weights={list(weights)}: shards are gone through in passes, "
+                f"corpus_weights={weights}: shards are gone through in passes, "
                 "each item once. Leave corpus_weights out, or give folders of audio."
             )
         super().__init__(
@@ -469,6 +452,13 @@ class ShardCodes(StoredTargets):
 
     def __init__(self, manifest, n_codebooks, stored):
         rows = read_manifest(manifest)
+        if bare := [row["wav"] for row in rows if not row["codes"]]:
+            folder = Path(Member.at(bare[0]).tar).parent
+            raise UserError(
+                f"{len(bare)} of {len(rows)} items of {manifest} have no codes, and "
+                f"others have, the first of them {bare[0]}. Index the shards again, "
+                f"which leaves them out: python recipes/make_shards.py {folder} --index"
+            )
         self.codes = np.array([row["codes"] for row in rows])
         self.n_codebooks = n_codebooks
         self.row_bytes = 2 * stored

@@ -1,5 +1,6 @@
 """Transcribed speech: manifests with a `wrd` column become datasets."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,9 +10,12 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import check_path
 
 from .audio import UnusableAudio, inspect_audio, read_audio
 from .manifest import check_folders, prepare_split, read_manifest
+
+_STAND_IN = 24000  # samples of silence where nothing else is left
 
 
 @dataclass
@@ -38,7 +42,9 @@ class SpeechSet:
         return sum(row["duration"] for row in self.rows)
 
 
-def librispeech_set(data_folder, splits, save_folder, max_unusable=0.05):
+def librispeech_set(
+    data_folder, splits, save_folder, max_unusable=0.05, sample_rate=None
+):
     """Loads parts of a corpus laid out as LibriSpeech.
 
     Arguments
@@ -51,6 +57,8 @@ def librispeech_set(data_folder, splits, save_folder, max_unusable=0.05):
         Where the manifests go.
     max_unusable : float
         Share of utterances that may be unusable.
+    sample_rate : int, optional
+        Rate in Hz that the files are to have; default: each its own.
 
     Returns
     -------
@@ -61,7 +69,8 @@ def librispeech_set(data_folder, splits, save_folder, max_unusable=0.05):
     FileNotFoundError
         If a part is missing; the message lists those that are there.
     ValueError
-        If transcripts are missing or empty, or too much audio is unusable.
+        If transcripts are missing or empty, too much audio is unusable, or a rate is
+        another than declared.
 
     Example
     -------
@@ -70,6 +79,7 @@ def librispeech_set(data_folder, splits, save_folder, max_unusable=0.05):
     >>> len(dev.rows), dev.rows[0]["wrd"]
     (84, 'WE BOUGHT TWO TICKETS FOR THE EARLY SHOW')
     """
+    check_path("data_folder", data_folder)
     (data_folder,) = check_folders(data_folder)
     rows, left_out = [], []
     for split in splits:
@@ -84,6 +94,8 @@ def librispeech_set(data_folder, splits, save_folder, max_unusable=0.05):
         path, unusable = prepare_split(folder, save_folder, max_unusable)
         left_out += unusable
         rows += read_manifest(path)
+    for row in rows:
+        _check_rate(row["wav"], int(row["sample_rate"]), sample_rate)
     if not any(row.get("wrd") for row in rows):
         raise UserError(
             f"No transcripts in {data_folder} ({', '.join(splits)}): a file named "
@@ -132,21 +144,27 @@ def manifest_set(csv_file, data_folder=None, sample_rate=None, max_unusable=0.05
     left_out, usable = [], []
     for row in rows:
         row["wav"] = re.sub(r"\$\{?data_root\}?", str(data_folder or ""), row["wav"])
+        if not os.path.exists(row["wav"]):
+            left_out.append((row["wav"], "no such file"))
+            continue
         if sample_rate is not None or not row.get("duration"):
             try:
                 info = inspect_audio(row["wav"])
             except UnusableAudio as error:
                 left_out.append((row["wav"], str(error)))
                 continue
-            if sample_rate not in (None, info.sample_rate):
-                raise UserError(
-                    f"{row['wav']} has {info.sample_rate} Hz, but "
-                    f"source_sample_rate={sample_rate} was declared. Correct it, or "
-                    "leave it null: files of any rate are resampled."
-                )
+            _check_rate(row["wav"], info.sample_rate, sample_rate)
             row["duration"] = info.duration
         usable.append(row)
     return _transcribed(str(csv_file), usable, left_out, max_unusable)
+
+
+def _check_rate(path, rate, declared):
+    if declared not in (None, rate):
+        raise UserError(
+            f"{path} has {rate} Hz, but source_sample_rate={declared} was declared. "
+            "Correct it, or leave it null: files of any rate are resampled."
+        )
 
 
 def _transcribed(name, rows, left_out, max_unusable):
@@ -257,14 +275,19 @@ def _encode(tokens, text):
 def collate_speech(items):
     """A `PaddedBatch` without the items that could not be read.
 
-    Its `unusable` lists them as (path, reason).
+    Its `unusable` lists them as (path, reason). Of a batch of which nothing could be
+    read one item remains, with silence for its audio, and `is_empty` tells: several
+    processes go through their batches together, so that none can be left out.
     """
     bad = [item["unusable"] for item in items if item["sig"] is None]
     good = [item for item in items if item["sig"] is not None]
     if not good:
-        listed = "\n".join(f"  {path}: {why}" for path, why in bad)
-        raise UserError(f"No file of a whole batch can be read:\n{listed}")
-    for item in good:
-        item["unusable"] = ()
+        good = [{**items[0], "sig": torch.zeros(_STAND_IN)}]
+    good = [{**item, "unusable": (), "empty": len(bad) == len(items)} for item in good]
     good[0]["unusable"] = tuple(bad)
     return PaddedBatch(good)
+
+
+def is_empty(batch):
+    """Whether nothing of a batch could be read, see `collate_speech`."""
+    return batch.empty[0]

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 
-_PATH = re.compile(r"(.+\.tar)::(.+)@(\d+)\+(\d+)", re.DOTALL)
+_PATH = re.compile(r"(.+?\.tar)::(.+)@(\d+)\+(\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,18 @@
 """Keeps account of audio that could not be used."""
 
 import csv
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import whole_file
+
+from .audio import can_be_read
+from .tars import Member
 
 logger = get_logger(__name__)
 
@@ -16,12 +23,15 @@ class UnusableFiles:
     Arguments
     ---------
     path : str or Path
-        CSV file with columns path and reason; read back if it exists, so that a
-        resumed run counts on.
+        CSV file with columns path and reason. If it exists, the files in it that
+        still cannot be read are taken over, so that a resumed run counts on, and the
+        others are forgotten.
     num_files : int
         Files of the corpora, the unusable included.
     max_share : float
         Share of them that may be unusable before the run stops.
+    recheck : bool
+        False takes over all that is listed, readable again or not.
 
     Example
     -------
@@ -31,7 +41,7 @@ class UnusableFiles:
     1
     """
 
-    def __init__(self, path, num_files, max_share=0.05):
+    def __init__(self, path, num_files, max_share=0.05, recheck=True):
         self.path = Path(path)
         self.num_files = num_files
         self.max_share = max_share
@@ -43,8 +53,18 @@ class UnusableFiles:
                     for row in csv.DictReader(file)
                     if row["reason"] is not None
                 }
-        else:
-            self.path.write_text("path,reason\n", encoding="utf-8")
+        if recheck and self.reasons:
+            with ThreadPoolExecutor(max_workers=16) as pool:
+                unusable = list(pool.map(_still_unusable, self.reasons))
+            listed = zip(self.reasons.items(), unusable, strict=True)
+            self.reasons = dict(item for item, bad in listed if bad)
+        if if_main_process():
+            with (
+                whole_file(self.path) as scratch,
+                open(scratch, "w", newline="", encoding="utf-8") as file,
+            ):
+                writer = csv.writer(file)
+                writer.writerows([("path", "reason"), *self.reasons.items()])
 
     def add(self, items):
         """Notes files and writes the new ones down.
@@ -80,3 +100,14 @@ class UnusableFiles:
 
     def __len__(self):
         return len(self.reasons)
+
+
+def _still_unusable(path):
+    """Whether it is audio that is there and cannot be read.
+
+    What is not there was removed, or is the ID of an utterance: if it is missed, or
+    still lacks what it lacked, it is noted again.
+    """
+    member = Member.at(path)
+    there = os.path.isfile(path if member is None else member.tar)
+    return there and not can_be_read(path)

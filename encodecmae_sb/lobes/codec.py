@@ -7,7 +7,6 @@ Source: Défossez et al., High Fidelity Neural Audio Compression
 import contextlib
 import hashlib
 import json
-import os
 import socket
 import threading
 import urllib.parse
@@ -25,6 +24,7 @@ from torch import nn
 
 from encodecmae_sb.bundled import codec_file
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import is_out_of_space, whole_file
 from encodecmae_sb.precision import exact_float32
 
 OFFICIAL = "encodec_24khz"
@@ -423,15 +423,12 @@ def _fetch_official():
     if not cached.exists():
         with _as_unreachable():
             check_reachable(ROOT_URL)
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            # A name of its own until it is whole, so that processes that start
-            # together do not read each other's half.
-            scratch = cached.with_suffix(f".{os.getpid()}.part")
-            url = ROOT_URL + _OFFICIAL_FILE
-            torch.hub.download_url_to_file(
-                url, str(scratch), hash_prefix=checksum(OFFICIAL)
-            )
-            os.replace(scratch, cached)
+            # Processes that start together do not read each other's half.
+            with whole_file(cached) as scratch:
+                url = ROOT_URL + _OFFICIAL_FILE
+                torch.hub.download_url_to_file(
+                    url, str(scratch), hash_prefix=checksum(OFFICIAL)
+                )
     return _read_checkpoint(cached)
 
 
@@ -474,6 +471,8 @@ def _as_unreachable():
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if is_out_of_space(error):
+            raise
         raise CodecError(
             f"EnCodec's official weights could not be fetched from {ROOT_URL}"
             f"{_OFFICIAL_FILE}: {error}. Either use the codec shipped with this "

@@ -10,6 +10,7 @@ import pkgutil
 from pathlib import Path
 
 from encodecmae_sb.errors import UserError
+from encodecmae_sb.files import check_path
 
 
 def corpus_names():
@@ -62,6 +63,7 @@ def find_clips(corpus, folder):
             f"The corpus {corpus} is to be found where? Give --data_folder FOLDER; it "
             f"should hold\n{module.LAYOUT}"
         )
+    check_path("data_folder", folder)
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
