@@ -89,6 +89,47 @@ def describe_machine(device):
     return described
 
 
+def name_precision(dtype, device):
+    """What products are computed in, in words.
+
+    On a GPU float32 may mean TF32, whose products keep 10 of the 23 bits: SpeechBrain
+    allows that. The codec and the log-mel front end never use it.
+
+    Arguments
+    ---------
+    dtype : torch.dtype
+        Of autocast; torch.float32 without it.
+    device : torch.device
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> name_precision(torch.bfloat16, torch.device("cpu"))
+    'bf16'
+    """
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "float32"}
+    name = names[dtype]
+    if device.type != "cuda":
+        return name
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, "conv"):  # from torch 2.9, which may refuse the older switches
+        products, convolutions = (
+            switch.fp32_precision == "tf32" for switch in (matmul, cudnn.conv)
+        )
+    else:
+        products, convolutions = matmul.allow_tf32, cudnn.allow_tf32
+    kinds = ["products"] * products + ["convolutions"] * convolutions
+    return f"{name}, " + (f"TF32 for {' and '.join(kinds)}" if kinds else "no TF32")
+
+
+def autocast_dtype(brain):
+    """The type in which a Brain's training autocasts; torch.float32 without."""
+    return getattr(brain.training_ctx.context, "fast_dtype", torch.float32)
+
+
 def synchronize(device):
     """Waits until a device has done what it was told to; a CPU always has."""
     if device.type == "cuda":
@@ -413,7 +454,7 @@ def without_codes(batch):
 
 @contextlib.contextmanager
 def checkpointed(brain):
-    """The inside of each layer is computed twice and kept never."""
+    """The inside of each layer is computed anew for the backward pass."""
     model = brain.hparams.model
     with (
         changed(model.encoder.transformer, "activation_checkpointing", True),
@@ -501,12 +542,13 @@ class LoopMasker(nn.Module):
         for length, seed in zip(lengths.tolist(), seeds.tolist(), strict=True):
             rng = random.Random(seed)
             wanted = length - self.max_visible(length)
-            mask = [False] * num_frames
-            while sum(mask) < wanted:
+            mask, hidden = [False] * num_frames, 0
+            while hidden < wanted:
                 start = rng.randrange(length)
                 for frame in range(start, min(start + self.gap, length)):
-                    if sum(mask) < wanted:
+                    if not mask[frame] and hidden < wanted:
                         mask[frame] = True
+                        hidden += 1
             masks.append(mask)
         return torch.tensor(masks, device=lengths.device)
 
@@ -658,21 +700,25 @@ def open_loader(folders, scratch, batch_size, seconds, num_workers, batches):
 def time_loader(loader, warm_up=2):
     """Seconds of audio per second that a loader delivers.
 
+    The clock starts when the last batch of the warm-up is there. Workers finish
+    together: the batches of the warm-up, and those measured, must be a multiple of
+    their number.
+
     Arguments
     ---------
     loader : DataLoader
         See `open_loader`.
     warm_up : int
-        Batches that do not count: processes start, files come into memory.
+        Batches that do not count, at least 1: processes start, files come into memory.
 
     Returns
     -------
     float
     """
     seconds = 0.0
-    for i, batch in enumerate(loader):
-        if i == warm_up:
-            started = time.perf_counter()
-        if i >= warm_up:
+    for i, batch in enumerate(loader, 1):
+        if i > warm_up:
             seconds += int(batch.lengths.sum()) / 24000
+        elif i == warm_up:
+            started = time.perf_counter()
     return seconds / (time.perf_counter() - started)

@@ -19,7 +19,9 @@ from torch import nn
 from .brains.classify import probabilities
 from .data.labelled import EpochBatches
 from .errors import UserError
-from .scores import clip_scores, multi_label_scores
+from .scores import clip_scores, multi_label_scores, resampled_scores
+
+DRAWS = 1000  # of test clips, for intervals
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,9 @@ def _score(logits, targets):
     return (logits.argmax(1) == targets).cpu().double().mean().item()
 
 
-def probe_vectors(train, valid, test, num_classes, grid, repeats=1, seed=0):
+def probe_vectors(
+    train, valid, test, num_classes, grid, repeats=1, seed=0, choice=None, draws_seed=0
+):
     """Chooses a probe on the validation set and tests it.
 
     Vectors are brought to mean 0 and deviation 1, as measured on the training set:
@@ -256,12 +260,19 @@ def probe_vectors(train, valid, test, num_classes, grid, repeats=1, seed=0):
         tested.
     seed : int
         Of the first repeat and of the choice.
+    choice : (int, float), optional
+        Hidden layers and learning rate, where they are chosen already.
+    draws_seed : int
+        Of the sets that are drawn from the test clips; what is to be compared must
+        have the same.
 
     Returns
     -------
     list of dict
         For each repeat: `repeat`, `hidden_layers`, `lr`, `epoch`, `valid` (the score
-        gone by) and the figures of `clip_scores` on the test set.
+        gone by), the figures of `clip_scores` on the test set, and `draws`, a list of
+        the first of them on `DRAWS` sets drawn from the test clips, see
+        `resampled_scores`.
 
     Raises
     ------
@@ -300,8 +311,8 @@ def probe_vectors(train, valid, test, num_classes, grid, repeats=1, seed=0):
         return train_probe(train, valid, num_classes, choice, grid, seed + number)
 
     best = None
-    for choice in grid.choices:
-        probe = trained(choice, 0)
+    for tried in grid.choices if choice is None else [choice]:
+        probe = trained(tried, 0)
         if best is None or probe.better_than(best):
             best = probe
     rows = []
@@ -309,9 +320,7 @@ def probe_vectors(train, valid, test, num_classes, grid, repeats=1, seed=0):
         probe = best if number == 0 else trained(best.choice, number)
         with torch.no_grad():
             logits = probe.probe(test[0])
-        figures = clip_scores(
-            probabilities(logits, test[1].dim() == 2).cpu(), test[1].cpu()
-        )
+        outcome = probabilities(logits, test[1].dim() == 2).cpu(), test[1].cpu()
         rows.append(
             {
                 "repeat": number,
@@ -319,55 +328,80 @@ def probe_vectors(train, valid, test, num_classes, grid, repeats=1, seed=0):
                 "lr": probe.choice[1],
                 "epoch": probe.epoch,
                 "valid": probe.score,
-                **figures,
+                **clip_scores(*outcome),
+                "draws": resampled_scores(*outcome, DRAWS, draws_seed).tolist(),
             }
         )
     return rows
 
 
-def spread(scores):
+def spread(scores, draws=None):
     """Mean of scores over folds and repeats, and how sure it is.
 
     Arguments
     ---------
     scores : array-like
         Shape [folds, repeats].
+    draws : array-like, optional
+        The same on sets drawn from the test clips, shape [folds, repeats, sets].
 
     Returns
     -------
     dict of str to float
-        `mean`; `stderr`, the standard error of the mean: of the folds, each the mean
-        of its repeats, or with a single fold of the repeats; `std_folds` and
-        `std_repeats`, deviations from fold to fold and, within a fold, from repeat to
-        repeat. What a single fold or repeat cannot tell is left out.
+        `mean`; `low` and `high`, the 95 % interval of the mean, where there are
+        draws; `std_folds` and `std_repeats`, deviations from fold to fold and, within
+        a fold, from repeat to repeat; `stderr_folds`, the standard error of the mean
+        of the folds. What a single fold or repeat cannot tell is left out.
+
+        The interval is that of a bootstrap in two ways at once: the test clips of
+        every fold are drawn anew, and with them the repeats, the same ones for all
+        folds. So it covers what other test clips and other seeds would change.
+        It does not cover other training clips or other folds, and few repeats show
+        less than all of what seeds do.
 
     Example
     -------
     >>> result = spread([[0.5, 0.7], [0.9, 0.9]])
-    >>> [round(result[key], 3) for key in ("mean", "stderr", "std_repeats")]
+    >>> [round(result[key], 3) for key in ("mean", "stderr_folds", "std_repeats")]
     [0.75, 0.15, 0.1]
+    >>> spread([[0.5]], [[[0.4] * 500 + [0.6] * 500]])
+    {'mean': 0.5, 'low': 0.4, 'high': 0.6}
     """
     scores = np.asarray(scores, dtype=np.float64)
     folds, repeats = scores.shape
     result = {"mean": scores.mean().item()}
+    if draws is not None:
+        each = np.mean(draws, axis=0)  # [repeats, sets]
+        sets = each.shape[1]
+        drawn = np.random.default_rng(0).integers(repeats, size=(repeats, sets))
+        means = each[drawn, np.arange(sets)].mean(0)
+        low, high = np.quantile(means, [0.025, 0.975]).tolist()
+        result |= {"low": low, "high": high}
     if folds > 1:
         result["std_folds"] = scores.mean(1).std(ddof=1).item()
-        result["stderr"] = result["std_folds"] / math.sqrt(folds)
+        result["stderr_folds"] = result["std_folds"] / math.sqrt(folds)
     if repeats > 1:
-        variances = scores.var(1, ddof=1)
-        result["std_repeats"] = math.sqrt(variances.mean())
-        result.setdefault("stderr", result["std_repeats"] / math.sqrt(repeats))
+        result["std_repeats"] = math.sqrt(scores.var(1, ddof=1).mean())
     return result
 
 
-def draw_bars(names, scores, path, score_name, chance=None):
-    """Draws a bar for each encoder, with its standard error and its folds.
+def _errors(result):
+    """Lengths of the two halves of an error bar, shape [2, 1]."""
+    mean = result["mean"]
+    return [
+        [max(0.0, mean - result.get("low", mean))],
+        [max(0.0, result.get("high", mean) - mean)],
+    ]
+
+
+def draw_bars(names, scores, draws, path, score_name, chance=None):
+    """Draws a bar for each encoder, with its 95 % interval and its folds.
 
     Arguments
     ---------
     names : list of str
-    scores : list of array-like
-        Of each, shape [folds, repeats].
+    scores, draws : list of array-like
+        Of each, as for `spread`.
     path : str or Path
         The PNG file to write.
     score_name : str
@@ -375,14 +409,14 @@ def draw_bars(names, scores, path, score_name, chance=None):
         What is reached without listening, drawn as a line.
     """
     pyplot = _pyplot()
-    spreads = [spread(table) for table in scores]
+    spreads = [spread(*tables) for tables in zip(scores, draws, strict=True)]
     figure, axes = pyplot.subplots(
         figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained"
     )
     axes.barh(
         range(len(names)),
         [row["mean"] for row in spreads],
-        xerr=[row.get("stderr", 0.0) for row in spreads],
+        xerr=np.concatenate([_errors(row) for row in spreads], axis=1),
         color="C0",
         alpha=0.6,
         capsize=4,
@@ -395,7 +429,7 @@ def draw_bars(names, scores, path, score_name, chance=None):
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.invert_yaxis()
     dots = "folds" if len(scores[0]) > 1 else "repeats"
-    axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: standard error; dots: {dots})")
+    axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
@@ -405,8 +439,8 @@ def draw_layers(curves, path, score_name):
 
     Arguments
     ---------
-    curves : dict of str to list of array-like
-        Name -> for each layer scores of shape [folds, repeats]. What has one layer
+    curves : dict of str to list of (array-like, array-like)
+        Name -> for each layer scores and draws, as for `spread`. What has one layer
         only is drawn as a line across.
     path : str or Path
         The PNG file to write.
@@ -415,9 +449,9 @@ def draw_layers(curves, path, score_name):
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for i, (name, layers) in enumerate(curves.items()):
-        spreads = [spread(table) for table in layers]
+        spreads = [spread(*tables) for tables in layers]
         means = [row["mean"] for row in spreads]
-        errors = [row.get("stderr", 0.0) for row in spreads]
+        errors = np.concatenate([_errors(row) for row in spreads], axis=1)
         if len(layers) == 1:
             axes.axhline(means[0], color=f"C{i}", linestyle="--", label=_short(name))
         else:
@@ -431,9 +465,7 @@ def draw_layers(curves, path, score_name):
                 label=_short(name),
             )
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(
-        xlabel="layer, counted from 0", ylabel=f"{score_name}, with standard error"
-    )
+    axes.set(xlabel="layer, counted from 0", ylabel=f"{score_name}, with 95 % interval")
     axes.legend()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import torch
 
 
@@ -127,6 +128,69 @@ def average_precision(scores, wanted):
     found = found[last]
     gained = torch.diff(found, prepend=found.new_zeros(1))
     return ((found / taken) * gained).sum().item() / found[-1].item()
+
+
+def resampled_scores(probabilities, targets, draws=1000, seed=0):
+    """Accuracy, or mAP, on sets of clips that are drawn with replacement.
+
+    The bootstrap: each set has as many clips as there are, and their spread is what
+    another test set of this size would change.
+
+    Arguments
+    ---------
+    probabilities, targets : torch.Tensor
+        As for `clip_scores`.
+    draws : int
+        Sets, D.
+    seed : int
+        The same seed and number of clips give the same sets.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64, shape [D].
+
+    Example
+    -------
+    >>> targets = torch.tensor([0, 1, 1, 1])
+    >>> resampled_scores(torch.eye(2)[[0, 1, 1, 0]], targets, draws=3).shape
+    (3,)
+    """
+    rng = np.random.default_rng(seed)
+    clips = len(targets)
+    scores = []
+    for start in range(0, draws, _DRAWS_AT_ONCE):
+        number = min(_DRAWS_AT_ONCE, draws - start)
+        # How often each clip is in each set, [sets, clips].
+        counts = rng.multinomial(clips, np.full(clips, 1 / clips), size=number)
+        if targets.dim() == 1:
+            right = (probabilities.argmax(1) == targets).numpy()
+            scores.append(counts @ right / clips)
+        else:
+            scores.append(_resampled_precision(probabilities, targets, counts))
+    return np.concatenate(scores)
+
+
+_DRAWS_AT_ONCE = 50
+
+
+def _resampled_precision(probabilities, targets, counts):
+    """The mAP with each clip counted so many times, [sets, clips] -> [sets]."""
+    total, classes = np.zeros((2, len(counts)))
+    for scores, wanted in zip(probabilities.T.numpy(), targets.T.numpy(), strict=True):
+        if not wanted.any():
+            continue
+        order = np.argsort(-scores, kind="stable")
+        # As in `average_precision`, clips of the same score come in together.
+        last = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+        taken = counts[:, order].cumsum(1)[:, last]
+        found = (counts * (wanted > 0.5))[:, order].cumsum(1)[:, last]
+        gained = np.diff(found, axis=1, prepend=0)
+        sums = (gained * found / np.maximum(taken, 1)).sum(1)
+        occurs = found[:, -1] > 0
+        total += np.where(occurs, sums / np.maximum(found[:, -1], 1), 0)
+        classes += occurs
+    return total / np.maximum(classes, 1)
 
 
 def class_rows(probabilities, targets, labels, threshold=0.5):

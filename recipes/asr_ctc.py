@@ -159,7 +159,7 @@ def main(argv):
             unusable.add(part.left_out)
         print(
             f"{'Pretrained' if hparams['pretrained'] else 'Random'} encoder, "
-            f"{protocol}; {len(tokens)} tokens.\n"
+            f"{protocol}; head: {head.describe()}; {len(tokens)} tokens.\n"
             f"Training on {len(train.rows)} utterances, {train.seconds / 60:.1f} min; "
             f"validating on {len(valid.rows)}; {len(unusable)} left out.",
             flush=True,
@@ -189,6 +189,7 @@ def main(argv):
         checkpointer.recover_if_possible()  # where the training ended, for `steps`
     metrics = {
         "protocol": protocol,
+        "head": head.describe(),
         "pretrained": hparams["pretrained"],
         "steps": brain.optimizer_step,
         "left_out": len(unusable),
@@ -215,7 +216,8 @@ def finish(encoder, head, tokens, hparams, metrics, output):
         tokens,
         hparams["beam_search"],
         output / "asr",
-        f"CTC, protocol {hparams['protocol']}, {metrics['steps']} steps. Word and "
+        f"CTC, protocol {hparams['protocol']}, head: {metrics['head']}, "
+        f"{metrics['steps']} steps. Word and "
         "character error rates in per cent; test sets with beam search, validation "
         "greedy.",
         figures,

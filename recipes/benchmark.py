@@ -214,6 +214,7 @@ def step_together(args, keys, scratch):
     return {
         "processes": count,
         "crops_per_second": number * args.batch_size / seconds,
+        "precision": bench.name_precision(bench.autocast_dtype(brain), device),
     }
 
 
@@ -240,6 +241,7 @@ class Benchmark:
         self.batch = make_batch(args, hparams, args.batch_size)
         self.repeats = REPEATS.get(self.device.type, 1)
         self.rates = []
+        self.precisions = {}  # of the settings
         self.flops = args.batch_size * bench.count_flops(
             hparams["model"], hparams["masker"], self.samples
         )
@@ -248,6 +250,10 @@ class Benchmark:
     def rate(self):
         """Operations per second of a matrix product, the median of this run."""
         return statistics.median(self.rates)
+
+    def precision(self):
+        """What a step of the Brain as it is now computes in."""
+        return bench.name_precision(bench.autocast_dtype(self.brain), self.device)
 
     def measure_rate(self):
         """Measures the matrix product once more: machines do not stay as they are."""
@@ -301,6 +307,7 @@ class Benchmark:
             "seconds": seconds,
             "parts": {name: seconds * part / whole for name, part in parts.items()},
             "flops": self.flops,
+            "precision": self.precision(),
         }
 
     def settings(self, names):
@@ -341,6 +348,7 @@ class Benchmark:
             if name in too_large:
                 row["seconds"] = None
                 continue
+            row["precision"] = self.precisions[name]
             pairs = zip(took, seconds[CONFIGURED], strict=True)
             row["seconds"] = statistics.median(took)
             row["ratio"] = statistics.median(a / b for a, b in pairs)
@@ -353,6 +361,7 @@ class Benchmark:
             with contextlib.ExitStack() as stack:
                 for change in changes:
                     stack.enter_context(change(self.brain))
+                self.precisions[name] = self.precision()
                 return bench.time_call(
                     lambda: self.brain.run_step(batch), self.device, self.repeats
                 )
@@ -372,10 +381,11 @@ class Benchmark:
         lengths = self.args.file_seconds
         cases = [(seconds, size) for seconds in lengths for size in (1, 16)]
         for seconds, size in tqdm(cases, desc="embedding"):
-            row = {"file_seconds": seconds, "batch": size}
+            row = {"file_seconds": seconds, "batch": size, "precisions": {}}
             features = {}
             for dtype in (torch.float32, torch.bfloat16):
                 name = str(dtype).removeprefix("torch.")
+                row["precisions"][name] = bench.name_precision(dtype, self.device)
                 row[name], features[name] = bench.time_embedding(
                     encoder, seconds, size, dtype, self.device
                 )
@@ -388,8 +398,10 @@ class Benchmark:
 
     def loader(self, step_seconds):
         """What the loader delivers and the step consumes, in seconds per second."""
-        loader = self.open_loader(2 + max(10, 160 // self.args.batch_size))
-        delivers = bench.time_loader(tqdm(loader, desc="loader"))
+        workers = max(1, self.args.num_workers)
+        rounds = -(-max(10, 160 // self.args.batch_size) // workers)
+        loader = self.open_loader((2 + rounds) * workers)
+        delivers = bench.time_loader(tqdm(loader, desc="loader"), 2 * workers)
         row = {"workers": self.args.num_workers, "delivers": delivers}
         if step_seconds:
             row["consumes"] = self.args.batch_size * self.args.seconds / step_seconds
@@ -490,7 +502,10 @@ def tables(results):
         f"{results['precision']}, codec {results['codec']}"
     )
     if step := results.get("step"):
-        lines.append("\nA step as configured              seconds   share")
+        lines.append(
+            f"\nA step as configured, {step['precision']}\n"
+            f"  {'part':30s}  seconds   share"
+        )
         for name, seconds in step["parts"].items():
             share = seconds / step["seconds"]
             lines.append(f"  {name:30s} {seconds:8.3f} {100 * share:6.1f} %")
@@ -500,22 +515,26 @@ def tables(results):
             f"({step['flops'] / 1e9:.0f} GFLOP)"
         )
     if settings := results.get("settings"):
+        wide = max(len(row.get("precision", "")) for row in settings.values())
         lines.append(
-            "\nSettings            seconds   ratio   MFU %   step's memory (MiB)"
+            "\nSettings            seconds   ratio   MFU %   step's memory (MiB)   "
+            "precision"
         )
         for name, row in settings.items():
             if row["seconds"] is None:
                 lines.append(f"  {name:15s} {'out of memory':>40s}   {row['what']}")
                 continue
+            what = f"{row['precision']:{wide}}   {row['what']}"
             memory = row["peak_bytes_of_the_step"]
             memory = "?" if memory is None else f"{memory / 2**20:.0f}"
             lines.append(
                 f"  {name:15s} {row['seconds']:9.3f} {row['ratio']:7.2f} "
-                f"{100 * row['mfu']:7.1f} {memory:>12s}   {row['what']}"
+                f"{100 * row['mfu']:7.1f} {memory:>12s}   {what}"
             )
     if embedding := results.get("embedding"):
         lines.append(
-            "\nEmbedding, times real time      float32      bf16   error of bf16"
+            f"\nEmbedding, {embedding[0]['precisions']['float32']} against bf16\n"
+            "  times real time               float32      bf16   error of bf16"
         )
         for row in embedding:
             error = row.get("relative_error")
@@ -535,7 +554,8 @@ def tables(results):
                 "step consumes"
             )
     if processes := results.get("processes"):
-        lines.append("\nProcesses that share a step   crops a second   ratio")
+        title = f"Processes that share a step, {processes[0].get('precision', '')}"
+        lines.append(f"\n{title}\n{'crops a second':>44s}   ratio")
         for row in processes:
             speed, one = row["crops_per_second"], processes[0]["crops_per_second"]
             ratio = f"{speed / one:7.2f}" if speed and one else ""

@@ -61,6 +61,7 @@ from encodecmae_sb.scores import (
 )
 
 SAMPLE_RATE = 24000  # of the encoders
+LOGMEL_POOLING = "mean_std"  # of the baseline, whatever the yaml says
 
 # What may differ between two commands that go on with the same training.
 _NO_MATTER = {
@@ -116,7 +117,7 @@ def build_classifier(hparams, run, num_classes):
     torch.manual_seed(hparams["seed"])
     pooling, num_layers = hparams["pooling"], 1
     if hparams["features"] == "logmel":
-        lobe, pooling = LogMelFrames(), "mean_std"
+        lobe, pooling = LogMelFrames(), LOGMEL_POOLING
     else:
         weighted = hparams["layer"] == "weighted"
         lobe = EnCodecMAE(
@@ -348,8 +349,12 @@ def finish(trainer, results, figures, unusable, output):
         "folds": len(runs),
         "unusable_files": unusable,
     }
-    for key in ("features", "pretrained", "freeze", "layer", "pooling", "head"):
-        metrics[key] = hparams[key]
+    metrics |= {key: hparams[key] for key in ("features", "head")}
+    if hparams["features"] == "logmel":  # which have neither weights nor layers
+        metrics["pooling"] = LOGMEL_POOLING
+    else:
+        for key in ("pretrained", "freeze", "layer", "pooling"):
+            metrics[key] = hparams[key]
     if not multi_label:
         counts = torch.bincount(targets, minlength=len(labels))
         metrics["most_frequent_class"] = counts.max().item() / len(targets)

@@ -9,8 +9,12 @@ Every clip becomes one vector, mean and deviation of its frames over time (`pool
 linear and MLP probes are trained on the vectors, chosen on the validation set, and
 tested, as in HEAREval. `encoders` are any number of folders that a recipe exported,
 names of published weights, `random` (the architecture of the first encoder named, with
-new weights) and `logmel` (mean and deviation over time of log-mel frames). "{fold}" in
-a folder's path stands for the name of the fold that is tested.
+new weights, others for each of the `repeats`) and `logmel` (mean and deviation over
+time of log-mel frames). "{fold}" in a folder's path stands for the name of the fold
+that is tested.
+
+Of each score there is a 95 % interval: what other test clips, other seeds of the probes
+and, for `random`, other weights would change. Other training clips are not in it.
 
 Makes, in the output folder: `metrics.json`; `probes.csv`, every probe that was
 tested; `probe.png`; with `--layers True` `layers.png`; `clips.csv`;
@@ -45,6 +49,7 @@ from encodecmae_sb.data.labelled import (
 from encodecmae_sb.digests import digest, weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
+    choose_device,
     quit_on_user_errors,
     start_experiment,
     write_metrics,
@@ -54,6 +59,7 @@ from encodecmae_sb.files import write_text
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.probe import (
+    DRAWS,
     ProbeGrid,
     check_whole,
     draw_bars,
@@ -167,7 +173,7 @@ class Comparison:
 
     def __init__(self, hparams, run_opts, clips, runs):
         self.hparams = hparams
-        self.device = run_opts["device"]
+        self.device = choose_device(run_opts["device"])
         self.quiet = run_opts["noprogressbar"]
         self.clips = clips
         self.runs = runs
@@ -187,19 +193,42 @@ class Comparison:
                 for source in {in_fold(name, run): None for run in self.runs}:
                     check_encoder(source, "encoders")
 
-    def vectors(self, name, run):
-        """What an encoder makes of all clips; computed once, and kept in a file."""
-        source = in_fold(self.model if name == RANDOM else name, run)
-        if (name == RANDOM, source) not in self.known:
-            self.known[name == RANDOM, source] = self._encode(name, source)
-        return self.known[name == RANDOM, source]
+    def vectors(self, name, run, number=0):
+        """What an encoder makes of all clips; computed once, and kept in a file.
 
-    def _encode(self, name, source):
-        hparams = self.hparams
-        torch.manual_seed(hparams["seed"])  # of the random weights
+        Arguments
+        ---------
+        name : str
+        run : Run
+        number : int
+            Which of its repeats `random` is to be; each has other weights.
+
+        Returns
+        -------
+        Vectors
+        """
+        source = in_fold(self.model if name == RANDOM else name, run)
+        wanted = (source, number if name == RANDOM else None)
+        if wanted not in self.known:
+            self.known[wanted] = self._encode(name, source, number)
+        return self.known[wanted]
+
+    def pooling(self, name):
+        """How frames become a vector; log-mel frames always do so in the same way."""
+        return "mean_std" if name == LOGMEL else self.hparams["pooling"]
+
+    def layer(self, name, number):
+        """The layer that the vectors `number` belong to; log-mel frames have none."""
         if name == LOGMEL:
-            lobe, pooling, made = LogMelFrames(), "mean_std", LOGMEL
+            return "-"
+        return number if self.hparams["layers"] else self.hparams["layer"]
+
+    def _encode(self, name, source, number):
+        hparams, pooling = self.hparams, self.pooling(name)
+        if name == LOGMEL:
+            lobe, made, layer = LogMelFrames(), LOGMEL, None
         else:
+            torch.manual_seed(hparams["seed"] + number)  # of the random weights
             lobe = EnCodecMAE(
                 source,
                 output_all_hiddens=hparams["layers"],
@@ -207,10 +236,11 @@ class Comparison:
                 layer=hparams["layer"],
                 pretrained=name != RANDOM,
             )
-            pooling, made = hparams["pooling"], encoder_yaml(lobe.encoder)
+            made = encoder_yaml(lobe.encoder)
+            layer = "all" if hparams["layers"] else hparams["layer"]
         # Of the head only the pooling is used, which is all before what is learnt.
         head = ClipHead(lobe.dim, len(self.labels), pooling=pooling)
-        layer = "all" if hparams["layers"] else hparams["layer"]
+        # With the weights in its name, a file serves one initialisation only.
         key = digest([made, weights_key(lobe), self.clips_key, pooling, layer])
         stored = store_summaries(
             ClipClassifier(lobe, head).to(self.device),
@@ -223,25 +253,41 @@ class Comparison:
         )
         return Vectors(stored, key)
 
-    def probe(self, vectors, run, layer):
-        """What `probe_vectors` gives for a fold; computed once, and kept in a file."""
-        hparams = self.hparams
+    def probe(self, name, run, layer):
+        """What `probe_vectors` gives for an encoder, a fold and a layer."""
+        repeats, seed = self.hparams["repeats"], self.hparams["seed"]
+        if name != RANDOM:
+            return self._probe(self.vectors(name, run), run, layer, repeats, seed)
+        # Each repeat has weights of its own; the probe is chosen for the first.
+        rows, choice = [], None
+        for number in range(repeats):
+            vectors = self.vectors(name, run, number)
+            (row,) = self._probe(vectors, run, layer, 1, seed + number, choice)
+            choice = row["hidden_layers"], row["lr"]
+            rows.append({**row, "repeat": number})
+        return rows
+
+    def _probe(self, vectors, run, layer, repeats, seed, choice=None):
+        """What `probe_vectors` gives; computed once, and kept in a file."""
+        multi_label = self.hparams["multi_label"]
         ids = [[clip.id for clip in part] for part in (run.train, run.valid, run.test)]
         asked = [vectors.key, layer, ids, asdict(self.grid)]
-        asked += [hparams["repeats"], hparams["seed"], hparams["multi_label"]]
+        asked += [repeats, seed, multi_label, choice, DRAWS]
         path = self.save / "probes" / f"{digest(asked)}.json"
         if not path.exists():
             parts = []
             for part in (run.train, run.valid, run.test):
-                targets = targets_of(part, self.labels, hparams["multi_label"])
+                targets = targets_of(part, self.labels, multi_label)
                 inputs = vectors.of(part, layer)
                 parts.append((inputs.to(self.device), targets.to(self.device)))
             rows = probe_vectors(
                 *parts,
                 len(self.labels),
                 self.grid,
-                hparams["repeats"],
-                hparams["seed"],
+                repeats,
+                seed,
+                choice,
+                int(digest(ids[2]), 16),
             )
             write_text(path, json.dumps(rows))
         return json.loads(path.read_text(encoding="utf-8"))
@@ -252,8 +298,8 @@ class Comparison:
         Returns
         -------
         list of dict
-            Rows of `probe_vectors` with `encoder`, `width`, `layer` (counted from 0;
-            of those that are stored) and `fold`.
+            Rows of `probe_vectors` with `encoder`, `width`, `layer` (as in the yaml;
+            with `layers` counted from 0), `pooling` and `fold`.
         """
         work = [(name, run) for name in self.names for run in self.runs]
         bar = tqdm(
@@ -274,10 +320,11 @@ class Comparison:
                 about = {
                     "encoder": name,
                     "width": vectors.width,
-                    "layer": layer,
+                    "layer": self.layer(name, layer),
+                    "pooling": self.pooling(name),
                     "fold": run.name,
                 }
-                own.append([about | row for row in self.probe(vectors, run, layer)])
+                own.append([about | row for row in self.probe(name, run, layer)])
                 rows += own[-1]
             shown = main_rows(own, self.hparams["layer"])
             score = spread([[row[self.score_name] for row in shown]])["mean"]
@@ -319,7 +366,7 @@ def main(argv):
     print(
         f"{describe_data(clips, runs, comparison.labels, unusable)}\n"
         f"{len(comparison.names)} encoders, {len(comparison.grid.choices)} probes to "
-        f"choose from, {hparams['repeats']} repeats.",
+        f"choose from, {hparams['repeats']} repeats, on {comparison.device}.",
         flush=True,
     )
     finish(comparison, comparison.compare(), unusable, output)
@@ -328,7 +375,7 @@ def main(argv):
 def finish(comparison, rows, unusable, output):
     """Writes all that was found out, and says what to do next."""
     hparams, runs = comparison.hparams, comparison.runs
-    write_rows(output / "probes.csv", rows)
+    write_rows(output / "probes.csv", [with_interval(row, runs) for row in rows])
     by_layer = {}  # encoder -> layer -> rows
     for row in rows:
         layers = by_layer.setdefault(row["encoder"], {})
@@ -338,13 +385,17 @@ def finish(comparison, rows, unusable, output):
         name: main_rows(layers, hparams["layer"]) for name, layers in by_layer.items()
     }
 
-    figures = list(rows[0])[list(rows[0]).index("valid") + 1 :]
+    key = comparison.score_name
+    columns = list(rows[0])
+    others = columns[columns.index(key) + 1 : columns.index("draws")]
     metrics = {}
     for name, layers in by_layer.items():
-        metrics |= measured(f"{name}/", main_layer[name], runs, figures)
+        metrics |= measured(f"{name}/", main_layer[name], runs, key, others)
         if len(layers) > 1:
             for i, own in enumerate(layers):
-                metrics |= measured(f"{name}/layer_{i}/", own, runs, figures[:1])
+                metrics |= measured(f"{name}/layer_{i}/", own, runs, key)
+        for about in ("layer", "pooling"):
+            metrics[f"{name}/{about}"] = main_layer[name][0][about]
     chance = None
     if not hparams["multi_label"]:
         tested = [clip for run in runs for clip in run.test]
@@ -356,19 +407,22 @@ def finish(comparison, rows, unusable, output):
         "classes": len(comparison.labels),
         "folds": len(runs),
         "repeats": hparams["repeats"],
-        "layer": hparams["layer"],
-        "pooling": hparams["pooling"],
+        "interval_covers": covered(runs, hparams["repeats"], RANDOM in main_layer),
         "unusable_files": unusable,
     }
-    key = comparison.score_name
-    scores = [table_of(own, runs, key) for own in main_layer.values()]
-    metrics |= behind_best(list(main_layer), scores, key)
+    scores, draws = (
+        [table_of(own, runs, what) for own in main_layer.values()]
+        for what in (key, "draws")
+    )
+    metrics |= behind_best(list(main_layer), scores, draws, key)
     write_metrics(output, metrics)
-    draw_bars(list(main_layer), scores, output / "probe.png", key, chance)
+    draw_bars(list(main_layer), scores, draws, output / "probe.png", key, chance)
     picture = output / "layers.png"
     picture.unlink(missing_ok=True)
     curves = {
-        name: [table_of(own, runs, key) for own in layers]
+        name: [
+            (table_of(own, runs, key), table_of(own, runs, "draws")) for own in layers
+        ]
         for name, layers in by_layer.items()
     }
     if hparams["layers"]:
@@ -376,33 +430,58 @@ def finish(comparison, rows, unusable, output):
     report(main_layer, curves, metrics, key, output, picture.exists())
 
 
-def measured(prefix, rows, runs, figures):
-    """Figures of one encoder and layer as metrics."""
+def with_interval(row, runs):
+    """A row of `probes.csv`: instead of draws the 95 % interval of this one probe."""
+    spread_of_clips = spread([[0.0]], [[row["draws"]]])
+    row = {name: value for name, value in row.items() if name != "draws"}
+    row["low"], row["high"] = spread_of_clips["low"], spread_of_clips["high"]
+    row["interval_covers"] = covered(runs[:1], 1)
+    return row
+
+
+def covered(runs, repeats, with_random=False):
+    """What a 95 % interval covers, in words."""
+    clips = f"test clips of each of the {len(runs)} folds" if runs[1:] else "test clips"
+    text = f"95 %: other {clips}"
+    if repeats == 1:
+        return f"{text}; not other seeds or weights, not other training clips"
+    text += f" and seeds ({repeats} were tried"
+    if with_random:
+        text += f"; for {RANDOM} also other weights, new for each seed"
+    return f"{text}); not other training clips"
+
+
+def measured(prefix, rows, runs, key, others=()):
+    """Figures of one encoder and layer as metrics; of the first with its interval."""
     metrics = {}
-    for key in figures:
-        scores = table_of(rows, runs, key)
-        for what, value in spread(scores).items():
-            metrics[f"{prefix}{key}{'' if what == 'mean' else f'_{what}'}"] = value
+    for name in (key, *others):
+        scores = table_of(rows, runs, name)
+        draws = table_of(rows, runs, "draws") if name == key else None
+        for what, value in spread(scores, draws).items():
+            metrics[f"{prefix}{name}{'' if what == 'mean' else f'_{what}'}"] = value
         if len(runs) > 1:
             for run, own in zip(runs, scores, strict=True):
-                metrics[f"{prefix}fold_{run.name}/{key}"] = spread([own])["mean"]
+                metrics[f"{prefix}fold_{run.name}/{name}"] = spread([own])["mean"]
     return metrics
 
 
-def behind_best(names, scores, key):
-    """How far each encoder is behind the best, fold by fold.
+def behind_best(names, scores, draws, key):
+    """How far each encoder is behind the best, fold by fold and clip by clip.
 
-    Folds differ more than encoders do: a difference within folds is surer than either
-    of the two means.
+    Folds and clips differ more than encoders do: a difference within them is surer
+    than either of the two means.
     """
-    best = max(scores, key=lambda table: spread(table)["mean"])
+    best = max(range(len(names)), key=lambda i: spread(scores[i])["mean"])
     metrics = {}
-    for name, table in zip(names, scores, strict=True):
-        if table is not best:
-            difference = spread(np.subtract(best, table))
-            metrics[f"{name}/{key}_behind_best"] = difference["mean"]
-            if "stderr" in difference:
-                metrics[f"{name}/{key}_behind_best_stderr"] = difference["stderr"]
+    for i, name in enumerate(names):
+        if i != best:
+            difference = spread(
+                np.subtract(scores[best], scores[i]), np.subtract(draws[best], draws[i])
+            )
+            for what in ("mean", "low", "high", "stderr_folds"):
+                if what in difference:
+                    suffix = "" if what == "mean" else f"_{what}"
+                    metrics[f"{name}/{key}_behind_best{suffix}"] = difference[what]
     return metrics
 
 
@@ -410,31 +489,34 @@ def report(main_layer, curves, metrics, key, output, has_layers):
     """Prints the table, what was made, and what to do next."""
     wide = max(map(len, [*main_layer, "encoder"]))
 
-    def cell(name):
-        return f"{metrics[name]:12.3f}" if name in metrics else f"{'-':>12}"
+    def cell(name, width=12):
+        return f"{metrics[name]:{width}.3f}" if name in metrics else f"{'-':>{width}}"
+
+    def interval(name):
+        if f"{name}_low" not in metrics:
+            return f"{'-':>18}"
+        return f"{metrics[f'{name}_low']:9.3f} to {metrics[f'{name}_high']:.3f}"
 
     print(
-        f"\n{'encoder':{wide}}{'width':>8}{key:>12}"
-        f"{'std error':>12}{'dev. folds':>12}{'dev. seeds':>12}"
-        f"{'behind best':>13}{'std error':>12}"
+        f"\n{'encoder':{wide}}{'width':>7}{'layer':>14}{'pooling':>10}{key:>10}"
+        f"{'95 % interval':>18}{'dev. folds':>12}{'dev. seeds':>12}"
+        f"{'behind best':>13}{'95 % interval':>18}"
     )
     for name, rows in main_layer.items():
+        row, score = rows[0], f"{name}/{key}"
         print(
-            f"{name:{wide}}{rows[0]['width']:8d}"
-            + cell(f"{name}/{key}")
-            + "".join(
-                cell(f"{name}/{key}_{what}")
-                for what in ("stderr", "std_folds", "std_repeats")
-            )
-            + f" {cell(f'{name}/{key}_behind_best')}"
-            + cell(f"{name}/{key}_behind_best_stderr")
+            f"{name:{wide}}{row['width']:7d}{row['layer']:>14}{row['pooling']:>10}"
+            f"{cell(score, 10)}{interval(score)}"
+            f"{cell(f'{score}_std_folds')}{cell(f'{score}_std_repeats')}"
+            f"{cell(f'{score}_behind_best', 13)}{interval(f'{score}_behind_best')}"
         )
+    print(f"(interval, {metrics['interval_covers']})")
     if "most_frequent_class" in metrics:
         print(f"(always the most frequent class: {metrics['most_frequent_class']:.3f})")
     if has_layers:
         print(f"\n{key} of each layer, counted from 0")
         for name, layers in curves.items():
-            means = "".join(f"{spread(scores)['mean']:8.3f}" for scores in layers)
+            means = "".join(f"{spread(scores)['mean']:8.3f}" for scores, _ in layers)
             print(f"{name:{wide}}{means}")
     print(
         f"\nMade in {output}:\n"

@@ -144,6 +144,10 @@ def test_metrics(finished):
     for name in ("wer", "cer"):
         assert metrics[f"small/{name}"] > 0
     assert metrics["protocol"] == finished.name
+    # The yaml's, in either protocol; asr_ctc.yaml has fully connected layers.
+    assert metrics["head"] == "2 BiLSTM layers of 16"
+    assert metrics["head"] in (finished / "asr/README.md").read_text()
+    assert CTCHead(8, 4, 6, 1, False).describe() == "1 fully connected layer of 6"
     assert metrics["pretrained"] is True
     assert metrics["left_out"] == 0
 

@@ -1,10 +1,12 @@
 """The benchmark: it measures what it says, whatever that comes to."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,6 +41,15 @@ def command(output, *options):
         *sizes,
         *options,
     ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_products():
+    """The rate of a small product: a large one takes minutes where bf16 is emulated."""
+    quick = functools.partial(bench.matmul_rate, size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "matmul_rate", quick)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +180,73 @@ def test_loop_masking_hides_as_many():
     masked = bench.LoopMasker(masker)(lengths, seeds, 300)
     assert torch.equal(masked.sum(1), masker(lengths, seeds, 300).sum(1))
     assert not masked[1, 101:].any()
+
+
+def test_loop_masking_counts_as_it_goes(monkeypatch):
+    """A baseline that counts a mask anew for every frame is slow on purpose."""
+    counted = []
+
+    def counting(values):
+        counted.append(1)
+        return sum(values)
+
+    monkeypatch.setattr(bench, "sum", counting, raising=False)
+    lengths, seeds = torch.tensor([300, 101]), torch.tensor([1, 2])
+    bench.LoopMasker(GapMasker(0.5, 15))(lengths, seeds, 300)
+    assert len(counted) <= len(lengths)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_the_loader_is_timed_from_its_last_warm_up_batch(monkeypatch, workers):
+    now = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+
+    def batches(number):
+        for i in range(number):
+            # Workers are ready at the same time, and hand over one after the other.
+            now[0] += 2.0 if i % max(1, workers) == 0 else 0.0
+            yield SimpleNamespace(lengths=torch.tensor([24000, 48000]))
+
+    fake = SimpleNamespace(
+        args=SimpleNamespace(num_workers=workers, batch_size=2, seconds=4.0),
+        open_loader=batches,
+    )
+    row = recipe.Benchmark.loader(fake, None)
+    assert row["delivers"] == pytest.approx(1.5 * max(1, workers))
+
+
+def test_figures_say_how_float32_was_computed(run):
+    results, text = run
+    assert results["step"]["precision"] == "bf16"
+    said = {name: row["precision"] for name, row in results["settings"].items()}
+    assert said == {
+        recipe.CONFIGURED: "bf16",
+        "float32": "float32",
+        "plain": "float32",
+        "published": "float32",
+        "unfused": "bf16",
+        "checkpointing": "bf16",
+    }
+    for row in results["embedding"]:
+        assert row["precisions"] == {"float32": "float32", "bfloat16": "bf16"}
+    assert re.search("published .* float32 +plain, with", text)
+
+
+def test_on_a_gpu_they_say_whether_tf32_was_allowed():
+    gpu = torch.device("cuda")
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        for allowed, said in (
+            ((True, True), "TF32 for products and convolutions"),
+            ((False, True), "TF32 for convolutions"),
+            ((False, False), "no TF32"),
+        ):
+            matmul.allow_tf32, cudnn.allow_tf32 = allowed
+            assert bench.name_precision(torch.float32, gpu) == f"float32, {said}"
+            assert bench.name_precision(torch.bfloat16, gpu) == f"bf16, {said}"
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def test_the_clock_loses_no_time(monkeypatch):

@@ -169,6 +169,7 @@ def test_a_run_says_what_it_made(frozen):
     assert metrics["accuracy"] == pytest.approx(np.mean(folds))
     assert metrics["accuracy_std"] == pytest.approx(np.std(folds, ddof=1))
     assert metrics["most_frequent_class"] == pytest.approx(1 / 3)
+    assert (metrics["pretrained"], metrics["layer"]) == (True, "weighted")
     for name in ("classifier", "metrics.json", "per_class.csv", "confusion.png"):
         assert name in text
         assert (output / name).exists()
@@ -231,9 +232,11 @@ def test_killed_and_started_again_it_ends_the_same(
 def test_other_settings_in_the_same_folder_start_anew(home, frozen, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(frozen[0], output)
-    run_here(home, output, features="logmel", number_of_epochs=2)
+    run_here(home, output, features="logmel", pooling="mean", number_of_epochs=2)
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["features"] == "logmel"
+    # Named are the pooling that is used, and nothing that belongs to an encoder.
+    assert (metrics["features"], metrics["pooling"]) == ("logmel", "mean_std")
+    assert not {"pretrained", "freeze", "layer"} & set(metrics)
     load(output / "classifier").classify_file(home / "0.wav")
     # And the first command finds its own results again, without training.
     started = set(output.glob("save/*/CKPT*"))

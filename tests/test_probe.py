@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import speechbrain as sb
 import torch
+from hyperpyyaml import load_hyperpyyaml
 
+from encodecmae_sb.data.corpora import find_clips
+from encodecmae_sb.data.labelled import inspect_clips
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.export import export_encoder
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.probe import ProbeGrid, probe_vectors, spread, train_probe
+from encodecmae_sb.scores import multi_label_scores, resampled_scores
 
 ROOT = Path(__file__).parent.parent
 RATE = 8000
@@ -56,10 +61,15 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def run(home, output, **options):
+def load_recipe():
     spec = importlib.util.spec_from_file_location("r", ROOT / "recipes/probe.py")
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
+    return recipe
+
+
+def run(home, output, **options):
+    recipe = load_recipe()
     given = {
         "encoders": f"[logmel, random, '{home}/{{fold}}/encoder']",
         "csv": home / "clips.csv",
@@ -103,7 +113,9 @@ def test_a_run_compares_encoders(home, finished):
         deviation = np.std(folds, ddof=1)
         assert metrics[f"{name}/accuracy_std_folds"] == pytest.approx(deviation)
         expected = deviation / math.sqrt(3)
-        assert metrics[f"{name}/accuracy_stderr"] == pytest.approx(expected)
+        assert metrics[f"{name}/accuracy_stderr_folds"] == pytest.approx(expected)
+        low, high = (metrics[f"{name}/accuracy_{end}"] for end in ("low", "high"))
+        assert low <= metrics[f"{name}/accuracy"] <= high
         own = [row for row in rows if row["encoder"] == name]
         assert len(own) == 3 * QUICK["repeats"]
         # Probes are chosen once for each fold.
@@ -119,8 +131,10 @@ def test_a_run_compares_encoders(home, finished):
         behind = metrics[f"{name}/accuracy_behind_best"]
         assert behind == pytest.approx(np.mean(differences))
         stderr = np.std(differences, ddof=1) / math.sqrt(3)
-        measured = metrics[f"{name}/accuracy_behind_best_stderr"]
+        measured = metrics[f"{name}/accuracy_behind_best_stderr_folds"]
         assert measured == pytest.approx(stderr, abs=1e-9)
+        low = metrics[f"{name}/accuracy_behind_best_low"]
+        assert low <= behind <= metrics[f"{name}/accuracy_behind_best_high"]
     assert metrics["most_frequent_class"] == 0.5
     assert widths(rows) == {"logmel": "512", "random": "64", each: "64"}
     for name in ("metrics.json", "probes.csv", "probe.png", "clips.csv"):
@@ -132,8 +146,8 @@ def test_a_run_compares_encoders(home, finished):
 def test_vectors_are_computed_once_and_for_each_encoder(home, finished, tmp_path):
     output, _ = finished
     files = {path: path.stat().st_mtime_ns for path in output.glob("save/*/*")}
-    # Log-mel, random weights that all folds share, and one encoder a fold.
-    assert sum(path.suffix == ".bin" for path in files) == 1 + 1 + 3
+    # Log-mel, two random encoders that all folds share, and one encoder a fold.
+    assert sum(path.suffix == ".bin" for path in files) == 1 + 2 + 3
     before = metrics_of(output)
     run(home, output)
     assert metrics_of(output) == before
@@ -194,15 +208,77 @@ def test_several_labels_a_clip(home, tmp_path):
     write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
     first = f"{home}/0/encoder"
     options = {"csv": tmp_path / "clips.csv", "encoders": f"[logmel, {first}]"}
-    run(home, tmp_path / "run", multi_label=True, pooling="mean", **options)
+    text = run(home, tmp_path / "run", multi_label=True, pooling="mean", **options)
     rows = read_rows(tmp_path / "run/probes.csv")
     assert widths(rows) == {"logmel": "512", first: "32"}
     metrics = metrics_of(tmp_path / "run")
     assert 0 < metrics["logmel/mAP"] <= 1
-    # One split: what deviates is the repeats.
-    expected = metrics["logmel/mAP_std_repeats"] / math.sqrt(QUICK["repeats"])
-    assert metrics["logmel/mAP_stderr"] == pytest.approx(expected)
+    assert metrics["logmel/mAP_low"] <= metrics["logmel/mAP"]
+    assert metrics["logmel/mAP_low"] < metrics["logmel/mAP_high"]
     assert "logmel/mAP_std_folds" not in metrics
+    assert "logmel/mAP_stderr_folds" not in metrics
+    # Log-mel frames are pooled in their own way, and have no layer.
+    assert (metrics["logmel/pooling"], metrics["logmel/layer"]) == ("mean_std", "-")
+    assert (metrics[f"{first}/pooling"], metrics[f"{first}/layer"]) == ("mean", "last")
+    for row in rows:
+        logmel = row["encoder"] == "logmel"
+        expected = ("-", "mean_std") if logmel else ("last", "mean")
+        assert (row["layer"], row["pooling"]) == expected
+    line = next(line for line in text.splitlines() if line.startswith("logmel "))
+    assert line.split()[1:4] == ["512", "-", "mean_std"]
+
+
+def test_an_official_split_says_what_other_test_clips_would_change(home, tmp_path):
+    rows = read_rows(home / "clips.csv")
+    for i, row in enumerate(rows):
+        row["fold"] = ("train", "valid", "test")[int(row["fold"])]
+        if i % 4 == 3:  # so that not all is right, whatever the probe
+            row["label"] = "tone"
+    write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
+    options = {"csv": tmp_path / "clips.csv", "encoders": "[logmel]", "repeats": 1}
+    text = run(home, tmp_path / "run", **options)
+    metrics = metrics_of(tmp_path / "run")
+    accuracy = metrics["logmel/accuracy"]
+    low, high = metrics["logmel/accuracy_low"], metrics["logmel/accuracy_high"]
+    assert 0 < low < accuracy < high <= 1
+    (row,) = read_rows(tmp_path / "run/probes.csv")
+    assert (row["low"], row["high"]) == (f"{low:.4f}", f"{high:.4f}")
+    for said in (text, metrics["interval_covers"], row["interval_covers"]):
+        assert "95 %: other test clips; not other seeds" in said
+    assert f"{low:.3f} to {high:.3f}" in text
+
+
+def test_random_is_another_encoder_in_each_repeat(home, tmp_path, finished):
+    output, text = finished
+    # What was stored for one initialisation is not taken for another.
+    options = {"encoders": f"[random, {home}/0/encoder]", "hidden_layers": "[0]"}
+    run(home, tmp_path / "run", repeats=3, **options)
+    assert len(list(tmp_path.glob("run/save/features/*.bin"))) == 3 + 1
+    files = {path.read_bytes() for path in tmp_path.glob("run/save/features/*.bin")}
+    assert len(files) == 3 + 1
+    # Each is the one that its seed gives, chosen for with the first.
+    own = [
+        r for r in read_rows(tmp_path / "run/probes.csv") if r["encoder"] == "random"
+    ]
+    assert {row["repeat"] for row in own} == {"0", "1", "2"}
+    for fold in ("0", "1", "2"):
+        chosen = {(r["hidden_layers"], r["lr"]) for r in own if r["fold"] == fold}
+        assert len(chosen) == 1
+    assert "for random also other weights" in text
+    covers = metrics_of(output)["interval_covers"]
+    assert "each of the 3 folds and seeds (2 were tried; for random" in covers
+
+
+def test_a_gpu_is_used_where_there_is_one(monkeypatch):
+    recipe = load_recipe()
+    (mini, options, _) = sb.parse_arguments([str(ROOT / "hparams/probe_mini.yaml")])
+    hparams = load_hyperpyyaml(Path(mini).read_text())
+    clips = inspect_clips(find_clips("esc50", hparams["data_folder"])[:3], None)[0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: None)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    comparison = recipe.Comparison(hparams, options, clips, [])
+    assert comparison.device == torch.device("cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -343,8 +419,43 @@ def test_spread_by_hand():
     assert spread([[0.5]]) == {"mean": 0.5}
     two = spread([[0.4, 0.6]])
     assert two["std_repeats"] == pytest.approx(math.sqrt(0.02))
-    assert two["stderr"] == pytest.approx(0.1)
-    assert "std_folds" not in two
+    # Seeds of a probe alone tell nothing of how sure the score is.
+    assert set(two) == {"mean", "std_repeats"}
+    folds = spread([[0.4], [0.6]])
+    assert folds["stderr_folds"] == pytest.approx(0.1)
+
+
+def test_the_interval_is_that_of_other_test_clips():
+    """Of 400 clips 300 are right: the standard error is sqrt(0.75 * 0.25 / 400)."""
+    targets = torch.arange(400) % 4
+    given = torch.where(torch.arange(400) < 300, targets, (targets + 1) % 4)
+    guesses = torch.eye(4)[given]
+    draws = resampled_scores(guesses, targets, 2000)
+    expected = math.sqrt(0.75 * 0.25 / 400)
+    assert draws.std() == pytest.approx(expected, rel=0.1)
+    whole = spread([[0.75]], [[draws]])
+    assert whole["low"] == pytest.approx(0.75 - 1.96 * expected, abs=0.008)
+    assert whole["high"] == pytest.approx(0.75 + 1.96 * expected, abs=0.008)
+    # Two folds of 200 each tell as much; what varies with the seed comes on top.
+    halves = [resampled_scores(guesses[i::2], targets[i::2], 2000, i) for i in (0, 1)]
+    folds = spread([[0.75], [0.75]], [[half] for half in halves])
+    assert folds["high"] - folds["low"] == pytest.approx(2 * 1.96 * expected, rel=0.15)
+    seeds = spread([[0.65, 0.85]], [[draws - 0.1, draws + 0.1]])
+    both = math.sqrt(expected**2 + 0.1**2 / 2)
+    assert seeds["high"] - seeds["low"] > 2 * 1.4 * both
+
+
+def test_draws_of_several_labels_are_those_of_repeated_clips():
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.rand(12, 3, generator=generator) < 0.4).float()
+    # Scores in steps, so that some are equal.
+    scores = torch.rand(12, 3, generator=generator).mul(5).round() / 5
+    draws = resampled_scores(scores, targets, 20, seed=3)
+    counts = np.random.default_rng(3).multinomial(12, np.full(12, 1 / 12), size=20)
+    for count, draw in zip(counts, draws, strict=True):
+        rows = torch.arange(12).repeat_interleave(torch.tensor(count))
+        expected = multi_label_scores(scores[rows], targets[rows])["mAP"]
+        assert draw == pytest.approx(expected, abs=1e-6)
 
 
 YAMLS = sorted(path.name for path in (ROOT / "hparams").glob("probe_*.yaml"))

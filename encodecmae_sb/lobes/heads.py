@@ -79,6 +79,20 @@ class CTCHead(nn.Module):
                 size = hidden_size
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, num_tokens))
 
+    def describe(self):
+        """What stands before the output layer, in words.
+
+        Example
+        -------
+        >>> CTCHead(64, num_tokens=29).describe()
+        '2 BiLSTM layers of 1024'
+        """
+        if not self.num_layers:
+            return "linear"
+        kind = "BiLSTM" if self.recurrent else "fully connected"
+        layers = "layer" if self.num_layers == 1 else "layers"
+        return f"{self.num_layers} {kind} {layers} of {self.hidden_size}"
+
     def num_outputs(self, num_frames):
         """Output steps that a number of frames gives."""
         return -(-num_frames // self.stack)
