@@ -34,7 +34,7 @@ MAY_CHANGE = frozenset(
     ]
 )
 
-_SHOWN = 70  # characters of a value that an error shows
+_SHOWN = 120  # characters of a value that an error shows
 
 
 def named(value, digest):
