@@ -121,6 +121,42 @@ def test_gradients_flow_where_they_should(folder):
     }
 
 
+@pytest.fixture
+def process_group():
+    """A group of one process, enough to see what DDP asks of a module."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shared_ffn", [True, False])
+@pytest.mark.parametrize("layer", [0, 1, 2, "last_no_norm", "last", "weighted"])
+def test_all_that_is_trained_is_used(process_group, layer, shared_ffn):
+    transformer = ResiDualTransformer(32, 3, 2, 48, shared_ffn=shared_ffn)
+    encoder = AudioEncoder(LogMel(), transformer)
+    lobe = EnCodecMAE(encoder, freeze=False, layer=layer)
+    parallel = torch.nn.parallel.DistributedDataParallel(lobe)
+    for _ in range(2):  # what the first step left unused, the second complains of
+        parallel(0.1 * torch.randn(2, 8000)).square().sum().backward()
+    trained = {n for n, p in lobe.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in lobe.named_parameters() if p.grad is not None}
+    named = "encoder.transformer.layers.{}.norm2.weight".format
+    last = layer if isinstance(layer, int) else 2
+    assert {i for i in range(3) if named(i) in trained} == set(range(last + 1))
+    normed = last == 2 and layer != "last_no_norm"
+    assert ("encoder.transformer.final_norm.weight" in trained) == normed
+
+
+def test_gradients_reach_the_waveform():
+    wavs = (0.1 * torch.randn(2, 9000)).requires_grad_()
+    lobe = EnCodecMAE(make_encoder(), freeze=False, piece_seconds=0.5)
+    lobe(wavs, torch.tensor([1.0, 0.5])).square().sum().backward()
+    assert (wavs.grad[0] != 0).any()
+    assert (wavs.grad[1, :4500] != 0).any()
+    assert not wavs.grad[1, 4500:].any()
+
+
 def test_state_goes_through_checkpointer_and_pretrainer(folder, tmp_path):
     saved = EnCodecMAE(folder, layer="weighted")
     with torch.no_grad():

@@ -17,6 +17,7 @@ from .pieces import (
     num_joined_frames,
     pad_items,
     shortest_item,
+    unused_modules,
 )
 
 WEIGHTED = "weighted"
@@ -40,6 +41,8 @@ class EnCodecMAE(nn.Module):
     freeze : bool
         Keep the encoder as it is: no gradients, eval mode whatever `train()` of an
         enclosing module is called with. The layer weights below stay trainable.
+        What is trained otherwise is what the output depends on: with an inner layer,
+        not the layers after it.
     freeze_feature_extractor : bool
         With `freeze=False`: train the transformer only, not the projection of its
         input and the scale of its positions. (The front ends themselves have nothing
@@ -136,12 +139,14 @@ class EnCodecMAE(nn.Module):
             check_layer(self.encoder, layer)
         elif not output_all_hiddens:
             self.layer_weights = nn.Parameter(torch.zeros(self.encoder.num_layers))
+        self._computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
 
-        frozen = []
+        # Several processes would wait for the gradients of what is not used.
+        frozen = unused_modules(self.encoder, self._computed)
         if freeze:
             frozen = [self.encoder]
         elif freeze_feature_extractor:
-            frozen = [self.encoder.projection, self.encoder.positions]
+            frozen += [self.encoder.projection, self.encoder.positions]
         for module in frozen:
             module.requires_grad_(False)
         self.train(self.training)
@@ -261,14 +266,11 @@ class EnCodecMAE(nn.Module):
         # (torchaudio works out the length of long audio to a sample or two.)
         needed = max(shortest, self._resampled(samples))
         resampled = F.pad(resampled, (0, max(0, needed - resampled.shape[1])))
-        layer = self.layer
-        if self.output_all_hiddens or layer == WEIGHTED:
-            layer = "all"
         items = encode_in_pieces(
             self.encoder,
             resampled,
             lengths.tolist(),
-            layer,
+            self._computed,
             batch_size=None,
             piece=self.piece,
             whole_codec_frames=self.whole_codec_frames,

@@ -274,11 +274,6 @@ def pad_items(items, num_frames):
     return torch.stack(padded, dim=-3)
 
 
-def num_layers_of(encoder, layer):
-    """Layers that have to be computed for what `layer` stands for."""
-    return layer + 1 if isinstance(layer, int) else encoder.num_layers
-
-
 def check_layer(encoder, layer):
     """Raises a ValueError if `layer` is not one that `select_layer` knows."""
     if layer in ("last", "last_no_norm", "all"):
@@ -301,3 +296,37 @@ def select_layer(output, layer):
     if layer == "all":
         return torch.stack(layers)
     return layers[-1 if layer == "last" else layer]
+
+
+def num_layers_of(encoder, layer):
+    """Layers that have to be computed for what `layer` stands for."""
+    return layer + 1 if isinstance(layer, int) else encoder.num_layers
+
+
+def unused_modules(encoder, layer):
+    """Parts of an encoder that `layer` does not depend on.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+    layer : int or str
+        As for `encode_in_pieces`.
+
+    Returns
+    -------
+    list of torch.nn.Module
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 3, 4, 96))
+    >>> len(unused_modules(encoder, "last")), len(unused_modules(encoder, 0))
+    (0, 3)
+    """
+    transformer, needed = encoder.transformer, num_layers_of(encoder, layer)
+    unused = [*transformer.layers[needed:]]
+    if not transformer.shared_ffn:
+        unused += transformer.feed_forwards[needed:]
+    if needed < encoder.num_layers or layer == "last_no_norm":
+        unused.append(transformer.final_norm)
+    return unused
