@@ -1,11 +1,13 @@
 """The drop-in lobe keeps the contract that SpeechBrain's recipes rely on."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ctc_with_lobe import train
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
 from test_pretrain import execute
@@ -15,8 +17,10 @@ from encodecmae_sb.lobes import (
     AudioEncoder,
     CodecLatents,
     EnCodecMAE,
+    LayerSum,
     LogMel,
     ResiDualTransformer,
+    encodecmae,
 )
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 
@@ -216,9 +220,60 @@ def test_folders_that_are_none(folder, tmp_path):
         EnCodecMAE(tmp_path)
 
 
-def drive(folder, output, steps, freeze, *options, launcher=(sys.executable,)):
+def test_a_sum_of_layers_learns_in_a_recipe_like_speechbrains(folder):
+    def weights(steps, kind):
+        brain = train(folder, steps, kind, {"device": "cpu"})
+        tensors = {**brain.modules.state_dict()}
+        (name,) = [name for name in tensors if name.endswith("layer_weights")]
+        return name, tensors[name]
+
+    name, learnt = weights(3, "summed")
+    assert name == "enc.0.layer_weights"
+    assert learnt.unique().numel() == 3
+    # What is inside a frozen lobe gets no optimizer there.
+    name, not_learnt = weights(3, "weighted")
+    assert name == "wav2vec2.layer_weights"
+    assert not not_learnt.any()
+
+
+def test_a_sum_of_layers_that_never_learns_is_reported(folder, caplog, monkeypatch):
+    monkeypatch.setattr(encodecmae, "_PASSES", 2)
+    lobe = EnCodecMAE(folder, layer="weighted").train()
+    wavs = torch.zeros(1, 3200)
+    with caplog.at_level(logging.WARNING):
+        lobe(wavs)
+        with torch.no_grad():
+            lobe(wavs)
+        lobe.eval()(wavs)
+        assert not caplog.records
+        lobe.train()(wavs)
+        lobe(wavs)
+    (record,) = caplog.records
+    assert "LayerSum" in record.getMessage()
+    caplog.clear()
+    learnt = EnCodecMAE(folder, layer="weighted").train()
+    torch.nn.init.normal_(learnt.layer_weights)
+    learnt(wavs), learnt(wavs)
+    assert not caplog.records
+
+
+def test_both_sums_of_layers_are_the_same(folder):
+    lobe = EnCodecMAE(folder, layer="weighted", output_norm=True)
+    every = EnCodecMAE(folder, output_all_hiddens=True, output_norm=True)
+    layer_sum = LayerSum(3)
+    state = {"layer_weights": torch.tensor([0.5, -1.0, 2.0])}
+    layer_sum.load_state_dict(state)
+    lobe.load_state_dict({**lobe.state_dict(), **state})
+    wavs = 0.1 * torch.randn(2, 8000)
+    assert torch.equal(layer_sum(every(wavs)), lobe(wavs))
+    for wrong in (every(wavs)[:2], lobe(wavs)):
+        with pytest.raises(ValueError, match="num_layers=3.*output_all_hiddens"):
+            layer_sum(wrong)
+
+
+def drive(folder, output, steps, kind, *options, launcher=(sys.executable,)):
     """Losses of the steps that a run of `ctc_with_lobe.py` made."""
-    command = [*launcher, SCRIPT, folder, output, steps, freeze, "--device", "cpu"]
+    command = [*launcher, SCRIPT, folder, output, steps, kind, "--device", "cpu"]
     text = execute([*command, *options], output.parent)
     return json.loads(next(x for x in text.splitlines() if x.startswith("[")))
 
@@ -227,21 +282,21 @@ GLOO = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 @pytest.mark.parametrize(
-    ("freeze", "options", "processes"),
+    ("kind", "options", "processes"),
     [
         ("frozen", (), 1),
         ("trained", ("--precision", "bf16"), 1),
-        ("frozen", ("--distributed_backend", "gloo"), 2),
+        ("summed", ("--distributed_backend", "gloo"), 2),
         ("trained", ("--distributed_backend", "gloo"), 2),
     ],
 )
-def test_in_a_recipe_like_speechbrains(folder, tmp_path, freeze, options, processes):
+def test_in_a_recipe_like_speechbrains(folder, tmp_path, kind, options, processes):
     launcher = (sys.executable,)
     if processes > 1:
         launcher = (*GLOO, f"--nproc_per_node={processes}")
-    whole = drive(folder, tmp_path / "a", 4, freeze, *options, launcher=launcher)
-    first = drive(folder, tmp_path / "b", 2, freeze, *options, launcher=launcher)
-    then = drive(folder, tmp_path / "b", 4, freeze, *options, launcher=launcher)
+    whole = drive(folder, tmp_path / "a", 4, kind, *options, launcher=launcher)
+    first = drive(folder, tmp_path / "b", 2, kind, *options, launcher=launcher)
+    then = drive(folder, tmp_path / "b", 4, kind, *options, launcher=launcher)
     assert len(whole) == 4
     assert len(first) == len(then) == 2
     assert first + then == whole

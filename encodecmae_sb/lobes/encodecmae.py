@@ -1,6 +1,7 @@
 """The trained encoder as a lobe that stands where a recipe has `wav2vec2:`."""
 
 import contextlib
+import logging
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import nn
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.resampling import resample, resampling_ratio
 
+from .heads import sum_layers
 from .model import AudioEncoder, frame_mask
 from .pieces import (
     CODEC_HOP,
@@ -21,6 +23,10 @@ from .pieces import (
 )
 
 WEIGHTED = "weighted"
+# Training passes after which weights of a sum that are still 0 have no optimizer.
+_PASSES = 1000
+
+logger = logging.getLogger(__name__)
 
 
 class EnCodecMAE(nn.Module):
@@ -54,7 +60,9 @@ class EnCodecMAE(nn.Module):
     layer : int or str
         `"last"`, `"last_no_norm"` (the last layer without the final norm), a number
         counted from 0, or `"weighted"`: a sum with learnt weights, the softmax of
-        `layer_weights`.
+        `layer_weights`. These are parameters of the lobe, and learn only where an
+        optimizer gets them: `asr_ctc.py` does that, SpeechBrain's own recipes do not
+        if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
     output_norm : bool
         Normalise each frame to mean 0 and variance 1 over its channels.
     piece_seconds : float, optional
@@ -139,6 +147,7 @@ class EnCodecMAE(nn.Module):
             check_layer(self.encoder, layer)
         elif not output_all_hiddens:
             self.layer_weights = nn.Parameter(torch.zeros(self.encoder.num_layers))
+        self._passes = 0
         self._computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
 
         # Several processes would wait for the gradients of what is not used.
@@ -240,9 +249,19 @@ class EnCodecMAE(nn.Module):
         if self.output_norm:
             output = F.layer_norm(output, output.shape[-1:])
         if self.layer == WEIGHTED and not self.output_all_hiddens:
-            weights = self.layer_weights.softmax(0)
-            output = (weights[:, None, None, None] * output).sum(0)
+            output = sum_layers(output, self.layer_weights)
+            self._warn_if_nothing_learns()
         return output
+
+    def _warn_if_nothing_learns(self):
+        self._passes += self.training and torch.is_grad_enabled()
+        if self._passes == _PASSES and not self.layer_weights.any():
+            logger.warning(
+                "layer: weighted has not learnt anything in %d passes: no optimizer "
+                "has the lobe's layer_weights. Use output_all_hiddens: True and "
+                "encodecmae_sb.lobes.LayerSum in a module that is trained.",
+                _PASSES,
+            )
 
     def _encode(self, wavs, wav_lens):
         """The layer or layers asked for, float32, [B, T, D] or [layers, B, T, D]."""
