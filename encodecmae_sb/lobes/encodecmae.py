@@ -254,7 +254,9 @@ class EnCodecMAE(nn.Module):
         return output
 
     def _warn_if_nothing_learns(self):
-        self._passes += self.training and torch.is_grad_enabled()
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        self._passes += 1
         if self._passes == _PASSES and not self.layer_weights.any():
             logger.warning(
                 "layer: weighted has not learnt anything in %d passes: no optimizer "
