@@ -53,7 +53,8 @@ lobe: !new:encodecmae_sb.lobes.EnCodecMAE
     output_all_hiddens: {lobe.output_all_hiddens}
     layer: {lobe.layer}
     output_norm: {lobe.output_norm}
-    piece_seconds: {piece_seconds}"""
+    piece_seconds: {piece_seconds}
+    whole_codec_frames: {lobe.whole_codec_frames}"""
 
 _LOG_MEL = "lobe: !new:encodecmae_sb.lobes.pooling.LogMelFrames"
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import UserError
-from .lobes.pieces import PIECE, encode_in_pieces
+from .lobes.pieces import encode_in_pieces, frame_starts, shortest_item
 from .published import load_encoder_source
 from .resampling import resample
 
@@ -112,12 +112,10 @@ def get_timestamp_embeddings(audio, model):
     # float32 could not tell frames apart evenly after a few seconds.
     dtype = torch.float32 if audio.is_mps else torch.float64
     frame = torch.arange(embeddings.shape[1], dtype=dtype, device=audio.device)
-    per_piece = front_end.num_frames(PIECE)
-    start = frame.div(per_piece, rounding_mode="floor") * PIECE
-    start = start + frame % per_piece * front_end.hop_length  # samples
     centred = getattr(front_end, "centered", True)
     span = front_end.hop_length if centred else front_end.win_length
-    timestamps = (start + span / 2) * 1000 / front_end.sample_rate
+    middle = frame_starts(front_end, frame) + span / 2  # samples
+    timestamps = middle * 1000 / front_end.sample_rate
     return embeddings, timestamps.expand(len(audio), -1)
 
 
@@ -169,6 +167,5 @@ def encode_sounds(encoder, audio, sample_rate):
         )
     front_end = encoder.front_end
     wavs = resample(audio.float(), sample_rate, front_end.sample_rate)
-    shortest = getattr(front_end, "win_length", front_end.hop_length)
-    wavs = F.pad(wavs, (0, max(shortest - wavs.shape[1], 0)))
+    wavs = F.pad(wavs, (0, max(shortest_item(front_end) - wavs.shape[1], 0)))
     return torch.stack(encode_in_pieces(encoder, wavs)).float()

@@ -10,10 +10,11 @@ from .data.audio import UnusableAudio, inspect_audio, read_audio, stream_audio
 from .errors import UserError
 from .lobes.pieces import (
     PIECE,
-    SHORTEST_TAIL,
     check_layer,
     encode_in_pieces,
+    is_dropped,
     num_joined_frames,
+    pad_items,
 )
 from .resampling import resample
 
@@ -217,7 +218,7 @@ class EnCodecMAEEncoder(Pretrained):
         stretches = stream_audio(path, self.sample_rate, batch_size * PIECE)
         with _says_which_file(path):
             for number, wav in enumerate(stretches):
-                if number and len(wav) <= SHORTEST_TAIL:
+                if is_dropped(len(wav), number * batch_size):
                     return  # the tail, alone in its stretch
                 yield self._encode(wav[None], None, layer, batch_size)[0]
 
@@ -248,7 +249,8 @@ class EnCodecMAEEncoder(Pretrained):
         with _says_which_file(path):
             # Samples that are not numbers come out when they are read.
             info = inspect_audio(path, min_seconds=0, check_values=False)
-        frames = num_joined_frames(encoder, info.samples_at(self.sample_rate))
+        samples = info.samples_at(self.sample_rate)
+        frames = num_joined_frames(encoder.front_end, samples)
         if frames < 1:
             raise UserError(
                 f"{path} is {1000 * info.duration:.1f} ms long, which is less than a "
@@ -287,14 +289,7 @@ class EnCodecMAEEncoder(Pretrained):
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
         items = self._encode(wavs, lengths, layer)
         frames = torch.tensor([item.shape[-2] for item in items])
-        shape = list(items[0].shape)
-        shape[-2] = int(frames.max())
-        features = items[0].new_zeros([len(items), *shape])
-        for row, item in zip(features, items, strict=True):
-            row[..., : item.shape[-2], :] = item
-        if layer == "all":
-            features = features.transpose(0, 1)
-        return features, frames
+        return pad_items(items, int(frames.max())), frames
 
     def forward(self, wavs, wav_lens=None):
         """Same as `encode_batch`."""

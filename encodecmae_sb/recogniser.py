@@ -25,6 +25,7 @@ lobe: !new:encodecmae_sb.lobes.EnCodecMAE
     layer: {lobe.layer}
     output_norm: {lobe.output_norm}
     piece_seconds: {piece_seconds}
+    whole_codec_frames: {lobe.whole_codec_frames}
 
 head: !new:encodecmae_sb.lobes.CTCHead
     input_size: {head.input_size}

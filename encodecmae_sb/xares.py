@@ -23,7 +23,7 @@ Performance, Interspeech 2025.
 import torch
 
 from .hear import encode_sounds
-from .lobes.pieces import PIECE
+from .lobes.pieces import seconds_per_frame
 from .published import load_encoder_source
 
 
@@ -60,10 +60,8 @@ class XaresEncoder(torch.nn.Module):
         front_end = self.encoder.front_end
         self.sampling_rate = front_end.sample_rate
         self.output_dim = self.encoder.dim
-        # What X-ARES needs to find a frame in long audio: the distance of frames on
-        # average. In published log-mel encoders it is less within a piece.
-        seconds = PIECE / front_end.sample_rate
-        self.hop_size_in_ms = 1000 * seconds / front_end.num_frames(PIECE)
+        # What X-ARES needs to find a frame in long audio.
+        self.hop_size_in_ms = 1000 * seconds_per_frame(front_end)
 
     def forward(self, audio):
         """Encodes.

@@ -44,7 +44,7 @@ from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import choose_device, quit_on_user_errors
 from encodecmae_sb.export import check_folder
 from encodecmae_sb.files import whole_file, write_text
-from encodecmae_sb.lobes.pieces import PIECE, check_layer
+from encodecmae_sb.lobes.pieces import check_layer, seconds_per_frame
 
 SETTINGS_FILE = "features.json"
 _BAR = (
@@ -262,9 +262,7 @@ class Embedding:
         self.layer = layer
         self.batch_size = batch_size
         self.quiet = quiet
-        front_end = encoder.mods.encoder.front_end
-        per_piece = front_end.num_frames(PIECE)
-        self.frame_seconds = PIECE / front_end.sample_rate / per_piece
+        self.frame_seconds = seconds_per_frame(encoder.mods.encoder.front_end)
         self.num_done = 0
         self.unusable = []
         self.seconds = 0.0  # of audio, embedded

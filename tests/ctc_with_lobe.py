@@ -1,26 +1,82 @@
 """Drives the lobe as SpeechBrain's LibriSpeech CTC recipe drives wav2vec 2.0.
 
-    python tests/ctc_with_lobe.py ENCODER_FOLDER OUTPUT STEPS FREEZE [run options]
+    python tests/ctc_with_lobe.py ENCODER_FOLDER OUTPUT STEPS KIND [run options]
 
-The lobe stands where that recipe has `wav2vec2`; Adadelta trains the head, Adam the
-lobe; augmentation that keeps the original doubles the batch. Starts from the last
-checkpoint in OUTPUT, trains to STEPS, saves, and prints the loss of every step as JSON.
+The lobe stands where that recipe has `wav2vec2`; Adadelta trains `model`, Adam the lobe
+unless it is frozen; augmentation that keeps the original doubles the batch. KIND is
+`frozen`, `trained`, `weighted` (frozen, a sum of layers inside the lobe) or `summed`
+(frozen, with the sum of layers that the documentation of `LayerSum` shows). Starts from
+the last checkpoint in OUTPUT, trains to STEPS, saves, and prints the loss of every step
+as JSON.
 """
 
+import inspect
 import json
 import sys
 
 import speechbrain as sb
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.augment.augmenter import Augmenter
 from speechbrain.augment.time_domain import DropChunk, SpeedPerturb
-from speechbrain.lobes.models.VanillaNN import VanillaNN
-from speechbrain.nnet.linear import Linear
 from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.checkpoints import Checkpointer
 
+from encodecmae_sb import lobes
 from encodecmae_sb.experiment import quit_on_user_errors
-from encodecmae_sb.lobes import EnCodecMAE
+
+# As in the recipe's yaml, but small.
+SETTINGS = """
+source: !PLACEHOLDER
+freeze_wav2vec: !PLACEHOLDER
+activation: !name:torch.nn.LeakyReLU
+dnn_layers: 2
+dnn_neurons: 32
+"""
+LOBE = """
+wav2vec2: !new:encodecmae_sb.lobes.EnCodecMAE
+    source: !ref <source>
+    output_norm: True
+    freeze: !ref <freeze_wav2vec>
+    layer: LAYER
+
+enc: !new:speechbrain.lobes.models.VanillaNN.VanillaNN
+    input_shape: [null, null, 32]
+    activation: !ref <activation>
+    dnn_blocks: !ref <dnn_layers>
+    dnn_neurons: !ref <dnn_neurons>
+"""
+REST = """
+ctc_lin: !new:speechbrain.nnet.linear.Linear
+    input_size: !ref <dnn_neurons>
+    n_neurons: 9
+
+modules:
+    wav2vec2: !ref <wav2vec2>
+    enc: !ref <enc>
+    ctc_lin: !ref <ctc_lin>
+
+model: !new:torch.nn.ModuleList
+    - [!ref <enc>, !ref <ctc_lin>]
+"""
+
+
+def load_recipe(folder, kind):
+    """The part of the recipe's yaml that has to do with the model."""
+    text = LOBE.replace("LAYER", "weighted" if kind == "weighted" else "last")
+    if kind == "summed":
+        documented = inspect.getdoc(lobes.LayerSum).partition("::\n")[2]
+        documented = documented.partition("\nArguments")[0]
+        text = inspect.cleandoc(documented)
+        for old, new in (
+            ("/path/to/results/base/1234/encoder", "!ref <source>"),
+            ("768", "32"),
+            ("num_layers: 10", "num_layers: 3"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+    settings = {"source": folder, "freeze_wav2vec": kind != "trained"}
+    return load_hyperpyyaml("\n".join((SETTINGS, text, REST)), settings)
 
 
 class Recogniser(sb.Brain):
@@ -42,14 +98,15 @@ class Recogniser(sb.Brain):
 
     def init_optimizers(self):
         wav2vec = torch.optim.Adam(self.modules.wav2vec2.parameters(), lr=1e-3)
-        head = [*self.modules.enc.parameters(), *self.modules.ctc_lin.parameters()]
-        model = torch.optim.Adadelta(head, lr=0.9, rho=0.95, eps=1e-8)
+        model = torch.optim.Adadelta(
+            self.hparams.model.parameters(), lr=0.9, rho=0.95, eps=1e-8
+        )
         self.optimizers_dict = {"model": model}
-        lobe = self.modules.wav2vec2
-        if not getattr(lobe, "module", lobe).freeze:
+        if not self.hparams.freeze_wav2vec:
             self.optimizers_dict["wav2vec2"] = wav2vec
-        self.checkpointer.add_recoverable("wav2vec_opt", wav2vec)
-        self.checkpointer.add_recoverable("modelopt", model)
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("wav2vec_opt", wav2vec)
+            self.checkpointer.add_recoverable("modelopt", model)
 
     def on_fit_start(self):
         super().on_fit_start()
@@ -71,37 +128,40 @@ def batches(steps, rank):
         yield wavs, torch.tensor([1.0, 0.7]), targets, torch.tensor([1.0, 0.8])
 
 
-def main(folder, output, steps, freeze, *options):
-    """Trains to a number of steps and prints the losses of those it made."""
-    _, run_opts, _ = sb.parse_arguments(["none.yaml", *options])
-    sb.utils.distributed.ddp_init_group(run_opts)
+def train(folder, steps, kind, run_opts, output=None):
+    """A Brain that has trained to a number of steps, from its checkpoint if any."""
     torch.manual_seed(0)
-    lobe = EnCodecMAE(folder, freeze=freeze == "frozen", output_norm=True)
-    modules = {
-        "wav2vec2": lobe,
-        "enc": VanillaNN([None, None, lobe.dim], dnn_neurons=32),
-        "ctc_lin": Linear(input_size=32, n_neurons=9),
-    }
-    wav_augment = Augmenter(
+    hparams = load_recipe(folder, kind)
+    hparams["wav_augment"] = Augmenter(
         concat_original=True,
         min_augmentations=2,
         max_augmentations=2,
         augmentations=[SpeedPerturb(16000, [95, 105]), DropChunk()],
     )
+    recoverables = {"wav2vec2": hparams["wav2vec2"], "model": hparams["model"]}
     brain = Recogniser(
-        modules,
-        hparams={"wav_augment": wav_augment},
+        hparams["modules"],
+        hparams=hparams,
         run_opts=run_opts,
-        checkpointer=Checkpointer(output, modules),
+        checkpointer=Checkpointer(output, recoverables) if output else None,
     )
     rank = int(torch.distributed.is_initialized() and torch.distributed.get_rank())
     brain.on_fit_start()
     done = brain.optimizer_step
     brain.modules.train()
+    lobe = hparams["wav2vec2"]
     assert not (lobe.freeze and lobe.encoder.training)
-    for batch in list(batches(int(steps), rank))[done:]:
+    for batch in list(batches(steps, rank))[done:]:
         brain.step += 1
         brain.fit_batch(batch)
+    return brain
+
+
+def main(folder, output, steps, kind, *options):
+    """Trains to a number of steps and prints the losses of those it made."""
+    _, run_opts, _ = sb.parse_arguments(["none.yaml", *options])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    brain = train(folder, int(steps), kind, run_opts, output)
     brain.checkpointer.save_checkpoint()
     if sb.utils.distributed.if_main_process():
         print(json.dumps(brain.losses))

@@ -1,11 +1,13 @@
 """The drop-in lobe keeps the contract that SpeechBrain's recipes rely on."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ctc_with_lobe import train
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
 from test_pretrain import execute
@@ -16,8 +18,10 @@ from encodecmae_sb.lobes import (
     Codec,
     CodecLatents,
     EnCodecMAE,
+    LayerSum,
     LogMel,
     ResiDualTransformer,
+    encodecmae,
 )
 from encodecmae_sb.lobes.pieces import encode_in_pieces
 
@@ -122,6 +126,42 @@ def test_gradients_flow_where_they_should(folder):
     }
 
 
+@pytest.fixture
+def process_group():
+    """A group of one process, enough to see what DDP asks of a module."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shared_ffn", [True, False])
+@pytest.mark.parametrize("layer", [0, 1, 2, "last_no_norm", "last", "weighted"])
+def test_all_that_is_trained_is_used(process_group, layer, shared_ffn):
+    transformer = ResiDualTransformer(32, 3, 2, 48, shared_ffn=shared_ffn)
+    encoder = AudioEncoder(LogMel(), transformer)
+    lobe = EnCodecMAE(encoder, freeze=False, layer=layer)
+    parallel = torch.nn.parallel.DistributedDataParallel(lobe)
+    for _ in range(2):  # what the first step left unused, the second complains of
+        parallel(0.1 * torch.randn(2, 8000)).square().sum().backward()
+    trained = {n for n, p in lobe.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in lobe.named_parameters() if p.grad is not None}
+    named = "encoder.transformer.layers.{}.norm2.weight".format
+    last = layer if isinstance(layer, int) else 2
+    assert {i for i in range(3) if named(i) in trained} == set(range(last + 1))
+    normed = last == 2 and layer != "last_no_norm"
+    assert ("encoder.transformer.final_norm.weight" in trained) == normed
+
+
+def test_gradients_reach_the_waveform():
+    wavs = (0.1 * torch.randn(2, 9000)).requires_grad_()
+    lobe = EnCodecMAE(make_encoder(), freeze=False, piece_seconds=0.5)
+    lobe(wavs, torch.tensor([1.0, 0.5])).square().sum().backward()
+    assert (wavs.grad[0] != 0).any()
+    assert (wavs.grad[1, :4500] != 0).any()
+    assert not wavs.grad[1, 4500:].any()
+
+
 def test_state_goes_through_checkpointer_and_pretrainer(folder, tmp_path):
     saved = EnCodecMAE(folder, layer="weighted")
     with torch.no_grad():
@@ -207,9 +247,61 @@ def test_folders_that_are_none(folder, tmp_path):
         EnCodecMAE(tmp_path)
 
 
-def drive(folder, output, steps, freeze, *options, launcher=(sys.executable,)):
+def test_a_sum_of_layers_learns_in_a_recipe_like_speechbrains(folder):
+    def weights(steps, kind):
+        brain = train(folder, steps, kind, {"device": "cpu"})
+        tensors = {**brain.modules.state_dict()}
+        (name,) = [name for name in tensors if name.endswith("layer_weights")]
+        return name, tensors[name]
+
+    name, learnt = weights(3, "summed")
+    assert name == "enc.0.layer_weights"
+    assert learnt.unique().numel() == 3
+    # What is inside a frozen lobe gets no optimizer there.
+    name, not_learnt = weights(3, "weighted")
+    assert name == "wav2vec2.layer_weights"
+    assert not not_learnt.any()
+
+
+def test_a_sum_of_layers_that_never_learns_is_reported(folder, caplog, monkeypatch):
+    monkeypatch.setattr(encodecmae, "_PASSES", 2)
+    lobe = EnCodecMAE(folder, layer="weighted").train()
+    wavs = torch.zeros(1, 3200)
+    with caplog.at_level(logging.WARNING):
+        lobe(wavs)
+        with torch.no_grad():
+            lobe(wavs)
+        lobe.eval()(wavs)
+        assert not caplog.records
+        lobe.train()(wavs)
+        lobe.eval()(wavs)
+        lobe.train()(wavs)
+    (record,) = caplog.records
+    assert "LayerSum" in record.getMessage()
+    caplog.clear()
+    learnt = EnCodecMAE(folder, layer="weighted").train()
+    torch.nn.init.normal_(learnt.layer_weights)
+    learnt(wavs), learnt(wavs)
+    assert not caplog.records
+
+
+def test_both_sums_of_layers_are_the_same(folder):
+    lobe = EnCodecMAE(folder, layer="weighted", output_norm=True)
+    every = EnCodecMAE(folder, output_all_hiddens=True, output_norm=True)
+    layer_sum = LayerSum(3)
+    state = {"layer_weights": torch.tensor([0.5, -1.0, 2.0])}
+    layer_sum.load_state_dict(state)
+    lobe.load_state_dict({**lobe.state_dict(), **state})
+    wavs = 0.1 * torch.randn(2, 8000)
+    assert torch.equal(layer_sum(every(wavs)), lobe(wavs))
+    for wrong in (every(wavs)[:2], lobe(wavs)):
+        with pytest.raises(ValueError, match="num_layers=3.*output_all_hiddens"):
+            layer_sum(wrong)
+
+
+def drive(folder, output, steps, kind, *options, launcher=(sys.executable,)):
     """Losses of the steps that a run of `ctc_with_lobe.py` made."""
-    command = [*launcher, SCRIPT, folder, output, steps, freeze, "--device", "cpu"]
+    command = [*launcher, SCRIPT, folder, output, steps, kind, "--device", "cpu"]
     text = execute([*command, *options], output.parent)
     return json.loads(next(x for x in text.splitlines() if x.startswith("[")))
 
@@ -218,21 +310,21 @@ GLOO = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 @pytest.mark.parametrize(
-    ("freeze", "options", "processes"),
+    ("kind", "options", "processes"),
     [
         ("frozen", (), 1),
         ("trained", ("--precision", "bf16"), 1),
-        ("frozen", ("--distributed_backend", "gloo"), 2),
+        ("summed", ("--distributed_backend", "gloo"), 2),
         ("trained", ("--distributed_backend", "gloo"), 2),
     ],
 )
-def test_in_a_recipe_like_speechbrains(folder, tmp_path, freeze, options, processes):
+def test_in_a_recipe_like_speechbrains(folder, tmp_path, kind, options, processes):
     launcher = (sys.executable,)
     if processes > 1:
         launcher = (*GLOO, f"--nproc_per_node={processes}")
-    whole = drive(folder, tmp_path / "a", 4, freeze, *options, launcher=launcher)
-    first = drive(folder, tmp_path / "b", 2, freeze, *options, launcher=launcher)
-    then = drive(folder, tmp_path / "b", 4, freeze, *options, launcher=launcher)
+    whole = drive(folder, tmp_path / "a", 4, kind, *options, launcher=launcher)
+    first = drive(folder, tmp_path / "b", 2, kind, *options, launcher=launcher)
+    then = drive(folder, tmp_path / "b", 4, kind, *options, launcher=launcher)
     assert len(whole) == 4
     assert len(first) == len(then) == 2
     assert first + then == whole

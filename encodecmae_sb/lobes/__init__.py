@@ -3,7 +3,7 @@
 from .codec import Codec
 from .encodecmae import EnCodecMAE
 from .features import CodecLatents, LogMel
-from .heads import CTCHead
+from .heads import CTCHead, LayerSum
 from .loss import MaskedCodecLoss
 from .masking import GapMasker
 from .model import AudioEncoder, MaskedCodecModel
@@ -16,6 +16,7 @@ __all__ = [
     "CodecLatents",
     "EnCodecMAE",
     "GapMasker",
+    "LayerSum",
     "LogMel",
     "MaskedCodecLoss",
     "MaskedCodecModel",

@@ -1,6 +1,7 @@
 """The trained encoder as a lobe that stands where a recipe has `wav2vec2:`."""
 
 import contextlib
+import logging
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +10,23 @@ from torch import nn
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.resampling import resample, resampling_ratio
 
+from .heads import sum_layers
 from .model import frame_mask
-from .pieces import check_layer, select_layer
+from .pieces import (
+    CODEC_HOP,
+    check_layer,
+    encode_in_pieces,
+    num_joined_frames,
+    pad_items,
+    shortest_item,
+    unused_modules,
+)
 
 WEIGHTED = "weighted"
+# Training passes after which weights of a sum that are still 0 have no optimizer.
+_PASSES = 1000
+
+logger = logging.getLogger(__name__)
 
 
 class EnCodecMAE(nn.Module):
@@ -20,7 +34,9 @@ class EnCodecMAE(nn.Module):
 
     Takes the place of `wav2vec2` in SpeechBrain's own: waveform and relative lengths
     in, frames out. Features of an item do not depend on the batch it comes in:
-    whatever stands after its end is ignored.
+    whatever stands after its end is ignored. They are what the interfaces give; the
+    rule is at the top of `encodecmae_sb.lobes.pieces`. Only an item that is shorter
+    than a frame is not refused here: silence is added to it.
 
     Arguments
     ---------
@@ -31,6 +47,8 @@ class EnCodecMAE(nn.Module):
     freeze : bool
         Keep the encoder as it is: no gradients, eval mode whatever `train()` of an
         enclosing module is called with. The layer weights below stay trainable.
+        What is trained otherwise is what the output depends on: with an inner layer,
+        not the layers after it.
     freeze_feature_extractor : bool
         With `freeze=False`: train the transformer only, not the projection of its
         input and the scale of its positions. (The front ends themselves have nothing
@@ -42,17 +60,24 @@ class EnCodecMAE(nn.Module):
     layer : int or str
         `"last"`, `"last_no_norm"` (the last layer without the final norm), a number
         counted from 0, or `"weighted"`: a sum with learnt weights, the softmax of
-        `layer_weights`.
+        `layer_weights`. These are parameters of the lobe, and learn only where an
+        optimizer gets them: `asr_ctc.py` does that, SpeechBrain's own recipes do not
+        if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
     output_norm : bool
         Normalise each frame to mean 0 and variance 1 over its channels.
     piece_seconds : float, optional
         Utterances longer than this are encoded in pieces of this length that do not
         see each other; 4 s is what pretraining has seen, `None` means whole. Kept to
-        whole frames.
+        whole frames. After whole pieces a tail of 2048 samples or fewer (85 ms) is
+        dropped.
     pretrained : bool
         False draws new weights for the same architecture, in an encoder of its own:
         the baseline that shows what pretraining is worth. A codec inside, which
         pretraining does not train, stays what it is.
+    whole_codec_frames : bool
+        Let an item have `samples // 320` frames, as published encoders do in padded
+        batches; by default it has all that the front end gives for it alone, as
+        published encoders do with whole files.
 
     Raises
     ------
@@ -88,6 +113,7 @@ class EnCodecMAE(nn.Module):
         output_norm=False,
         piece_seconds=4.0,
         pretrained=True,
+        whole_codec_frames=False,
     ):
         super().__init__()
         # Here, because that module is itself made of lobes.
@@ -99,6 +125,7 @@ class EnCodecMAE(nn.Module):
         self.layer = layer
         self.output_norm = output_norm
         self.freeze = freeze
+        self.whole_codec_frames = whole_codec_frames
         front_end = self.encoder.front_end
         if not isinstance(input_sample_rate, int) or input_sample_rate < 1000:
             raise UserError(
@@ -108,23 +135,26 @@ class EnCodecMAE(nn.Module):
         self.piece_seconds = piece_seconds
         self.piece = None
         if piece_seconds is not None:
-            frames = round(piece_seconds * front_end.sample_rate / 320)
+            frames = round(piece_seconds * front_end.sample_rate / CODEC_HOP)
             if frames < 10:
                 raise UserError(
                     f"piece_seconds={piece_seconds}: at least 0.14 s, or null to "
                     "encode utterances whole."
                 )
-            self.piece = 320 * frames
+            self.piece = CODEC_HOP * frames
         if layer != WEIGHTED:
             check_layer(self.encoder, layer)
         elif not output_all_hiddens:
             self.layer_weights = nn.Parameter(torch.zeros(self.encoder.num_layers))
+        self._passes = 0
+        self._computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
 
-        frozen = []
+        # Several processes would wait for the gradients of what is not used.
+        frozen = unused_modules(self.encoder, self._computed)
         if freeze:
             frozen = [self.encoder]
         elif freeze_feature_extractor:
-            frozen = [self.encoder.projection, self.encoder.positions]
+            frozen += [self.encoder.projection, self.encoder.positions]
         for module in frozen:
             module.requires_grad_(False)
         self.train(self.training)
@@ -147,13 +177,20 @@ class EnCodecMAE(nn.Module):
         torch.Tensor
             int64, at least 1, of the same shape.
         """
+        counts = [self._num_frames(n) for n in num_samples.flatten().tolist()]
+        counts = torch.tensor(counts, dtype=torch.int64, device=num_samples.device)
+        return counts.view_as(num_samples)
+
+    def _num_frames(self, num_samples):
+        """`num_frames` of one length, an int."""
         front_end = self.encoder.front_end
-        samples = self._resampled(num_samples)
-        if self.piece is None:
-            return front_end.num_frames(samples).clamp(min=1)
-        whole = samples // self.piece
-        rest = front_end.num_frames(samples % self.piece).clamp(min=0)
-        return (whole * front_end.num_frames(self.piece) + rest).clamp(min=1)
+        samples = max(self._resampled(num_samples), self._shortest_item())
+        return num_joined_frames(
+            front_end, samples, self.piece, self.whole_codec_frames
+        )
+
+    def _shortest_item(self):
+        return shortest_item(self.encoder.front_end, self.whole_codec_frames)
 
     def frame_lens(self, wav_lens, num_samples):
         """Relative lengths of the output, exact to the frame.
@@ -173,8 +210,8 @@ class EnCodecMAE(nn.Module):
         torch.Tensor
             Lengths relative to T, shape [B].
         """
-        lengths = (wav_lens * num_samples).round().long()
-        return self.num_frames(lengths) / self.num_frames(torch.tensor(num_samples))
+        lengths = _lengths(wav_lens, num_samples)
+        return self.num_frames(lengths) / self._num_frames(num_samples)
 
     def _resampled(self, num_samples):
         """Samples at the encoder's rate."""
@@ -211,52 +248,56 @@ class EnCodecMAE(nn.Module):
         if self.output_norm:
             output = F.layer_norm(output, output.shape[-1:])
         if self.layer == WEIGHTED and not self.output_all_hiddens:
-            weights = self.layer_weights.softmax(0)
-            output = (weights[:, None, None, None] * output).sum(0)
+            output = sum_layers(output, self.layer_weights)
+            self._warn_if_nothing_learns()
         return output
+
+    def _warn_if_nothing_learns(self):
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        self._passes += 1
+        if self._passes == _PASSES and not self.layer_weights.any():
+            logger.warning(
+                "layer: weighted has not learnt anything in %d passes: no optimizer "
+                "has the lobe's layer_weights. Use output_all_hiddens: True and "
+                "encodecmae_sb.lobes.LayerSum in a module that is trained.",
+                _PASSES,
+            )
 
     def _encode(self, wavs, wav_lens):
         """The layer or layers asked for, float32, [B, T, D] or [layers, B, T, D]."""
-        front_end = self.encoder.front_end
-        rate = front_end.sample_rate
-        original_samples = wavs.shape[1]
-        lengths = None
-        if wav_lens is not None:
-            lengths = (wav_lens * wavs.shape[1]).round().long()  # [B], samples
-            wavs = wavs * frame_mask(lengths, wavs.shape[1])
+        batch, samples = wavs.shape
+        if wav_lens is None:
+            wav_lens = wavs.new_ones(batch)
+        lengths = _lengths(wav_lens, samples)  # [B]
+        wavs = wavs * frame_mask(lengths, samples)
+        rate = self.encoder.front_end.sample_rate
         with torch.autocast(wavs.device.type, enabled=False):
             # In double precision: the noise of single would be all that there is in
             # the bands above the input's, and another for every shape of batch.
             precise = wavs if wavs.is_mps else wavs.double()
             resampled = resample(precise, self.input_sample_rate, rate).float()
-        if lengths is not None:
-            # The filter rings on after the end of an item.
-            lengths = self._resampled(lengths)
-            resampled = resampled * frame_mask(lengths, resampled.shape[1])
+        # The filter rings on after the end of an item.
+        lengths = self._resampled(lengths)
+        resampled = resampled * frame_mask(lengths, resampled.shape[1])
 
-        # Whole frames: what a codec's encoder gives for a partial one depends on
-        # where the waveform ends.
-        batch, samples = resampled.shape
-        piece = samples + -samples % 320
-        if self.piece is not None:
-            piece = min(piece, self.piece)
-        num_pieces = -(-samples // piece)
-        wavs = F.pad(resampled, (0, num_pieces * piece - samples))
-        wavs = wavs.view(batch * num_pieces, piece)
+        shortest = self._shortest_item()
+        lengths = lengths.clamp(min=shortest)
+        # (torchaudio works out the length of long audio to a sample or two.)
+        needed = max(shortest, self._resampled(samples))
+        resampled = F.pad(resampled, (0, max(0, needed - resampled.shape[1])))
+        items = encode_in_pieces(
+            self.encoder,
+            resampled,
+            lengths.tolist(),
+            self._computed,
+            batch_size=None,
+            piece=self.piece,
+            whole_codec_frames=self.whole_codec_frames,
+        )
+        return pad_items(items, self._num_frames(samples)).float()
 
-        num_frames = None
-        if lengths is not None or num_pieces > 1:
-            if lengths is None:
-                lengths = torch.full([batch], samples, device=wavs.device)
-            starts = piece * torch.arange(num_pieces, device=wavs.device)
-            inside = (lengths[:, None] - starts).clamp(0, piece)  # [B, pieces]
-            # A piece of padding attends to its first frame: something must be there.
-            num_frames = front_end.num_frames(inside).clamp(min=1).flatten()
-        layer = self.layer
-        if self.output_all_hiddens or layer == WEIGHTED:
-            layer = "all"
-        output = select_layer(self.encoder(wavs, num_frames), layer).float()
-        per_piece, dim = output.shape[-2:]
-        output = output.reshape(*output.shape[:-3], batch, num_pieces * per_piece, dim)
-        total = self.num_frames(torch.tensor(original_samples))
-        return output[..., : int(total), :]
+
+def _lengths(wav_lens, num_samples):
+    """Samples from lengths relative to `num_samples`, int64."""
+    return (wav_lens * num_samples).round().long().clamp(max=num_samples)

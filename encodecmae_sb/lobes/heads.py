@@ -1,10 +1,85 @@
-"""Output layers for fine-tuning."""
+"""What stands between an encoder and a task: a sum of layers, output layers."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from encodecmae_sb.errors import UserError
+
 from .model import frame_mask
+
+
+class LayerSum(nn.Module):
+    """A learnt sum of an encoder's layers, as a module of its own.
+
+    SpeechBrain's recipes give a frozen `wav2vec2` no optimizer, so weights inside the
+    lobe (`layer: weighted`) would never learn there. As the first part of `enc` they
+    are trained with it::
+
+        wav2vec2: !new:encodecmae_sb.lobes.EnCodecMAE
+            source: /path/to/results/base/1234/encoder
+            output_norm: True
+            output_all_hiddens: True
+            freeze: !ref <freeze_wav2vec>
+
+        dnn: !new:speechbrain.lobes.models.VanillaNN.VanillaNN
+            input_shape: [null, null, 768]
+            activation: !ref <activation>
+            dnn_blocks: !ref <dnn_layers>
+            dnn_neurons: !ref <dnn_neurons>
+
+        enc: !new:torch.nn.Sequential
+            - !new:encodecmae_sb.lobes.LayerSum
+                num_layers: 10
+            - !ref <dnn>
+
+    Arguments
+    ---------
+    num_layers : int
+        Layers of the encoder.
+
+    Example
+    -------
+    >>> LayerSum(4)(torch.zeros(4, 2, 75, 64)).shape
+    torch.Size([2, 75, 64])
+    """
+
+    def __init__(self, num_layers):
+        super().__init__()
+        self.layer_weights = nn.Parameter(torch.zeros(num_layers))
+
+    def forward(self, layers):
+        """Adds layers.
+
+        Arguments
+        ---------
+        layers : torch.Tensor
+            What the lobe gives with `output_all_hiddens`, shape [layers, B, T, D].
+
+        Returns
+        -------
+        torch.Tensor
+            Shape [B, T, D].
+
+        Raises
+        ------
+        ValueError
+            If it is another number of layers, or a single one.
+        """
+        expected = len(self.layer_weights)
+        if layers.dim() != 4 or len(layers) != expected:
+            raise UserError(
+                f"LayerSum got shape {list(layers.shape)}: [layers, batch, frames, "
+                f"width] is needed, with num_layers={expected} layers. Give the lobe "
+                "output_all_hiddens: True, and num_layers the encoder's number."
+            )
+        return sum_layers(layers, self.layer_weights)
+
+
+def sum_layers(layers, layer_weights):
+    """Sum of layers [L, ...], with the softmax of weights [L]: [...]."""
+    weights = layer_weights.softmax(0)
+    return (weights.view(-1, *[1] * (layers.dim() - 1)) * layers).sum(0)
 
 
 class CTCHead(nn.Module):

@@ -52,7 +52,10 @@ class AudioEncoder(nn.Module):
 
     def embed(self, wavs):
         """Frames before the transformer, with their positions, [B, T, D]."""
-        return self.positions(self.projection(self.front_end(wavs)).float())
+        return self._embed(self.front_end(wavs))
+
+    def _embed(self, frames):
+        return self.positions(self.projection(frames).float())
 
     def forward(self, wavs, num_frames=None):
         """Encodes everything, nothing masked.
@@ -69,11 +72,28 @@ class AudioEncoder(nn.Module):
         -------
         TransformerOutput
         """
-        frames = self.embed(wavs)
+        return self.encode(self.front_end(wavs), num_frames)
+
+    def encode(self, frames, num_frames=None, num_layers=None):
+        """Encodes what the front end has given.
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            Shape [B, T, F].
+        num_frames : torch.Tensor, optional
+            As for `forward`.
+        num_layers : int, optional
+            Layers to compute, from the first on; default: all.
+
+        Returns
+        -------
+        TransformerOutput
+        """
         valid = None
         if num_frames is not None:
             valid = frame_mask(num_frames, frames.shape[1])
-        return self.transformer(frames, valid)
+        return self.transformer(self._embed(frames), valid, num_layers)
 
 
 def frame_mask(num_frames, max_frames):

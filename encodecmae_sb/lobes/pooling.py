@@ -36,6 +36,10 @@ class LogMelFrames(nn.Module):
         """Width of the frames."""
         return self.front_end.dim
 
+    def num_frames(self, num_samples):
+        """Frames that waveforms of so many samples give, int64, at least 1."""
+        return self.front_end.num_frames(num_samples).clamp(min=1)
+
     def forward(self, wavs, wav_lens=None):
         """Computes frames.
 
@@ -271,17 +275,8 @@ class ClipClassifier(nn.Module):
         if wav_lens is None:
             wav_lens = wavs.new_ones(len(wavs))
         lengths = (wav_lens * wavs.shape[1]).round().long()
-        num_frames = self.num_frames(lengths).clamp(1, frames.shape[2])
+        num_frames = self.lobe.num_frames(lengths)
         return self.head.summarise(frames, num_frames), num_frames
-
-    def num_frames(self, lengths):
-        """Valid frames of clips of so many samples, int64, [B]."""
-        encoder = getattr(self.lobe, "encoder", self.lobe)
-        count, piece = encoder.front_end.num_frames, getattr(self.lobe, "piece", None)
-        if piece is None:
-            return count(lengths)
-        # The lobe encodes longer clips in pieces.
-        return lengths // piece * count(piece) + count(lengths % piece).clamp(min=0)
 
     def forward(self, wavs, wav_lens=None):
         """Logits [B, classes]; arguments as for `summarise`."""

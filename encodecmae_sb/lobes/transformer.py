@@ -21,9 +21,9 @@ class TransformerOutput:
 
     Arguments
     ---------
-    last : torch.Tensor
+    last : torch.Tensor or None
         Output, the sum of the post-normalised stream and the normalised residual
-        stream of the last layer, shape [B, T, D].
+        stream of the last layer, shape [B, T, D]; None if that was not computed.
     layers : list of torch.Tensor
         Post-normalised stream after each layer, each [B, T, D]; the last of them
         is the last layer's activation without the final norm.
@@ -217,7 +217,7 @@ class ResiDualTransformer(nn.Module):
         )
         self.final_norm = nn.LayerNorm(dim)
 
-    def forward(self, x, valid=None):
+    def forward(self, x, valid=None, num_layers=None):
         """Transforms.
 
         Arguments
@@ -227,6 +227,8 @@ class ResiDualTransformer(nn.Module):
         valid : torch.Tensor, optional
             False at padding, bool, shape [B, T]. None: nothing is padding, and
             attention runs without a mask.
+        num_layers : int, optional
+            Layers to compute, from the first on; default: all.
 
         Returns
         -------
@@ -248,7 +250,12 @@ class ResiDualTransformer(nn.Module):
             else:
                 a, r = layer(a, r, feed_forward, valid)
             layers.append(a)
-        return TransformerOutput(a + self.final_norm(r), layers)
+            if len(layers) == num_layers:
+                break
+        last = None
+        if len(layers) == len(self.layers):
+            last = a + self.final_norm(r)
+        return TransformerOutput(last, layers)
 
 
 class SinusoidalPositions(nn.Module):

@@ -1,0 +1,128 @@
+"""One rule for cutting audio into pieces, whichever way it comes in."""
+
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.interfaces import foreign_class
+
+from encodecmae_sb import hear, xares
+from encodecmae_sb.classifier import export_classifier
+from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.lobes.pieces import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead
+
+RATE = 24000
+# Within a piece, whole pieces, tails that are dropped and tails that are not.
+LENGTHS = [
+    5000,
+    PIECE,
+    PIECE + 1000,
+    PIECE + SHORTEST_TAIL,
+    PIECE + SHORTEST_TAIL + 1,
+    2 * PIECE + 40800,
+]
+
+
+@pytest.fixture(scope="module")
+def ways(encoder_folder):
+    """Every way from samples at 24 kHz to features, by its name."""
+    interface = foreign_class(
+        source=str(encoder_folder),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEEncoder",
+        run_opts={"device": "cpu"},
+    )
+    lobe = EnCodecMAE(encoder_folder, input_sample_rate=RATE)
+    model = hear.load_model(encoder_folder)
+    scored = xares.XaresEncoder(encoder_folder)
+
+    def file(wav, path):
+        soundfile.write(path, wav.numpy(), RATE, subtype="FLOAT")
+        return path
+
+    def padded(wav, _):
+        # In a batch of a longer item, and what follows is anything but silence.
+        samples = PIECE * (len(wav) // PIECE + 1) + 3000
+        batch = torch.randn(2, samples)
+        batch[0, : len(wav)] = wav
+        frames = lobe(batch, torch.tensor([len(wav) / samples, 1.0]))[0]
+        return frames[: int(lobe.num_frames(torch.tensor(len(wav))))]
+
+    return lobe, {
+        "pieces": lambda wav, _: encode_in_pieces(lobe.encoder, wav[None])[0],
+        "lobe": lambda wav, _: lobe(wav[None])[0],
+        "lobe, lengths": lambda wav, _: lobe(wav[None], torch.ones(1))[0],
+        "lobe, padded": padded,
+        "batch": lambda wav, _: interface.encode_batch(wav[None])[0][0],
+        "file": lambda wav, path: interface.encode_file(file(wav, path)),
+        "stream": lambda wav, path: torch.cat(
+            list(interface.encode_stream(file(wav, path), batch_size=1))
+        ),
+        "HEAR": lambda wav, _: hear.encode_sounds(model.encoder, wav[None], RATE)[0],
+        "X-ARES": lambda wav, _: scored(wav)[0],
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", LENGTHS)
+def test_every_way_gives_the_same_frames(ways, samples, tmp_path):
+    lobe, ways = ways
+    wav = 0.3 * torch.randn(samples)
+    want = ways["pieces"](wav, None)
+    for name, way in ways.items():
+        frames = way(wav, tmp_path / "a.wav")
+        assert frames.shape == want.shape, name
+        assert (frames - want).abs().max() < 1e-4, name
+    assert int(lobe.num_frames(torch.tensor(samples))) == len(want)
+    # Classification and probe.
+    classifier = ClipClassifier(lobe, ClipHead(lobe.dim, 2))
+    for lens in (None, torch.ones(1)):
+        summary, num_frames = classifier.summarise(wav[None], lens)
+        assert num_frames.tolist() == [len(want)]
+        assert (summary[0, 0] - want.mean(0)).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 636, 637, 5001])
+def test_no_lengths_are_lengths_of_one(ways, samples):
+    lobe, ways = ways
+    wavs = 0.3 * torch.randn(2, samples)
+    frames = lobe(wavs)
+    assert torch.isfinite(frames).all()
+    assert frames.shape[1] == lobe.num_frames(torch.tensor(samples)) >= 1
+    assert torch.equal(frames, lobe(wavs, torch.ones(2)))
+    # HEAR does not refuse short sounds either.
+    assert (frames[0] - ways["HEAR"](wavs[0], None)).abs().max() < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rate", [16000, 24000])
+def test_short_items_in_the_lobe(encoder_folder, rate):
+    lobe = EnCodecMAE(encoder_folder, input_sample_rate=rate)
+    samples = 2000
+    wavs = 0.3 * torch.randn(4, samples)
+    lengths = [1, 200, 321, samples]
+    together = lobe(wavs, torch.tensor(lengths) / samples)
+    assert together.shape[1] == lobe.num_frames(torch.tensor(samples))
+    for frames, wav, length in zip(together, wavs, lengths, strict=True):
+        (alone,) = lobe(wav[None, :length])
+        assert len(alone) == lobe.num_frames(torch.tensor(length))
+        assert (frames[: len(alone)] - alone).abs().max() < 1e-4
+    # No length at all, as augmentation may leave it.
+    nothing = lobe(wavs, torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    assert torch.isfinite(nothing).all()
+
+
+def test_the_way_of_counting_is_exported(encoder_folder, tmp_path):
+    lobe = EnCodecMAE(encoder_folder, input_sample_rate=RATE, whole_codec_frames=True)
+    model = ClipClassifier(lobe, ClipHead(lobe.dim, 2)).eval()
+    export_classifier(model, ["a", "b"], tmp_path)
+    loaded = foreign_class(
+        source=str(tmp_path),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEClassifier",
+        run_opts={"device": "cpu"},
+    ).mods.classifier.lobe
+    wavs = 0.3 * torch.randn(1, 5000)  # 15.6 codec frames
+    assert loaded(wavs).shape[1] == 15
+    assert torch.equal(loaded(wavs), lobe(wavs))
