@@ -65,7 +65,7 @@ class EnCodecMAE(nn.Module):
     Example
     -------
     >>> from encodecmae_sb.export import export_encoder
-    >>> from encodecmae_sb.lobes import LogMel, ResiDualTransformer
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
     >>> folder = getfixture("tmp_path") / "encoder"
     >>> transformer = ResiDualTransformer(64, 2, 4, 96)
     >>> export_encoder(AudioEncoder(LogMel(), transformer), folder)
