@@ -1,6 +1,7 @@
 """Audio files, manifests, crops: what is usable, what is drawn, what is reported."""
 
 import csv
+import errno
 import math
 import os
 import signal
@@ -170,6 +171,45 @@ def test_folder_without_audio(tmp_path):
     (tmp_path / "audio" / "a.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"No audio.*\.wav, \.flac"):
         prepare_corpora(tmp_path / "audio", tmp_path / "save")
+
+
+def refuse(monkeypatch, folder, *error):
+    """Makes a folder unreadable, even for root."""
+    scandir = os.scandir
+
+    def scan(path="."):
+        if os.fspath(path) == str(folder):
+            raise OSError(*(error or (errno.EACCES, "Permission denied")))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+
+
+def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch, corpus_folder):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    before = both(corpus)
+    deep = corpus_folder / "nested" / "deep"
+    with monkeypatch.context() as patch:
+        refuse(patch, deep)
+        with pytest.raises(UserError, match="nested/deep.*Permission denied") as caught:
+            prepare_corpora(corpus_folder, tmp_path / "save")
+        # A disk may fail for a while: what is there is not lost.
+        assert both(corpus) == before
+    assert "readable" in str(caught.value)
+    with monkeypatch.context() as patch:
+        refuse(patch, corpus_folder, errno.EIO, "Input/output error")
+        with pytest.raises(UserError, match="Input/output error"):
+            prepare_corpora(corpus_folder, tmp_path / "save")
+    assert prepare_corpora(corpus_folder, tmp_path / "save") == [corpus]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path, corpus_folder, caplog):
+    for name in ("gone", "lost.wav"):
+        (corpus_folder / name).symlink_to(tmp_path / "elsewhere")
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save", max_unusable=0.5)
+    assert [path for path, _ in corpus.unusable] == [str(corpus_folder / "lost.wav")]
+    (record,) = [r for r in caplog.records if "leads nowhere" in r.getMessage()]
+    assert str(corpus_folder / "gone") in record.getMessage()
 
 
 def test_single_file(tmp_path):

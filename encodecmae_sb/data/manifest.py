@@ -22,6 +22,7 @@ from tqdm import tqdm
 from encodecmae_sb.errors import UserError
 
 from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_audio
+from .folders import find_paths, is_folder, list_folder
 
 logger = get_logger(__name__)
 
@@ -145,30 +146,49 @@ def find_audio(folder):
     ------
     FileNotFoundError
         If the folder does not exist or holds no audio.
+    UserError
+        If a folder in it cannot be read: no one knows what is missing then.
     """
     (folder,) = check_folders(folder)
-    found, visited = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
+    found, nowhere, visited, waiting = [], [], set(), [""]
+    while waiting:
+        inside = waiting.pop()
+        real = os.path.realpath(folder / inside)
         if real in visited:  # a link back to a parent would never end
-            folders.clear()
             continue
         visited.add(real)
-        for file in files:
-            if file.lower().endswith(AUDIO_EXTENSIONS) and not file.startswith("."):
-                path = os.path.join(root, file)
-                try:
-                    stat = os.stat(path)
-                    size, time = stat.st_size, stat.st_mtime_ns
-                except OSError:  # a dangling link: reported when it is inspected
-                    size = time = 0
-                found.append((os.path.relpath(path, folder), size, time))
+        folders = []
+        for entry in list_folder(folder / inside):
+            path = os.path.join(inside, entry.name)
+            if is_folder(entry):
+                folders.append(path)
+            elif entry.name.lower().endswith(AUDIO_EXTENSIONS):
+                if not entry.name.startswith("."):
+                    found.append((path, *_size_and_time(entry)))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                nowhere.append(entry.path)
+        waiting += reversed(folders)
+    if nowhere:
+        logger.warning(
+            f"{nowhere[0]} leads nowhere"
+            + (f", and {len(nowhere) - 1} more links" if nowhere[1:] else "")
+            + ". If it stands for a folder, is the disk there? Its audio is missing."
+        )
     if not found:
         raise FileNotFoundError(
             f"No audio in data_folder={folder}: no file below it ends in "
             f"{', '.join(AUDIO_EXTENSIONS)}."
         )
     return sorted(found)
+
+
+def _size_and_time(entry):
+    """Of a file, in bytes and nanoseconds."""
+    try:
+        stat = entry.stat()
+    except OSError:  # a link that leads nowhere: reported when it is inspected
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def prepare_split(folder, save_folder, max_unusable=0.05):
@@ -308,7 +328,7 @@ def _scan(folder, paths):
 def _read_transcripts(folders):
     """LibriSpeech's `<speaker>-<chapter>.trans.txt` files, as ID -> text."""
     transcripts = {}
-    for file in (file for folder in folders for file in folder.glob("*.trans.txt")):
+    for file in (f for folder in folders for f in find_paths(folder, "*.trans.txt")):
         for line in file.read_text(encoding="utf-8").splitlines():
             utterance, _, text = line.partition(" ")
             transcripts[utterance] = text.strip()
