@@ -7,21 +7,20 @@ the choice never changes. LibriSpeech transcripts, where there are any, become
 the `wrd` and `spk_id` columns.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from encodecmae_sb.errors import UserError
 
-from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_audio
+from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_files
 from .folders import find_paths, is_folder, list_folder
 
 logger = get_logger(__name__)
@@ -225,12 +224,14 @@ def prepare_split(folder, save_folder, max_unusable=0.05):
     path = Path(save_folder) / f"{folder.name}.csv"
     state = path.with_suffix(".json")
 
-    def write(rows, files):
-        if not rows:
+    def deal(rows, files):
+        row = None
+        for row in rows:
+            yield 0, row
+        if row is None:
             raise UserError(f"No usable audio in {folder}.")
-        _write_csv(path, rows)
 
-    _, unusable = _up_to_date(folder, state, [path], write, max_unusable)
+    _, unusable = _up_to_date(folder, state, [path], deal, max_unusable)
     return path, unusable
 
 
@@ -238,29 +239,31 @@ def _prepare(folder, name, save_folder, max_unusable):
     train_csv = save_folder / f"{name}_train.csv"
     valid_csv = save_folder / f"{name}_valid.csv"
 
-    def write(rows, files):
-        parts = split_rows(rows, _part_of(path for path, _, _ in files))
-        for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
-            _write_csv(csv_file, part)
+    def deal(rows, files):
+        part_of = _part_of(path for path, _, _ in files)
+        for part, row in deal_rows(rows, part_of):
+            yield ("train", "valid").index(part), row
 
     num_files, unusable = _up_to_date(
         folder,
         save_folder / f"{name}.json",
         [train_csv, valid_csv],
-        write,
+        deal,
         max_unusable,
     )
     return Corpus(name, train_csv, valid_csv, num_files, unusable)
 
 
-def _up_to_date(folder, state_file, csv_files, write, max_unusable):
-    """Calls `write(rows, files)` unless the folder is as it was when it was called.
+def _up_to_date(folder, state_file, csv_files, deal, max_unusable):
+    """Writes manifests unless the folder is as it was when they were written.
+
+    `deal(rows, files)` yields, row by row, the number of the CSV file and the row: of
+    millions of files no list of rows is ever held.
 
     Returns the number of files, and those left out.
     """
     files = find_audio(folder)
-    key = hashlib.sha256(json.dumps([_FORMAT, str(folder), files]).encode())
-    fingerprint = key.hexdigest()
+    fingerprint = _fingerprint(folder, files)
     state_file.parent.mkdir(parents=True, exist_ok=True)
     state = {}
     if state_file.exists() and all(file.exists() for file in csv_files):
@@ -268,9 +271,9 @@ def _up_to_date(folder, state_file, csv_files, write, max_unusable):
         if state.get("fingerprint") != fingerprint:
             logger.info(f"{folder} has changed: its manifest is built again")
     if state.get("fingerprint") != fingerprint:
-        rows, unusable = _scan(folder, [path for path, _, _ in files])
-        _check_share(folder, len(files), unusable, max_unusable)
-        write(rows, files)
+        unusable = []
+        rows = _scan(folder, [path for path, _, _ in files], unusable, max_unusable)
+        write_csvs(csv_files, deal(rows, files))
         state = {"fingerprint": fingerprint, "unusable": unusable}
         # Written last and at once, so that a killed run leaves no half state.
         scratch = state_file.with_suffix(".tmp")
@@ -281,54 +284,51 @@ def _up_to_date(folder, state_file, csv_files, write, max_unusable):
     return len(files), unusable
 
 
-def _scan(folder, paths):
-    """Inspects files in parallel: rows of the usable, (path, reason) of the rest."""
+def _fingerprint(folder, files):
+    """Tells whether the files of a folder are still the same."""
+    key = hashlib.sha256(json.dumps([_FORMAT, str(folder)]).encode())
+    for first in range(0, len(files), 1000):
+        key.update(json.dumps(files[first : first + 1000]).encode())
+    return key.hexdigest()
 
-    def inspect(path):
-        try:
-            return inspect_audio(folder / path)
-        except UnusableAudio as error:
-            return error
 
-    rows, unusable = [], []
-    transcripts = _read_transcripts({(folder / path).parent for path in paths})
+def _scan(folder, paths, unusable, max_unusable):
+    """Yields rows of the usable files; (path, reason) of the others go to a list.
+
+    At the end it makes sure that they are not too many.
+    """
+    transcripts = _read_transcripts({os.path.dirname(path) for path in paths}, folder)
     stems = Counter(os.path.splitext(path)[0] for path in paths)
-    # Threads, not processes: the work is waiting for the disk, and libsndfile
-    # runs outside the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        results = tqdm(
-            pool.map(inspect, paths),
-            total=len(paths),
-            desc=f"Reading {folder.name}",
-            unit=" files",
-            dynamic_ncols=True,
-            disable=len(paths) < 200,
-        )
-        for path, result in zip(paths, results, strict=True):
-            if isinstance(result, UnusableAudio):
-                shown = str(folder / path).encode("utf-8", "backslashreplace").decode()
-                unusable.append((shown, str(result)))
-                continue
-            stem = os.path.splitext(path)[0]
-            row = {
-                "ID": stem if stems[stem] == 1 else path,
-                "duration": f"{result.duration:.6f}",
-                "wav": str(folder / path),
-                "num_samples": result.num_samples,
-                "sample_rate": result.sample_rate,
-            }
-            if transcripts:
-                stem = Path(path).stem
-                row["spk_id"] = stem.split("-")[0]
-                row["wrd"] = transcripts.get(stem, "")
-            rows.append(row)
-    return rows, unusable
+    shared = {stem for stem, count in stems.items() if count > 1}
+    del stems
+    whole = (os.path.join(folder, path) for path in paths)
+    results = inspect_files(whole, len(paths), f"Reading {folder.name}")
+    for path, result in zip(paths, results, strict=True):
+        wav = os.path.join(folder, path)
+        if isinstance(result, UnusableAudio):
+            shown = wav.encode("utf-8", "backslashreplace").decode()
+            unusable.append((shown, str(result)))
+            continue
+        stem = os.path.splitext(path)[0]
+        row = {
+            "ID": path if stem in shared else stem,
+            "duration": f"{result.duration:.6f}",
+            "wav": wav,
+            "num_samples": result.num_samples,
+            "sample_rate": result.sample_rate,
+        }
+        if transcripts:
+            stem = os.path.basename(stem)
+            row["spk_id"] = stem.split("-")[0]
+            row["wrd"] = transcripts.get(stem, "")
+        yield row
+    _check_share(folder, len(paths), unusable, max_unusable)
 
 
-def _read_transcripts(folders):
+def _read_transcripts(folders, root):
     """LibriSpeech's `<speaker>-<chapter>.trans.txt` files, as ID -> text."""
-    transcripts = {}
-    for file in (f for folder in folders for f in find_paths(folder, "*.trans.txt")):
+    transcripts, pattern = {}, "*.trans.txt"
+    for file in (f for folder in folders for f in find_paths(root / folder, pattern)):
         for line in file.read_text(encoding="utf-8").splitlines():
             utterance, _, text = line.partition(" ")
             transcripts[utterance] = text.strip()
@@ -349,12 +349,13 @@ def _check_share(folder, num_files, unusable, max_unusable):
 
 def _part_of(paths):
     """A function from a row to "train", "valid" or "" (neither)."""
-    tops = {Path(path).parts[0] for path in paths if len(Path(path).parts) > 1}
+    # Not by pathlib, which keeps every name that it has ever seen.
+    tops = {path.partition(os.sep)[0] for path in paths if os.sep in path}
     train = {top for top in tops if top.startswith("train")}
     valid = {top for top in tops if top.startswith(("dev", "valid"))}
 
     def official(row):
-        top = Path(row["ID"]).parts[0]
+        top = row["ID"].partition(os.sep)[0]
         return "train" if top in train else "valid" if top in valid else ""
 
     return official if train and valid else held_out
@@ -385,26 +386,75 @@ def split_rows(rows, part_of=held_out):
     UserError
         If there are fewer than two rows.
     """
-    train = [row for row in rows if part_of(row) == "train"]
-    valid = [row for row in rows if part_of(row) == "valid"]
-    # A handful of files may all hash to one side.
-    if not valid and len(train) > 1:
-        valid = [train.pop()]
-    elif not train and len(valid) > 1:
-        train = [valid.pop()]
-    elif not valid or not train:
+    parts = {"train": [], "valid": []}
+    for part, row in deal_rows(rows, part_of):
+        parts[part].append(row)
+    return parts["train"], parts["valid"]
+
+
+def deal_rows(rows, part_of=held_out):
+    """As `split_rows`, but row by row.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+    part_of : callable
+        Gives "train", "valid" or "" for a row.
+
+    Yields
+    ------
+    part : str
+        "train" or "valid".
+    row : dict
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two rows.
+    """
+    counts, last = Counter(), {}  # the last row of a part waits for the end
+    for row in rows:
+        part = part_of(row)
+        if not part:
+            continue
+        if part in last:
+            yield part, last[part]
+        last[part] = row
+        counts[part] += 1
+    if counts.total() < 2:
         raise UserError(
-            f"{len(train) + len(valid)} usable audio file: at least 2 are needed, "
+            f"{counts.total()} usable audio file: at least 2 are needed, "
             "one to train on and one to validate on. Cut the file, or add others."
         )
-    return train, valid
+    if len(last) == 1:  # a handful of files may all hash to one side
+        (part,) = last
+        last = {"valid" if part == "train" else "train": last[part]}
+    yield from last.items()
 
 
-def _write_csv(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def write_csvs(paths, rows):
+    """Writes CSV files row by row; each is there whole or not at all.
+
+    Arguments
+    ---------
+    paths : list of Path
+    rows : iterable of (int, dict)
+        The number of the file and the row, at least one for each file.
+    """
+    scratch = [Path(f"{path}.tmp") for path in paths]
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(open(path, "w", newline="", encoding="utf-8"))
+            for path in scratch
+        ]
+        writers = {}
+        for number, row in rows:
+            if number not in writers:
+                writers[number] = csv.DictWriter(files[number], fieldnames=list(row))
+                writers[number].writeheader()
+            writers[number].writerow(row)
+    for path, whole in zip(paths, scratch, strict=True):
+        os.replace(whole, path)
 
 
 def read_manifest(path):
