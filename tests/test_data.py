@@ -532,6 +532,28 @@ def test_a_draw_is_a_function_of_seed_and_number(tmp_path):
     assert draws([3], seed=1)[3][1] != forwards[3][1]
 
 
+def test_draws_are_those_of_earlier_versions(tmp_path, reads):
+    """A run that is resumed after an update goes on with the same crops."""
+    manifests = [
+        manifest(tmp_path / "a.csv", [0.5, 1, 2, 4, 8, 12]),
+        manifest(tmp_path / "b.csv", [3] * 5),
+    ]
+    crops = RandomCrops(manifests, crop_seconds=2, seed=3)
+    drawn = [crops[draw]["seed"] for draw in (0, 1, 2, 10**9)]
+    assert [(path, round(float(start), 6)) for path, start in reads] == [
+        ("b/0", 0.382828),
+        ("b/4", 0.813381),
+        ("b/2", 0.401739),
+        ("a/5", 9.083286),
+    ]
+    assert drawn == [
+        3684574418014248806,
+        654679983617604038,
+        2873400931701046956,
+        4375600591368129908,
+    ]
+
+
 def test_a_file_that_went_bad_is_replaced_and_reported(tmp_path):
     for name in "abc":
         write(tmp_path / "audio" / f"{name}.wav", noise(1, 24000))
