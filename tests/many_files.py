@@ -185,12 +185,16 @@ def main(folder, count, *stages):
     if stages:
         audio.inspect_audio = assume_headers
         (stage,) = (stage for stage in STAGES if stage.__name__ == stages[0])
-        before, started = _peak(), time.perf_counter()
+        before, started = _peak(), (time.perf_counter(), time.process_time())
         kept = stage(folder)
-        seconds, peak = time.perf_counter() - started, _peak()
+        seconds = time.perf_counter() - started[0]
+        busy = time.process_time() - started[1]
+        print(
+            f"{stage.__name__:14s}{seconds:8.1f} s ({busy:.1f} s of a core)"
+            f"{_peak():8.2f} GB ({before:.2f} GB before it)",
+            flush=True,
+        )
         del kept
-        print(f"{stage.__name__:14s}{seconds:10.1f} s{peak:10.2f} GB", end="")
-        print(f"   (of which {before:.2f} before it)", flush=True)
         return
     for stage in STAGES:
         arguments = [sys.executable, __file__, folder, count, stage.__name__]

@@ -271,6 +271,7 @@ class Entries(Mapping):
                     path, size, time, reason = json.loads(line)
                     number = self._numbers.setdefault(path, len(self._numbers))
                     row = array("q", [size, time, len(self.parts), offset, count])
+                    # In the place of an older one, or at the end.
                     table[5 * number : 5 * number + 5] = row
                     self.reasons.pop(number, None)
                     if reason:
