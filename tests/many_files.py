@@ -127,6 +127,8 @@ def listing(folder):
 
 def manifests(folder):
     """A new manifest, headers taken for granted."""
+    for state in (folder / "save").glob("audio.json"):
+        state.unlink()
     return prepare_corpora(folder / "audio", folder / "save")
 
 
