@@ -93,16 +93,36 @@ def write_csv(path, rows):
     Arguments
     ---------
     path : str or Path
-    rows : list of dict
+    rows : iterable of dict
         With the columns of the first, at least one.
     """
-    with (
-        whole_file(path) as scratch,
-        open(scratch, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csvs([path], ((0, row) for row in rows))
+
+
+def write_csvs(paths, rows):
+    """Writes CSV files row by row; each is there whole or not at all.
+
+    Arguments
+    ---------
+    paths : list of str or Path
+    rows : iterable of (int, dict)
+        The number of the file and the row, at least one for each file. The files take
+        their names when the last row was given.
+    """
+    with contextlib.ExitStack() as whole:
+        scratch = [whole.enter_context(whole_file(path)) for path in paths]
+        with contextlib.ExitStack() as opened:
+            files = [
+                opened.enter_context(open(path, "w", newline="", encoding="utf-8"))
+                for path in scratch
+            ]
+            writers = {}
+            for number, row in rows:
+                if number not in writers:
+                    writer = csv.DictWriter(files[number], fieldnames=list(row))
+                    writers[number] = writer
+                    writer.writeheader()
+                writers[number].writerow(row)
 
 
 def is_out_of_space(error):

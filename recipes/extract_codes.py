@@ -51,12 +51,11 @@ from encodecmae_sb.data.codes import (
     prepare_codes,
 )
 from encodecmae_sb.data.crops import CropCollator, RandomCrops
-from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora
 from encodecmae_sb.data.targets import (
     HOP,
     SAMPLE_RATE,
     FilePieces,
-    samples_at_24k,
 )
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
@@ -225,7 +224,7 @@ def missing_jobs(pieces, groups, stored, batch_samples):
     for group in groups:
         files, paths, stamps = [], [], []
         for file in group:
-            path = str(pieces.paths[file])
+            path = pieces.paths[file]
             # What could not be read may be back.
             if stored.frames(path) is None or stored.entries[path].reason:
                 files.append(file)
@@ -268,23 +267,21 @@ def join(pieces, files, encoded):
         yield np.concatenate(parts), reason
 
 
-def extract(codec, rows, args, device, rank=0, world_size=1):
+def extract(codec, pieces, args, device, rank=0, world_size=1):
     """Encodes this process' share of the files that have no codes yet.
 
     Arguments
     ---------
     codec : Codec
         On the device.
-    rows : list of dict
-        Of manifests.
+    pieces : FilePieces
+        Of all files, shorter ones first.
     args : argparse.Namespace
         See `parse`.
     device : torch.device
     rank, world_size : int
         This process and how many there are.
     """
-    rows = sorted(rows, key=lambda row: (samples_at_24k(row), row["wav"]))
-    pieces = FilePieces(rows, PIECE, HOP - 1, CONTEXT)
     batch_samples = int(args.batch_seconds * SAMPLE_RATE)
     share = plan(pieces.lengths.tolist(), batch_samples)[rank::world_size]
     stored = StoredCodes(args.codes_folder)
@@ -297,9 +294,9 @@ def extract(codec, rows, args, device, rank=0, world_size=1):
         pin_memory=device.type == "cuda",
     )
     part, unreadable = CodesPart(args.codes_folder, codec.n_codebooks), 0
-    total = sum(pieces.lengths[group].sum() for group in share)
-    done = total - sum(pieces.lengths[job.files].sum() for job in jobs)
-    with open_bar(total, done, rank, world_size, quiet=not jobs) as bar:
+    samples = sum(pieces.lengths[group].sum() for group in share)
+    done = samples - sum(pieces.lengths[job.files].sum() for job in jobs)
+    with open_bar(samples, done, rank, world_size, quiet=not jobs) as bar:
 
         def encoded():
             for batch in loader:
@@ -313,10 +310,11 @@ def extract(codec, rows, args, device, rank=0, world_size=1):
             files = list(zip(job.paths, job.stamps, reasons, strict=True))
             part.append(files, codes)
             unreadable += sum(map(bool, reasons))
-            if unreadable > args.max_unusable * len(rows):
+            total = len(pieces.paths)
+            if unreadable > args.max_unusable * total:
                 path, _, why = next(file for file in files if file[2])
                 raise UserError(
-                    f"{unreadable} of {len(rows)} audio files could not be read, such "
+                    f"{unreadable} of {total} audio files could not be read, such "
                     f"as {path}: {why}. That is more than max_unusable="
                     f"{args.max_unusable} allows. Is the disk with the audio still "
                     "there? If so, repair or remove them, or raise --max_unusable."
@@ -457,20 +455,16 @@ def main(argv):
         args.codes_folder / "manifests",
         args.max_unusable,
     )
-    rows = [
-        row
-        for corpus in corpora
-        for file in (corpus.train_csv, corpus.valid_csv)
-        for row in read_manifest(file)
-    ]
+    manifests = [file for c in corpora for file in (c.train_csv, c.valid_csv)]
+    pieces = FilePieces(manifests, PIECE, HOP - 1, CONTEXT, by_length=True)
     if if_main_process():
-        seconds = sum(float(row["duration"]) for row in rows)
+        hours = pieces.lengths.sum() / SAMPLE_RATE / 3600
         print(
-            f"Codec: {args.codec}, {codec.n_codebooks} codebooks; {len(rows)} files, "
-            f"{seconds / 3600:.2f} h; {world_size} x {device.type}",
+            f"Codec: {args.codec}, {codec.n_codebooks} codebooks; {len(pieces.paths)} "
+            f"files, {hours:.2f} h; {world_size} x {device.type}",
             flush=True,
         )
-    extract(codec, rows, args, device, rank, world_size)
+    extract(codec, pieces, args, device, rank, world_size)
     ddp_barrier()
     if if_main_process():
         report(args, codec, corpora, device)

@@ -15,7 +15,6 @@ Makes, in the output folder: `encoder/`, which `foreign_class` loads; `metrics.j
 given again.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -34,11 +33,13 @@ from encodecmae_sb.brains.self_train import (
 )
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.clusters import find_clusters
+from encodecmae_sb.data.codes import file_stamp
+from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
-from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora
 from encodecmae_sb.data.targets import HOP, SAMPLE_RATE, RowFile
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.digests import digest, weights_key
+from encodecmae_sb.digests import digest, digest_each, weights_key
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     main_process_first,
@@ -58,8 +59,8 @@ _CLUSTER_KEYS = ("layer", "n_clusters", "cluster_clips", "cluster_passes", "seed
 
 def files_digest(manifest):
     """A name for the files of a manifest as they are now."""
-    stats = [(row["wav"], os.stat(row["wav"])) for row in read_manifest(manifest)]
-    return digest([[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats])
+    (paths,) = read_columns(manifest, wav=str)
+    return digest_each([path, *file_stamp(path)] for path in paths)
 
 
 def prepare_data(hparams, output):

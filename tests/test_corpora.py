@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from test_data import refuse
 from torchaudio.datasets import gtzan
 
 from encodecmae_sb.bundled import sound_folder, speech_folder
@@ -178,6 +179,25 @@ def test_true_layout(corpus, tmp_path):
         find_clips(corpus, tmp_path)
     assert needed.split("/")[-1].split("-")[0] in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "inside"),
+    [
+        ("speech_commands", "yes"),
+        ("esc50", "meta"),
+        ("crema_d", "AudioWAV"),
+        ("fsdd", "recordings"),
+        ("librispeech", "train-clean-100"),
+        ("librispeech", "train-clean-100/103"),
+        ("librispeech", "train-clean-100/103/1241"),
+    ],
+)
+def test_an_unreadable_folder_is_not_passed_over(corpus, inside, tmp_path, monkeypatch):
+    TREES[corpus](tmp_path)
+    refuse(monkeypatch, tmp_path / inside)
+    with pytest.raises(UserError, match=f"{inside} cannot be read: .*denied"):
+        find_clips(corpus, tmp_path)
 
 
 def test_bundled_corpora_have_the_same_layouts():

@@ -1,6 +1,7 @@
 """Audio files, manifests, crops: what is usable, what is drawn, what is reported."""
 
 import csv
+import errno
 import math
 import os
 import signal
@@ -174,6 +175,45 @@ def test_folder_without_audio(tmp_path):
         prepare_corpora(tmp_path / "audio", tmp_path / "save")
 
 
+def refuse(monkeypatch, folder, *error):
+    """Makes a folder unreadable, even for root."""
+    scandir = os.scandir
+
+    def scan(path="."):
+        if os.fspath(path) == str(folder):
+            raise OSError(*(error or (errno.EACCES, "Permission denied")))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+
+
+def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch, corpus_folder):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    before = both(corpus)
+    deep = corpus_folder / "nested" / "deep"
+    with monkeypatch.context() as patch:
+        refuse(patch, deep)
+        with pytest.raises(UserError, match="nested/deep.*Permission denied") as caught:
+            prepare_corpora(corpus_folder, tmp_path / "save")
+        # A disk may fail for a while: what is there is not lost.
+        assert both(corpus) == before
+    assert "readable" in str(caught.value)
+    with monkeypatch.context() as patch:
+        refuse(patch, corpus_folder, errno.EIO, "Input/output error")
+        with pytest.raises(UserError, match="Input/output error"):
+            prepare_corpora(corpus_folder, tmp_path / "save")
+    assert prepare_corpora(corpus_folder, tmp_path / "save") == [corpus]
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path, corpus_folder, caplog):
+    for name in ("gone", "lost.wav"):
+        (corpus_folder / name).symlink_to(tmp_path / "elsewhere")
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save", max_unusable=0.5)
+    assert [path for path, _ in corpus.unusable] == [str(corpus_folder / "lost.wav")]
+    (record,) = [r for r in caplog.records if "leads nowhere" in r.getMessage()]
+    assert str(corpus_folder / "gone") in record.getMessage()
+
+
 def test_single_file(tmp_path):
     write(tmp_path / "audio" / "a.wav", noise(1, 24000))
     with pytest.raises(UserError, match="at least 2"):
@@ -290,15 +330,15 @@ def test_a_manifest_killed_while_it_is_rewritten_is_built_again(
     (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
     before = both(corpus)
     write(corpus_folder / "new.wav", noise(0.4, 24000))
-    original, calls = csv.DictWriter.writerows, []
+    original, calls = os.replace, []
 
-    def stops(self, rows):
-        calls.append(rows)
-        if len(calls) == 2:
+    def stops(*paths):
+        calls.append(paths)
+        if len(calls) == 2:  # one of the two manifests is the new one
             raise KeyboardInterrupt
-        original(self, rows)
+        original(*paths)
 
-    monkeypatch.setattr(csv.DictWriter, "writerows", stops)
+    monkeypatch.setattr(os, "replace", stops)
     with pytest.raises(KeyboardInterrupt):
         prepare_corpora(corpus_folder, tmp_path / "save")
     monkeypatch.undo()
@@ -582,6 +622,28 @@ def test_a_draw_is_a_function_of_seed_and_number(tmp_path):
     assert forwards[3][1] != forwards[7][1]
     assert not torch.equal(forwards[3][0], forwards[7][0])
     assert draws([3], seed=1)[3][1] != forwards[3][1]
+
+
+def test_draws_are_those_of_earlier_versions(tmp_path, reads):
+    """A run that is resumed after an update goes on with the same crops."""
+    manifests = [
+        manifest(tmp_path / "a.csv", [0.5, 1, 2, 4, 8, 12]),
+        manifest(tmp_path / "b.csv", [3] * 5),
+    ]
+    crops = RandomCrops(manifests, crop_seconds=2, seed=3)
+    drawn = [crops[draw]["seed"] for draw in (0, 1, 2, 10**9)]
+    assert [(path, round(float(start), 6)) for path, start in reads] == [
+        ("b/0", 0.382828),
+        ("b/4", 0.813381),
+        ("b/2", 0.401739),
+        ("a/5", 9.083286),
+    ]
+    assert drawn == [
+        3684574418014248806,
+        654679983617604038,
+        2873400931701046956,
+        4375600591368129908,
+    ]
 
 
 def test_a_file_that_went_bad_is_replaced_and_reported(tmp_path):

@@ -351,6 +351,18 @@ def test_passes_differ_and_cover_items_evenly(packed, tmp_path):
     assert [other._crop(i) for i in range(total)] != passes[0]
 
 
+def test_passes_are_those_of_earlier_versions(tmp_path):
+    """Shards count in the order of their names, not in that of the manifest."""
+    with open(tmp_path / "a.csv", "w") as file:
+        file.write("ID,duration,wav\n")
+        for i in range(40):
+            tar = f"/shards/train-{7 * i % 11:06d}.tar"
+            file.write(f"{i},{0.5 + i % 3},{tar}::{i}@1+2\n")
+    crops = ShardCrops([tmp_path / "a.csv"], 1.0, seed=3)
+    drawn = [crops.choose(draw, 0, np.random.default_rng(0))[1] for draw in range(12)]
+    assert drawn == [34, 12, 5, 38, 17, 38, 28, 1, 11, 16, 34, 1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_at_any_step(packed, tmp_path, workers):
     def loader(first=0):

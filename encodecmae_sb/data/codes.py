@@ -15,15 +15,19 @@ stands there more than once, the last part's codes count.
 import json
 import os
 import shlex
+from array import array
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.files import write_text
 
-from .manifest import read_manifest
+from .columns import read_columns
 from .targets import RowFile, StoredTargets
 
 _FORMAT = 1  # raise it when the files' layout or the rules of encoding change
@@ -208,15 +212,92 @@ def file_stamp(path):
     return stat.st_size, stat.st_mtime_ns
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Where the codes of a file are."""
+class Entry(NamedTuple):
+    """Where the codes of a file are.
+
+    Arguments
+    ---------
+    stamp : tuple of int
+        `file_stamp` of the file when it was encoded.
+    part : int
+        Number of the part.
+    offset : int
+        Of the first frame in it.
+    frames : int
+        How many there are.
+    reason : str
+        Why not all of the file could be read, or empty.
+    """
 
     stamp: tuple
     part: int
     offset: int
     frames: int
     reason: str
+
+
+class Entries(Mapping):
+    """What a folder of codes holds: path -> `Entry`.
+
+    Numbers are kept in arrays: of millions of files, objects would take gigabytes.
+
+    Arguments
+    ---------
+    folder : Path
+    n_codebooks : int
+
+    Attributes
+    ----------
+    parts : list of numpy.ndarray
+        Codes of each part, a memory map, uint16, shape [frames, Q].
+    table : numpy.ndarray
+        int64, a row per file: size, time of change, part, offset, frames.
+    reasons : dict
+        By the number of the row, where a file could not be read to its end.
+    """
+
+    def __init__(self, folder, n_codebooks):
+        self.parts, self.reasons, self._numbers = [], {}, {}
+        table = array("q")
+        for files in sorted(folder.glob("part-*.files")):
+            rows = _rows(files, n_codebooks)
+            counts = rows.counts.tolist()
+            offset = 0
+            with open(files, encoding="utf-8") as lines:
+                # Lines without a count are what a kill has left.
+                for line, count in zip(lines, counts, strict=False):
+                    path, size, time, reason = json.loads(line)
+                    number = self._numbers.setdefault(path, len(self._numbers))
+                    row = array("q", [size, time, len(self.parts), offset, count])
+                    # In the place of an older one, or at the end.
+                    table[5 * number : 5 * number + 5] = row
+                    self.reasons.pop(number, None)
+                    if reason:
+                        self.reasons[number] = reason
+                    offset += count
+            self.parts.append(rows.rows)
+        self.table = np.array(table).reshape(-1, 5)
+
+    def number(self, path):
+        """Number of a file's row, or None if it has no codes, or has changed since."""
+        number = self._numbers.get(str(path))
+        try:
+            if number is not None and (*self.table[number, :2],) == file_stamp(path):
+                return number
+        except OSError:
+            pass
+        return None
+
+    def __getitem__(self, path):
+        number = self._numbers[path]
+        size, time, *place = self.table[number].tolist()
+        return Entry((size, time), *place, self.reasons.get(number, ""))
+
+    def __iter__(self):
+        return iter(self._numbers)
+
+    def __len__(self):
+        return len(self._numbers)
 
 
 class StoredCodes:
@@ -235,29 +316,21 @@ class StoredCodes:
     def __init__(self, folder):
         self.folder = Path(folder)
         self.info = read_info(folder)
-        self.parts, self.entries = [], {}
-        for files in sorted(self.folder.glob("part-*.files")):
-            rows = _rows(files, self.info.n_codebooks)
-            counts = rows.counts.tolist()
-            offset = 0
-            with open(files, encoding="utf-8") as lines:
-                # Lines without a count are what a kill has left.
-                for line, count in zip(lines, counts, strict=False):
-                    path, size, time, reason = json.loads(line)
-                    self.entries[path] = _Entry(
-                        (size, time), len(self.parts), offset, count, reason
-                    )
-                    offset += count
-            self.parts.append(rows.rows)
+
+    @cached_property
+    def entries(self):
+        """What is there, read when it is first asked for."""
+        return Entries(self.folder, self.info.n_codebooks)
+
+    @property
+    def parts(self):
+        """Codes of each part, memory maps, uint16, shape [frames, Q]."""
+        return self.entries.parts
 
     def frames(self, path):
         """Frames of a file, or None if it has no codes, or has changed since."""
-        entry = self.entries.get(str(path))
-        try:
-            same = entry is not None and entry.stamp == file_stamp(path)
-        except OSError:
-            same = False
-        return entry.frames if same else None
+        number = self.entries.number(path)
+        return None if number is None else self.entries[str(path)].frames
 
     def check(self, codec, checksum, n_codebooks, codebook_size):
         """Makes sure that the codes are the targets that are asked for.
@@ -321,6 +394,8 @@ class StoredCodes:
     def of_manifests(self, manifests, n_codebooks, command):
         """Codes of the files of several manifests.
 
+        What is known of other files is forgotten, and read again when asked for.
+
         Arguments
         ---------
         manifests : list of str or Path
@@ -339,23 +414,33 @@ class StoredCodes:
         UserError
             If files have no codes, or have changed since they were encoded.
         """
-        tables = [read_manifest(manifest) for manifest in manifests]
-        problems = []
-        for path in (row["wav"] for rows in tables for row in rows):
-            if self.frames(path) is None:
-                known = path in self.entries
-                problems.append((path, "changed since" if known else "no codes"))
-        if problems:
-            total = sum(map(len, tables))
-            listed = "\n".join(f"  {path}: {why}" for path, why in problems[:_SHOWN])
-            if len(problems) > _SHOWN:
-                listed += f"\n  and {len(problems) - _SHOWN} more"
+        entries, shown, missing, total, found = self.entries, [], 0, 0, []
+        for manifest in manifests:
+            paths, rates = read_columns(manifest, wav=str, sample_rate=int)
+            numbers = np.full(len(paths), -1)
+            for i, path in enumerate(paths):
+                number = entries.number(path)
+                if number is not None:
+                    numbers[i] = number
+                    continue
+                missing += 1
+                if missing <= _SHOWN:
+                    known = "changed since" if path in entries else "no codes"
+                    shown.append(f"  {path}: {known}")
+            total += len(paths)
+            found.append((paths, rates, numbers))
+        if missing:
+            if missing > _SHOWN:
+                shown.append(f"  and {missing - _SHOWN} more")
+            listed = "\n".join(shown)
             raise UserError(
-                f"codes_folder={self.folder} does not cover {len(problems)} of "
+                f"codes_folder={self.folder} does not cover {missing} of "
                 f"{total} audio files:\n{listed}\n"
                 f"Extract them; what is there and unchanged is kept:\n  {command}"
             )
-        return [FileCodes(self, rows, n_codebooks) for rows in tables]
+        # Every process of a training holds this as long as it runs.
+        del self.entries
+        return [FileCodes(entries, *files, n_codebooks) for files in found]
 
 
 class FileCodes(StoredTargets):
@@ -363,31 +448,29 @@ class FileCodes(StoredTargets):
 
     Arguments
     ---------
-    stored : StoredCodes
-    rows : list of dict
-        Of the manifest; each file has codes.
+    entries : Entries
+        Only what is needed of it is kept.
+    paths : Texts
+        Of the manifest.
+    rates : numpy.ndarray of int
+        In Hz, shape [files].
+    numbers : numpy.ndarray of int
+        The files' rows among the entries, shape [files].
     n_codebooks : int
         How many of those that are stored.
     """
 
-    def __init__(self, stored, rows, n_codebooks):
-        entries = [stored.entries[row["wav"]] for row in rows]
+    def __init__(self, entries, paths, rates, numbers, n_codebooks):
         # Arrays, not objects: forked workers then share them without copies.
-        self.part = np.array([entry.part for entry in entries])
-        self.offsets = np.array([entry.offset for entry in entries])
-        self.parts = stored.parts
+        self.part, self.offsets, frames = entries.table[numbers, 2:].T.copy()
+        self.parts = entries.parts
         # Path and reason of those that could not be read to the end.
         self.unreadable = [
-            (row["wav"], entry.reason)
-            for row, entry in zip(rows, entries, strict=True)
-            if entry.reason
+            (paths[i], entries.reasons[numbers[i]])
+            for i in np.flatnonzero(np.isin(numbers, list(entries.reasons)))
         ]
         self.n_codebooks = n_codebooks
-        super().__init__(
-            np.array([row["wav"] for row in rows]),
-            np.array([int(row["sample_rate"]) for row in rows]),
-            np.array([entry.frames for entry in entries]),
-        )
+        super().__init__(paths, rates, frames)
 
     def read(self, file, first, count):
         """Codes of a file's frames, shape [count, Q]."""

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from encodecmae_sb.errors import UserError
 
 from .audio import UnusableAudio, read_audio
-from .manifest import read_manifest
+from .columns import read_columns
 
 _MAX_ATTEMPTS = 20
 
@@ -157,8 +157,8 @@ class RandomCrops(Dataset):
     weights : list of float, optional
         Share of the draws each corpus gets; default: by total duration.
     targets : list of StoredTargets, optional
-        One per manifest: crops then begin on a frame, and their items hold its
-        stored targets.
+        One per manifest, of the files that it lists: crops then begin on a frame, and
+        their items hold its stored targets.
 
     Example
     -------
@@ -193,13 +193,11 @@ class RandomCrops(Dataset):
         self.targets = targets
         self.paths, self.durations, self.cumulated = [], [], []
         for corpus, manifest in enumerate(manifests):
-            rows = read_manifest(manifest)
-            # Arrays, not lists: forked workers then share them without copies.
-            self.paths.append(np.array([row["wav"] for row in rows]))
             if targets is None:
-                durations = np.array([float(row["duration"]) for row in rows])
+                paths, durations = read_columns(manifest, wav=str, duration=float)
             else:
-                durations = targets[corpus].seconds
+                paths, durations = targets[corpus].paths, targets[corpus].seconds
+            self.paths.append(paths)
             self.durations.append(durations)
             self.cumulated.append(np.cumsum(durations))
         totals = np.array([c[-1] for c in self.cumulated])
@@ -222,7 +220,7 @@ class RandomCrops(Dataset):
         for attempt in range(_MAX_ATTEMPTS):
             corpus, file, position = self.choose(draw, attempt, rng)
             seed = int(rng.integers(2**62))
-            path = str(self.paths[corpus][file])
+            path = self.paths[corpus][file]
             try:
                 if self.targets is None:
                     duration = self.durations[corpus][file]
@@ -335,14 +333,14 @@ class FixedCrops(Dataset):
         self.items = []
         self.unusable = []
         for corpus, manifest in enumerate(manifests):
-            rows = read_manifest(manifest)
+            paths, durations = read_columns(manifest, wav=str, duration=float)
             before = len(self.items)
-            chosen = np.linspace(0, len(rows) - 1, min(max_items, len(rows)))
+            chosen = np.linspace(0, len(paths) - 1, min(max_items, len(paths)))
             for index in chosen.round().astype(int):
-                path = rows[index]["wav"]
+                path = paths[index]
                 try:
                     if targets is None:
-                        duration = float(rows[index]["duration"])
+                        duration = durations[index]
                         crop = _cut(path, duration, 0.5, crop_seconds, sample_rate)
                     else:
                         crop = targets[corpus].cut(index, 0.5, crop_seconds)

@@ -4,18 +4,16 @@ import csv
 import re
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.files import whole_file
 
-from .audio import UnusableAudio, inspect_audio, read_audio
+from .audio import UnusableAudio, inspect_files, read_audio
 
 PARTS = ("train", "valid", "test")
 SEPARATOR = ";"  # between the labels of a clip, in manifests of multi-label corpora
@@ -197,33 +195,19 @@ def inspect_clips(clips, rate=None):
             "clip needs an ID of its own, in one part or fold only."
         )
 
-    def inspect(clip):
-        try:
-            return inspect_audio(clip.wav)
-        except UnusableAudio as error:
-            return error
-
     usable, unusable = [], []
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        results = tqdm(
-            pool.map(inspect, clips),
-            total=len(clips),
-            desc="Reading files",
-            unit=" files",
-            dynamic_ncols=True,
-            disable=len(clips) < 500,
-        )
-        for clip, result in zip(clips, results, strict=True):
-            if isinstance(result, UnusableAudio):
-                unusable.append((str(clip.wav), str(result)))
-                continue
-            if rate is not None and result.sample_rate != rate:
-                raise UserError(
-                    f"{clip.wav} has {result.sample_rate} Hz, but corpus_rate={rate} "
-                    "is declared. Is it the original corpus? If any rate will do (it "
-                    "is resampled): --corpus_rate null"
-                )
-            usable.append(replace(clip, duration=result.duration))
+    results = inspect_files((clip.wav for clip in clips), len(clips), "Reading files")
+    for clip, result in zip(clips, results, strict=True):
+        if isinstance(result, UnusableAudio):
+            unusable.append((str(clip.wav), str(result)))
+            continue
+        if rate is not None and result.sample_rate != rate:
+            raise UserError(
+                f"{clip.wav} has {result.sample_rate} Hz, but corpus_rate={rate} "
+                "is declared. Is it the original corpus? If any rate will do (it "
+                "is resampled): --corpus_rate null"
+            )
+        usable.append(replace(clip, duration=result.duration))
     return usable, unusable
 
 

@@ -13,17 +13,16 @@ import json
 import os
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import check_path, write_csv, write_text
+from encodecmae_sb.files import check_path, write_csvs, write_text
 
-from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_audio
+from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_files
+from .folders import find_paths, is_folder, list_folder
 
 logger = get_logger(__name__)
 
@@ -158,30 +157,49 @@ def find_audio(folder):
     ------
     FileNotFoundError
         If the folder does not exist or holds no audio.
+    UserError
+        If a folder in it cannot be read: no one knows what is missing then.
     """
     (folder,) = check_folders(folder)
-    found, visited = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
+    found, nowhere, visited, waiting = [], [], set(), [""]
+    while waiting:
+        inside = waiting.pop()
+        real = os.path.realpath(folder / inside)
         if real in visited:  # a link back to a parent would never end
-            folders.clear()
             continue
         visited.add(real)
-        for file in files:
-            if file.lower().endswith(AUDIO_EXTENSIONS) and not file.startswith("."):
-                path = os.path.join(root, file)
-                try:
-                    stat = os.stat(path)
-                    size, time = stat.st_size, stat.st_mtime_ns
-                except OSError:  # a dangling link: reported when it is inspected
-                    size = time = 0
-                found.append((os.path.relpath(path, folder), size, time))
+        folders = []
+        for entry in list_folder(folder / inside):
+            path = os.path.join(inside, entry.name)
+            if is_folder(entry):
+                folders.append(path)
+            elif entry.name.lower().endswith(AUDIO_EXTENSIONS):
+                if not entry.name.startswith("."):
+                    found.append((path, *_size_and_time(entry)))
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                nowhere.append(entry.path)
+        waiting += reversed(folders)
+    if nowhere:
+        logger.warning(
+            f"{nowhere[0]} leads nowhere"
+            + (f", and {len(nowhere) - 1} more links" if nowhere[1:] else "")
+            + ". If it stands for a folder, is the disk there? Its audio is missing."
+        )
     if not found:
         raise FileNotFoundError(
             f"No audio in data_folder={folder}: no file below it ends in "
             f"{', '.join(AUDIO_EXTENSIONS)}."
         )
     return sorted(found)
+
+
+def _size_and_time(entry):
+    """Of a file, in bytes and nanoseconds."""
+    try:
+        stat = entry.stat()
+    except OSError:  # a link that leads nowhere: reported when it is inspected
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def prepare_split(folder, save_folder, max_unusable=0.05):
@@ -218,12 +236,14 @@ def prepare_split(folder, save_folder, max_unusable=0.05):
     path = Path(save_folder) / f"{folder.name}.csv"
     state = path.with_suffix(".json")
 
-    def write(rows, files):
-        if not rows:
+    def deal(rows, files):
+        row = None
+        for row in rows:
+            yield 0, row
+        if row is None:
             raise UserError(f"No usable audio in {folder}.")
-        write_csv(path, rows)
 
-    _, unusable = _up_to_date(folder, state, [path], write, max_unusable)
+    _, unusable = _up_to_date(folder, state, [path], deal, max_unusable)
     return path, unusable
 
 
@@ -231,29 +251,31 @@ def _prepare(folder, name, save_folder, max_unusable):
     train_csv = save_folder / f"{name}_train.csv"
     valid_csv = save_folder / f"{name}_valid.csv"
 
-    def write(rows, files):
-        parts = split_rows(rows, _part_of(folder, [path for path, _, _ in files]))
-        for csv_file, part in zip((train_csv, valid_csv), parts, strict=True):
-            write_csv(csv_file, part)
+    def deal(rows, files):
+        part_of = _part_of(folder, [path for path, _, _ in files])
+        for part, row in deal_rows(rows, part_of):
+            yield ("train", "valid").index(part), row
 
     num_files, unusable = _up_to_date(
         folder,
         save_folder / f"{name}.json",
         [train_csv, valid_csv],
-        write,
+        deal,
         max_unusable,
     )
     return Corpus(name, train_csv, valid_csv, num_files, unusable)
 
 
-def _up_to_date(folder, state_file, csv_files, write, max_unusable):
-    """Calls `write(rows, files)` unless the folder is as it was when it was called.
+def _up_to_date(folder, state_file, csv_files, deal, max_unusable):
+    """Writes manifests unless the folder is as it was when they were written.
+
+    `deal(rows, files)` yields, row by row, the number of the CSV file and the row: of
+    millions of files no list of rows is ever held.
 
     Returns the number of files, and those left out.
     """
     files = find_audio(folder)
-    key = hashlib.sha256(json.dumps([_FORMAT, str(folder), files]).encode())
-    fingerprint = key.hexdigest()
+    fingerprint = _fingerprint(folder, files)
     state_file.parent.mkdir(parents=True, exist_ok=True)
     state = {}
     if all(file.exists() for file in (state_file, *csv_files)):
@@ -263,12 +285,16 @@ def _up_to_date(folder, state_file, csv_files, write, max_unusable):
             logger.warning(f"{state_file} is damaged: the manifest is built again")
         if state.get("fingerprint", fingerprint) != fingerprint:
             logger.info(f"{folder} has changed: its manifest is built again")
-    if state.get("fingerprint") != fingerprint:
-        rows, unusable = _scan(folder, [path for path, _, _ in files])
-        _check_share(folder, len(files), unusable, max_unusable)
+
+    def dealt(rows):
+        yield from deal(rows, files)
         # There is a state only while the manifests are those that it is of.
         state_file.unlink(missing_ok=True)
-        write(rows, files)
+
+    if state.get("fingerprint") != fingerprint:
+        unusable = []
+        rows = _scan(folder, [path for path, _, _ in files], unusable, max_unusable)
+        write_csvs(csv_files, dealt(rows))
         state = {"fingerprint": fingerprint, "unusable": unusable}
         write_text(state_file, json.dumps(state))
     unusable = [tuple(item) for item in state["unusable"]]
@@ -276,54 +302,51 @@ def _up_to_date(folder, state_file, csv_files, write, max_unusable):
     return len(files), unusable
 
 
-def _scan(folder, paths):
-    """Inspects files in parallel: rows of the usable, (path, reason) of the rest."""
+def _fingerprint(folder, files):
+    """Tells whether the files of a folder are still the same."""
+    key = hashlib.sha256(json.dumps([_FORMAT, str(folder)]).encode())
+    for first in range(0, len(files), 1000):
+        key.update(json.dumps(files[first : first + 1000]).encode())
+    return key.hexdigest()
 
-    def inspect(path):
-        try:
-            return inspect_audio(folder / path)
-        except UnusableAudio as error:
-            return error
 
-    rows, unusable = [], []
-    transcripts = _read_transcripts({(folder / path).parent for path in paths})
+def _scan(folder, paths, unusable, max_unusable):
+    """Yields rows of the usable files; (path, reason) of the others go to a list.
+
+    At the end it makes sure that they are not too many.
+    """
+    transcripts = _read_transcripts({os.path.dirname(path) for path in paths}, folder)
     stems = Counter(os.path.splitext(path)[0] for path in paths)
-    # Threads, not processes: the work is waiting for the disk, and libsndfile
-    # runs outside the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        results = tqdm(
-            pool.map(inspect, paths),
-            total=len(paths),
-            desc=f"Reading {folder.name}",
-            unit=" files",
-            dynamic_ncols=True,
-            disable=len(paths) < 200,
-        )
-        for path, result in zip(paths, results, strict=True):
-            if isinstance(result, UnusableAudio):
-                shown = str(folder / path).encode("utf-8", "backslashreplace").decode()
-                unusable.append((shown, str(result)))
-                continue
-            stem = os.path.splitext(path)[0]
-            row = {
-                "ID": stem if stems[stem] == 1 else path,
-                "duration": f"{result.duration:.6f}",
-                "wav": str(folder / path),
-                "num_samples": result.num_samples,
-                "sample_rate": result.sample_rate,
-            }
-            if transcripts:
-                stem = Path(path).stem
-                row["spk_id"] = stem.split("-")[0]
-                row["wrd"] = transcripts.get(stem, "")
-            rows.append(row)
-    return rows, unusable
+    shared = {stem for stem, count in stems.items() if count > 1}
+    del stems
+    whole = (os.path.join(folder, path) for path in paths)
+    results = inspect_files(whole, len(paths), f"Reading {folder.name}")
+    for path, result in zip(paths, results, strict=True):
+        wav = os.path.join(folder, path)
+        if isinstance(result, UnusableAudio):
+            shown = wav.encode("utf-8", "backslashreplace").decode()
+            unusable.append((shown, str(result)))
+            continue
+        stem = os.path.splitext(path)[0]
+        row = {
+            "ID": path if stem in shared else stem,
+            "duration": f"{result.duration:.6f}",
+            "wav": wav,
+            "num_samples": result.num_samples,
+            "sample_rate": result.sample_rate,
+        }
+        if transcripts:
+            stem = os.path.basename(stem)
+            row["spk_id"] = stem.split("-")[0]
+            row["wrd"] = transcripts.get(stem, "")
+        yield row
+    _check_share(folder, len(paths), unusable, max_unusable)
 
 
-def _read_transcripts(folders):
+def _read_transcripts(folders, root):
     """LibriSpeech's `<speaker>-<chapter>.trans.txt` files, as ID -> text."""
-    transcripts = {}
-    for file in (file for folder in folders for file in folder.glob("*.trans.txt")):
+    transcripts, pattern = {}, "*.trans.txt"
+    for file in (f for folder in folders for f in find_paths(root / folder, pattern)):
         for line in file.read_text(encoding="utf-8").splitlines():
             utterance, _, text = line.partition(" ")
             transcripts[utterance] = text.strip()
@@ -419,19 +442,50 @@ def split_rows(rows, part_of=held_out):
     UserError
         If there are fewer than two rows.
     """
-    train = [row for row in rows if part_of(row) == "train"]
-    valid = [row for row in rows if part_of(row) == "valid"]
-    # A handful of files may all hash to one side.
-    if not valid and len(train) > 1:
-        valid = [train.pop()]
-    elif not train and len(valid) > 1:
-        train = [valid.pop()]
-    elif not valid or not train:
+    parts = {"train": [], "valid": []}
+    for part, row in deal_rows(rows, part_of):
+        parts[part].append(row)
+    return parts["train"], parts["valid"]
+
+
+def deal_rows(rows, part_of=held_out):
+    """As `split_rows`, but row by row.
+
+    Arguments
+    ---------
+    rows : iterable of dict
+    part_of : callable
+        Gives "train", "valid" or "" for a row.
+
+    Yields
+    ------
+    part : str
+        "train" or "valid".
+    row : dict
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two rows.
+    """
+    counts, last = Counter(), {}  # the last row of a part waits for the end
+    for row in rows:
+        part = part_of(row)
+        if not part:
+            continue
+        if part in last:
+            yield part, last[part]
+        last[part] = row
+        counts[part] += 1
+    if counts.total() < 2:
         raise UserError(
-            f"{len(train) + len(valid)} usable audio file: at least 2 are needed, "
+            f"{counts.total()} usable audio file: at least 2 are needed, "
             "one to train on and one to validate on. Cut the file, or add others."
         )
-    return train, valid
+    if len(last) == 1:  # a handful of files may all hash to one side
+        (part,) = last
+        last = {"valid" if part == "train" else "train": last[part]}
+    yield from last.items()
 
 
 def read_manifest(path):

@@ -6,7 +6,10 @@ and `shards.json` lists the shards. So a crop is read in place, at the cost of a
 and nothing has to be read to find out what a run that is resumed comes to next.
 """
 
+import csv
+import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +18,13 @@ import numpy as np
 
 from encodecmae_sb.digests import digest
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import write_csv, write_text
+from encodecmae_sb.files import write_csvs, write_text
 
 from .audio import UnusableAudio
 from .codes import CodesInfo, StoredCodes
+from .columns import read_columns
 from .crops import RandomCrops
-from .manifest import Corpus, check_folders, find_audio, read_manifest
+from .manifest import Corpus, check_folders, find_audio
 from .targets import StoredTargets
 from .tars import Member
 
@@ -164,35 +168,43 @@ def prepare_shards(data_folders, save_folder):
     corpora, names = [], set()
     for folder in check_folders(data_folders):
         index = read_index(folder)
-        parts, lost = {}, {}
+        counts, lost, content = {}, {}, hashlib.sha256()
         for shard in index.shards:
             tar = folder / shard["name"]
             size = tar.stat().st_size if tar.exists() else None
             for row in _rows(tar):
-                corpus = row.pop("corpus")
-                rows = parts.setdefault(corpus, {split: [] for split in SPLITS})
-                rows[row.pop("split")].append(row)
+                corpus = row["corpus"]
+                counts.setdefault(corpus, dict.fromkeys(SPLITS, 0))[row["split"]] += 1
+                if size == shard["bytes"]:
+                    continue
                 if reason := _lost(row, size, shard["bytes"]):
                     lost.setdefault(corpus, []).append((row["wav"], reason))
-        for corpus, rows in parts.items():
+            content.update(os.fsencode(tar) + Path(f"{tar}.csv").read_bytes())
+        stale = {}
+        for corpus, count in counts.items():
             # It names files, and what it is called elsewhere may be no name for one.
             name = unique = re.sub(r"[/\\\x00-\x1f]", "_", corpus)[:60]
-            count = 0
+            number = 0
             while unique in names:
-                count += 1
-                unique = f"{name}_{count}"
+                number += 1
+                unique = f"{name}_{number}"
             names.add(unique)
             for split in SPLITS:
-                if not rows[split]:
+                if not count[split]:
                     raise UserError(
                         f"The shards in {folder} hold nothing of {corpus} for the "
                         f"split {split}. Pack the corpus again, or index the shards "
                         f"again: python recipes/make_shards.py {folder} --index"
                     )
             files = [Path(save_folder) / f"{unique}_{split}.csv" for split in SPLITS]
-            _write_once(files, [rows[split] for split in SPLITS])
-            num_files = sum(map(len, rows.values()))
+            key = digest([FORMAT, corpus, content.hexdigest()])
+            state = Path(save_folder) / f"{unique}_train.key"
+            if not _is_current(state, key, files):
+                stale[corpus] = (state, key, files)
+            num_files = sum(count.values())
             corpora.append(Corpus(unique, *files, num_files, lost.get(corpus, [])))
+        if stale:
+            _write_manifests(folder, index, stale)
     return corpora
 
 
@@ -214,19 +226,19 @@ def is_whole(tar):
 
 
 def _rows(tar):
-    """The rows of a shard's index, with whole paths."""
+    """Yields the rows of a shard's index, with whole paths."""
     path = Path(f"{tar}.csv")
     if not path.exists():
         raise UserError(
             f"{path} is missing, which says what lies where in the shard. Make it "
             f"again: python recipes/make_shards.py {tar.parent} --index"
         )
-    rows = read_manifest(path)
-    for row in rows:
-        for column in ("wav", "codes"):
-            if row.get(column):
-                row[column] = str(tar.parent / row[column])
-    return rows
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for column in ("wav", "codes"):
+                if row.get(column):
+                    row[column] = os.path.join(tar.parent, row[column])
+            yield row
 
 
 def _lost(row, size, expected):
@@ -242,16 +254,35 @@ def _lost(row, size, expected):
     return ""
 
 
-def _write_once(files, parts):
-    """Writes manifests unless they are there; a killed run leaves no half state."""
-    key = digest([FORMAT, parts])
-    state = Path(str(files[0]).removesuffix(".csv") + ".key")
-    if state.exists() and state.read_text() == key and all(f.exists() for f in files):
-        return
-    state.unlink(missing_ok=True)
-    for file, rows in zip(files, parts, strict=True):
-        write_csv(file, rows)
-    write_text(state, key)
+def _is_current(state, key, files):
+    return (
+        state.exists() and state.read_text() == key and all(f.exists() for f in files)
+    )
+
+
+def _write_manifests(folder, index, stale):
+    """Writes the manifests of corpora; a killed run leaves no half state.
+
+    Row by row, in another pass: of millions no list is ever held.
+    """
+    paths, places = [], {}
+    for corpus, (state, _, files) in stale.items():
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.unlink(missing_ok=True)
+        for split, file in zip(SPLITS, files, strict=True):
+            places[corpus, split] = len(paths)
+            paths.append(file)
+
+    def rows():
+        for shard in index.shards:
+            for row in _rows(folder / shard["name"]):
+                place = places.get((row.pop("corpus"), row.pop("split")))
+                if place is not None:
+                    yield place, row
+
+    write_csvs(paths, rows())
+    for state, key, _ in stale.values():
+        write_text(state, key)
 
 
 class ShardCrops(RandomCrops):
@@ -283,7 +314,7 @@ class ShardCrops(RandomCrops):
     Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
-    >>> from encodecmae_sb.data.manifest import prepare_split
+    >>> from encodecmae_sb.data.manifest import prepare_split, read_manifest
     >>> from encodecmae_sb.data.packing import PackItem, write_index, write_shard
     >>> tmp = getfixture("tmp_path")
     >>> rows = read_manifest(prepare_split(speech_folder() / "dev", tmp)[0])
@@ -321,8 +352,7 @@ class ShardCrops(RandomCrops):
         )
         corpora = [np.full(len(paths), i) for i, paths in enumerate(self.paths)]
         files = [np.arange(len(paths)) for paths in self.paths]
-        tars = [str(path).split("::")[0] for paths in self.paths for path in paths]
-        _, shard = np.unique(tars, return_inverse=True)
+        shard = _shard_numbers(path for paths in self.paths for path in paths)
         order = np.argsort(shard, kind="stable")
         self.corpus = np.concatenate(corpora)[order]
         self.file = np.concatenate(files)[order]
@@ -377,6 +407,14 @@ class ShardCrops(RandomCrops):
 
     def _shuffled(self, count, *key):
         return np.random.default_rng([self.seed, *key]).permutation(count)
+
+
+def _shard_numbers(paths):
+    """Number of each item's shard, in the order of the shards' names."""
+    numbers = {}
+    found = [numbers.setdefault(path.split("::")[0], len(numbers)) for path in paths]
+    _, order = np.unique(list(numbers), return_inverse=True)
+    return order[found]
 
 
 class PackedCodes(StoredCodes):
@@ -451,22 +489,22 @@ class ShardCodes(StoredTargets):
     unreadable = ()  # what cannot be read is known from the shards
 
     def __init__(self, manifest, n_codebooks, stored):
-        rows = read_manifest(manifest)
-        if bare := [row["wav"] for row in rows if not row["codes"]]:
-            folder = Path(Member.at(bare[0]).tar).parent
+        paths, rates, self.codes = read_columns(
+            manifest, wav=str, sample_rate=int, codes=str
+        )
+        if bare := [i for i, codes in enumerate(self.codes) if not codes]:
+            folder = Path(Member.at(paths[bare[0]]).tar).parent
             raise UserError(
-                f"{len(bare)} of {len(rows)} items of {manifest} have no codes, and "
-                f"others have, the first of them {bare[0]}. Index the shards again, "
-                f"which leaves them out: python recipes/make_shards.py {folder} --index"
+                f"{len(bare)} of {len(paths)} items of {manifest} have no codes, and "
+                f"others have, the first of them {paths[bare[0]]}. Index the shards "
+                "again, which leaves them out: python recipes/make_shards.py "
+                f"{folder} --index"
             )
-        self.codes = np.array([row["codes"] for row in rows])
         self.n_codebooks = n_codebooks
         self.row_bytes = 2 * stored
-        super().__init__(
-            np.array([row["wav"] for row in rows]),
-            np.array([int(row["sample_rate"]) for row in rows]),
-            np.array([Member.at(path).size // self.row_bytes for path in self.codes]),
-        )
+        sizes = (Member.at(path).size for path in self.codes)
+        frames = np.fromiter(sizes, np.int64, len(paths)) // self.row_bytes
+        super().__init__(paths, rates, frames)
 
     def read(self, file, first, count):
         """Codes of an item's frames, uint16, shape [count, Q]."""

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from encodecmae_sb.resampling import resampling_ratio
 
 from .audio import UnusableAudio, read_audio
-from .manifest import read_manifest
+from .columns import read_columns
 
 HOP = 320  # samples per frame
 SAMPLE_RATE = 24000
@@ -153,10 +153,32 @@ def read_samples(path, file_rate, first, count):
     return wav
 
 
-def samples_at_24k(row):
-    """Length in samples at 24 kHz of the file that a manifest's row describes."""
-    orig, new = resampling_ratio(int(row["sample_rate"]), SAMPLE_RATE)
-    return -(-int(row["num_samples"]) * new // orig)
+def samples_at_24k(num_samples, rates):
+    """Lengths of files at 24 kHz.
+
+    Arguments
+    ---------
+    num_samples : numpy.ndarray of int
+        Their lengths at their own rates, shape [files].
+    rates : numpy.ndarray of int
+        These rates in Hz, shape [files].
+
+    Returns
+    -------
+    numpy.ndarray
+        Samples, int64, shape [files].
+
+    Example
+    -------
+    >>> samples_at_24k(np.array([100, 100]), np.array([24000, 16000]))
+    array([100, 150])
+    """
+    lengths = np.zeros(len(rates), np.int64)
+    for rate in np.unique(rates):
+        orig, new = resampling_ratio(int(rate), SAMPLE_RATE)
+        here = rates == rate
+        lengths[here] = -(-num_samples[here] * new // orig)
+    return lengths
 
 
 @dataclass
@@ -186,14 +208,17 @@ class FilePieces(Dataset):
 
     Arguments
     ---------
-    manifest : str, Path or list of dict
-        As `data.manifest` writes it, or rows of such manifests.
+    manifests : str, Path or list of them
+        As `data.manifest` writes them.
     piece : int
         Samples per piece at 24 kHz, whole frames.
     shortest_tail : int
         A last piece of at most this many samples after others is dropped.
     context : int
         Samples before a piece that come with it, as far as the file has them.
+    by_length : bool
+        Takes shorter files first, and those of the same length by path; False leaves
+        them in the order of the manifests.
 
     Example
     -------
@@ -205,17 +230,21 @@ class FilePieces(Dataset):
     torch.Size([24000])
     """
 
-    def __init__(self, manifest, piece, shortest_tail, context=0):
-        rows = manifest if isinstance(manifest, list) else read_manifest(manifest)
-        self.paths = np.array([row["wav"] for row in rows])
-        self.rates = np.array([int(row["sample_rate"]) for row in rows])
+    def __init__(self, manifests, piece, shortest_tail, context=0, by_length=False):
+        self.paths, self.rates, num_samples = read_columns(
+            manifests, wav=str, sample_rate=int, num_samples=int
+        )
+        self.lengths = samples_at_24k(num_samples, self.rates)
+        if by_length:
+            by_path = sorted(range(len(self.paths)), key=list(self.paths).__getitem__)
+            order = np.array(by_path, np.int64)
+            order = order[np.argsort(self.lengths[order], kind="stable")]
+            self.paths = self.paths.take(order)
+            self.rates, self.lengths = self.rates[order], self.lengths[order]
         self.piece = piece
         self.context = context
-        self.lengths = np.array([samples_at_24k(row) for row in rows])
-        pieces = []
-        for samples in self.lengths:
-            whole, tail = divmod(int(samples), piece)
-            pieces.append(whole + (tail > shortest_tail or not whole))
+        whole, tail = np.divmod(self.lengths, piece)
+        pieces = whole + ((tail > shortest_tail) | (whole == 0))
         # The first piece of each file, and the end.
         self.first = np.concatenate([[0], np.cumsum(pieces)])
 
@@ -232,7 +261,7 @@ class FilePieces(Dataset):
         file = int(np.searchsorted(self.first, index, side="right")) - 1
         start = int(index - self.first[file]) * self.piece
         context = min(self.context, start)
-        path, rate = str(self.paths[file]), int(self.rates[file])
+        path, rate = self.paths[file], int(self.rates[file])
         count = context + int(self.samples(index))
         try:
             wav = read_samples(path, rate, start - context, count)
@@ -249,8 +278,8 @@ class StoredTargets:
 
     Arguments
     ---------
-    paths : numpy.ndarray of str
-        The files, shape [files].
+    paths : Texts
+        The files.
     rates : numpy.ndarray of int
         Their own rates in Hz, shape [files].
     frames : numpy.ndarray of int
@@ -298,7 +327,7 @@ class StoredTargets:
         if frames < 1:
             raise UnusableAudio("it has no targets: too short, or unreadable")
         first = int(position * (available - frames + 1))
-        path, rate = str(self.paths[file]), int(self.rates[file])
+        path, rate = self.paths[file], int(self.rates[file])
         wav = read_samples(path, rate, HOP * first, HOP * frames)
         targets = self.read(file, first, frames).astype(np.int64)
         return {"wav": wav, "targets": torch.from_numpy(targets)}

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+from encodecmae_sb.data.folders import list_folder
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.files import check_path
 
@@ -76,7 +77,7 @@ def find_clips(corpus, folder):
 
 
 def need(folder, name, layout):
-    """A file or folder of a corpus, once it is sure that it is there.
+    """A file of a corpus, or a folder, once it is sure that it can be listed.
 
     Arguments
     ---------
@@ -90,10 +91,17 @@ def need(folder, name, layout):
     Returns
     -------
     Path
+
+    Raises
+    ------
+    UserError
+        If it is missing, or a folder that cannot be read.
     """
     path = folder / name
     if not path.exists():
         raise missing(folder, name, layout)
+    if path.is_dir():
+        list_folder(path)
     return path
 
 

@@ -9,6 +9,7 @@ train-clean-100 has 251 speakers.)
 from collections import defaultdict
 
 from encodecmae_sb.data.corpora import missing
+from encodecmae_sb.data.folders import find_paths
 from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
@@ -19,9 +20,8 @@ The part may also be called train."""
 def find_clips(folder):
     """Clips of speakers with at least ten utterances."""
     speakers = defaultdict(list)
-    for part in sorted(folder.glob("train*")):
-        for path in sorted(part.glob("*/*/*.flac")):
-            speakers[path.parent.parent.name].append(path)
+    for path in find_paths(folder, "train*/*/*/*.flac"):
+        speakers[path.parent.parent.name].append(path)
     if not speakers:
         raise missing(folder, "train*/SPEAKER/CHAPTER/*.flac", LAYOUT)
     clips = []

@@ -4,6 +4,7 @@ https://arxiv.org/abs/1804.03209. Background noise is not a class here.
 """
 
 from encodecmae_sb.data.corpora import need
+from encodecmae_sb.data.folders import find_paths
 from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
@@ -21,9 +22,8 @@ def find_clips(folder):
         part_of.update((line.strip(), part) for line in text.splitlines())
     part_of.pop("", None)
     names = set(part_of)
-    for word in folder.iterdir():
-        if word.is_dir() and not word.name.startswith(("_", ".")):
-            names.update(f"{word.name}/{path.name}" for path in word.glob("*.wav"))
+    for path in find_paths(folder, "[!_.]*/*.wav"):
+        names.add(f"{path.parent.name}/{path.name}")
     return [
         Clip(
             id=name.removesuffix(".wav"),
