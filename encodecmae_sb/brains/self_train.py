@@ -376,10 +376,10 @@ class SelfTrainBrain(PretrainBrain):
 
     The crops bring their targets (see `data.targets`), and the frames of the student
     take the nearest ones (see `on_frames_of`); otherwise it is `PretrainBrain` with one
-    codebook. Validation measures in addition, over the
-    whole validation set: `majority_accuracy`, what the best constant answer gets on
-    hidden frames; `clusters_used`, the share of the clusters that occur;
-    `cluster_perplexity`, e to the entropy of their distribution.
+    codebook. Validation measures in addition, over the whole validation set:
+    `majority_accuracy`, what the best constant answer gets on hidden frames;
+    `clusters_used`, the share of the clusters that occur; `cluster_perplexity`, e to
+    the entropy of their distribution.
     """
 
     reported = (*PretrainBrain.reported, "majority_accuracy", "clusters_used")
