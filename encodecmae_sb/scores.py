@@ -161,35 +161,38 @@ def resampled_scores(probabilities, targets, draws=1000, seed=0):
     scores = []
     for start in range(0, draws, _DRAWS_AT_ONCE):
         number = min(_DRAWS_AT_ONCE, draws - start)
-        # How often each clip is in each set, [sets, clips].
+        # How often each clip is in each set, [clips, sets]: a clip's row in one piece.
         counts = rng.multinomial(clips, np.full(clips, 1 / clips), size=number)
+        counts = np.ascontiguousarray(counts.T, dtype=np.int32)
         if targets.dim() == 1:
             right = (probabilities.argmax(1) == targets).numpy()
-            scores.append(counts @ right / clips)
+            scores.append(counts[right].sum(0) / clips)
         else:
             scores.append(_resampled_precision(probabilities, targets, counts))
     return np.concatenate(scores)
 
 
-_DRAWS_AT_ONCE = 50
+_DRAWS_AT_ONCE = 100
 
 
 def _resampled_precision(probabilities, targets, counts):
-    """The mAP with each clip counted so many times, [sets, clips] -> [sets]."""
-    total, classes = np.zeros((2, len(counts)))
+    """The mAP with each clip counted so many times, [clips, sets] -> [sets]."""
+    total, classes = np.zeros((2, counts.shape[1]))
     for scores, wanted in zip(probabilities.T.numpy(), targets.T.numpy(), strict=True):
         if not wanted.any():
             continue
         order = np.argsort(-scores, kind="stable")
+        right = np.flatnonzero(wanted[order] > 0.5)
         # As in `average_precision`, clips of the same score come in together.
         last = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-        taken = counts[:, order].cumsum(1)[:, last]
-        found = (counts * (wanted > 0.5))[:, order].cumsum(1)[:, last]
-        gained = np.diff(found, axis=1, prepend=0)
-        sums = (gained * found / np.maximum(taken, 1)).sum(1)
-        occurs = found[:, -1] > 0
-        total += np.where(occurs, sums / np.maximum(found[:, -1], 1), 0)
-        classes += occurs
+        ends = last[np.searchsorted(last, right)]
+        taken = counts[order].cumsum(0, dtype=np.int32)[ends]
+        gained = counts[order[right]]
+        found = gained.cumsum(0)
+        at_end = found[np.searchsorted(right, ends, side="right") - 1]
+        sums = (gained * at_end / np.maximum(taken, 1)).sum(0)
+        total += sums / np.maximum(found[-1], 1)
+        classes += found[-1] > 0
     return total / np.maximum(classes, 1)
 
 

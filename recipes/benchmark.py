@@ -529,7 +529,7 @@ def tables(results):
             memory = "?" if memory is None else f"{memory / 2**20:.0f}"
             lines.append(
                 f"  {name:15s} {row['seconds']:9.3f} {row['ratio']:7.2f} "
-                f"{100 * row['mfu']:7.1f} {memory:>12s}   {what}"
+                f"{100 * row['mfu']:7.1f} {memory:>12s}   {what.rstrip()}"
             )
     if embedding := results.get("embedding"):
         lines.append(
@@ -554,13 +554,15 @@ def tables(results):
                 "step consumes"
             )
     if processes := results.get("processes"):
-        title = f"Processes that share a step, {processes[0].get('precision', '')}"
-        lines.append(f"\n{title}\n{'crops a second':>44s}   ratio")
+        lines.append(
+            "\nProcesses that share a step   crops a second   ratio   precision"
+        )
         for row in processes:
             speed, one = row["crops_per_second"], processes[0]["crops_per_second"]
             ratio = f"{speed / one:7.2f}" if speed and one else ""
             speed = f"{speed:41.2f}" if speed else f"{'failed, see above':>41s}"
-            lines.append(f"  {row['processes']:2d} {speed} {ratio}".rstrip())
+            line = f"  {row['processes']:2d} {speed} {ratio:>7s}"
+            lines.append(f"{line}   {row.get('precision', '')}".rstrip())
     return "\n".join(lines)
 
 

@@ -432,11 +432,11 @@ def finish(comparison, rows, unusable, output):
 
 def with_interval(row, runs):
     """A row of `probes.csv`: instead of draws the 95 % interval of this one probe."""
-    spread_of_clips = spread([[0.0]], [[row["draws"]]])
-    row = {name: value for name, value in row.items() if name != "draws"}
-    row["low"], row["high"] = spread_of_clips["low"], spread_of_clips["high"]
-    row["interval_covers"] = covered(runs[:1], 1)
-    return row
+    row = dict(row)
+    draws = row.pop("draws")
+    own = spread([[np.mean(draws)]], [[draws]])
+    covers = covered(runs[:1], 1)
+    return {**row, "low": own["low"], "high": own["high"], "interval_covers": covers}
 
 
 def covered(runs, repeats, with_random=False):

@@ -4,10 +4,12 @@ r"""Self-training: what an encoder has learnt becomes the target of the next one
     python recipes/self_train.py hparams/self_train_base.yaml \
         --data_folder /data/LibriSpeech --teacher results/base/1234/encoder
 
-The teacher embeds clips; k-means finds clusters in its last layer's activations;
-the cluster of every frame of the corpus is computed once and stored; a student,
-which goes on from the teacher's weights where it is built alike, is pretrained to
-tell the clusters of hidden frames.
+The teacher embeds clips; k-means finds clusters in its last layer's activations; for
+each 320 samples of the corpus the cluster of the teacher's nearest frame is computed
+once and stored; a student, which goes on from the teacher's weights where it is built
+alike, is pretrained to tell the clusters of hidden frames. A teacher with published
+log-mel weights has 318 samples from frame to frame: with `--student teacher` the
+student has, too, and goes on from it; otherwise it starts fresh, with 320.
 
 Makes, in the output folder: `encoder/`, which `foreign_class` loads; `metrics.json`;
 `centroids.npz`; `curves.png`; `unusable_files.csv`; targets and checkpoints in
@@ -53,6 +55,7 @@ from encodecmae_sb.identity import data_identity, named
 from encodecmae_sb.lobes.features import check_grid
 from encodecmae_sb.lobes.pieces import PIECE
 
+_TARGETS = 2  # raise it when the rules by which targets are computed change
 # What centroids depend on, besides the teacher's weights and the data.
 _CLUSTER_KEYS = ("layer", "n_clusters", "cluster_clips", "cluster_passes", "seed")
 
@@ -150,7 +153,8 @@ def prepare_targets(hparams, teacher, corpora, centroids, key, unusable, options
             ("train", corpus.train_csv),
             ("valid", corpus.valid_csv),
         ):
-            name = f"{manifest.stem}-{digest([key, files_digest(manifest)])}"
+            parts = [key, files_digest(manifest), _TARGETS]
+            name = f"{manifest.stem}-{digest(parts)}"
             stored = RowFile(Path(hparams["save_folder"]) / "targets" / name, "uint16")
             targets[part].append(
                 store_targets(
@@ -188,6 +192,23 @@ def build_crops(hparams, corpora, targets):
     return train, valid
 
 
+def describe_student(encoder, teacher, continued):
+    """What the student starts from, and whose frames its targets are."""
+    hop, teachers_hop = (x.front_end.hop_length for x in (encoder, teacher))
+    if continued:
+        text = "The student goes on from the teacher's weights, with its front end "
+        return text + f"({hop} samples from frame to frame) and a new decoder and head."
+    text = "The student has new weights."
+    if hop != teachers_hop:
+        text += (
+            f" It has {hop} samples from frame to frame, the teacher {teachers_hop}: "
+            "its targets are those of the teacher's nearest frames. With --student "
+            "teacher it goes on from the teacher, with its front end, if all else is "
+            "alike."
+        )
+    return text
+
+
 def main(argv):
     """Runs the experiment that the command line describes."""
     hparams, run_opts, _ = start_experiment(argv)
@@ -201,12 +222,8 @@ def main(argv):
     if if_main_process():
         print(
             f"Teacher: {hparams['teacher']}, layer {hparams['layer']}, "
-            f"{hparams['n_clusters']} clusters. Student: "
-            + (
-                "goes on from the teacher's weights, with a new decoder and head."
-                if continued
-                else "new weights."
-            ),
+            f"{hparams['n_clusters']} clusters. "
+            + describe_student(model.encoder, teacher, continued),
             flush=True,
         )
 
@@ -257,6 +274,7 @@ def finish(brain, continued, reseeded, output):
         **row,
         "teacher": str(hparams.teacher),
         "student_continued": continued,
+        "student_hop_length": hparams.model.encoder.front_end.hop_length,
         "n_clusters": hparams.n_clusters,
         "reseeded_clusters": reseeded,
         "unusable_files": len(brain.unusable),
@@ -269,7 +287,8 @@ def finish(brain, continued, reseeded, output):
         folder,
         f"Self-trained for {int(row['step'])} steps on {', '.join(brain.corpora)}; "
         f"targets: {hparams.n_clusters} clusters of {hparams.teacher}, layer "
-        f"{hparams.layer}.",
+        f"{hparams.layer}; it {'goes on from' if continued else 'starts apart from'} "
+        "the teacher's weights.",
         row,
     )
     print(
@@ -279,8 +298,8 @@ def finish(brain, continued, reseeded, output):
         f"  cross-entropy             {row['masked_ce_1']:8.3f} nats\n"
         f"  unigram cross-entropy     {row['unigram_ce_1']:8.3f} nats\n"
         f"Clusters in use             {100 * row['clusters_used']:6.1f} % of "
-        f"{hparams.n_clusters}, perplexity {row['cluster_perplexity']:.1f}; "
-        f"{reseeded} re-seeded\n"
+        f"{hparams.n_clusters}, perplexity {row['cluster_perplexity']:.1f}, in all of "
+        f"the validation set; {reseeded} re-seeded\n"
         f"\nMade in {output}:\n"
         f"  encoder/             the student, for foreign_class\n"
         f"  metrics.json         the figures above\n"

@@ -290,3 +290,4 @@ def test_processes_share_the_crops_of_a_step(tmp_path):
     (row,) = json.loads((tmp_path / "benchmark.json").read_text())["processes"]
     assert row["processes"] == 2
     assert row["crops_per_second"] > 0
+    assert row["precision"] == "bf16"

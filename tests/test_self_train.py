@@ -14,12 +14,13 @@ from test_reconstruct import flags, recipe
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.brains.self_train import (
     load_teacher,
+    on_frames_of,
     start_student,
     store_targets,
 )
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.clusters import _use_all, find_clusters, nearest
-from encodecmae_sb.data.audio import read_audio
+from encodecmae_sb.data.audio import UnusableAudio, read_audio
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.targets import FilePieces, FileTargets, RowFile, read_samples
@@ -160,9 +161,10 @@ def test_what_follows_an_unreadable_piece_is_left_out(tmp_path):
 # ---------------------------------------------------------------- teacher, student
 
 
-def make_encoder(dim=16, seed=0):
+def make_encoder(dim=16, seed=0, **front_end):
     torch.manual_seed(seed)
-    return AudioEncoder(LogMel(), ResiDualTransformer(dim, 2, 2, 32, shared_ffn=False))
+    transformer = ResiDualTransformer(dim, 2, 2, 32, shared_ffn=False)
+    return AudioEncoder(LogMel(**front_end), transformer)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +205,128 @@ def test_stored_targets_are_those_of_the_layer_without_the_norm(
     assert len(set(targets.values.tolist())) > 3
 
 
+PUBLISHED = {"hop_length": 318, "centered": False}  # the log-mel of published weights
+
+
+def noises(folder, count=3, seconds=9):
+    """White noise, whose clusters change from frame to frame."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "dev"):
+        (folder / part).mkdir(parents=True)
+        for i in range(count):
+            samples = 0.1 * rng.normal(size=24000 * seconds)
+            soundfile.write(folder / part / f"{i}.wav", samples, 24000)
+    return folder
+
+
+def store(teacher, manifest, path, centroids):
+    """Targets of a manifest."""
+    options = {"batch_size": 2, "num_workers": 0, "quiet": True}
+    stored = RowFile(path, "uint16")
+    return store_targets(
+        teacher, "last_no_norm", centroids, manifest, stored, **options
+    )
+
+
+def test_targets_are_those_of_the_nearest_frame_of_a_published_teacher(tmp_path):
+    teacher = make_encoder(**PUBLISHED).eval()
+    (prepared,) = prepare_corpora(noises(tmp_path / "noises", 1), tmp_path)
+    wav = read_audio(tmp_path / "noises/dev/0.wav", 24000)
+    with torch.no_grad():
+        (frames,) = encode_in_pieces(teacher, wav[None], layer="last_no_norm")
+    centroids = frames[::7]
+    targets = store(teacher, prepared.valid_csv, tmp_path / "targets", centroids)
+    crop = targets.cut(0, 0.0, 1e6)
+    # Two pieces of 4 s and one of 1 s: the middle of every window, and of every target.
+    starts = np.repeat([0, 96000, 192000], [300, 300, 74])
+    within = np.concatenate([np.arange(300), np.arange(300), np.arange(74)])
+    middles = starts + 318 * within + 318
+    wanted = 320 * np.arange(len(wav) // 320) + 159.5
+    assert len(crop["targets"]) == len(wanted) == 675
+    piece = wanted // 96000
+    distance = np.abs(wanted[:, None] - middles)
+    distance[piece[:, None] != starts // 96000] = np.inf  # pieces are apart
+    expected = nearest(frames[distance.argmin(1)], centroids)[0]
+    assert (expected == crop["targets"]).double().mean() > 0.98
+    # With as many frames a piece as targets, their numbers would do, but they drift.
+    assert (expected[:600] != nearest(frames[:600], centroids)[0]).sum() > 60
+
+
+def test_a_piece_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    (prepared,) = prepare_corpora(noises(tmp_path / "noises"), tmp_path)
+    centroids = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    given = make_encoder().eval(), prepared.train_csv
+    whole = store(*given, tmp_path / "whole", centroids)
+    real = read_samples
+
+    def broken(path, file_rate, first, count):
+        if path == whole.paths[1] and first == 96000:
+            raise UnusableAudio("the disk is away")
+        return real(path, file_rate, first, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("encodecmae_sb.data.targets.read_samples", broken)
+        part = store(*given, tmp_path / "part", centroids)
+        assert part.frames.tolist() == [675, 300, 675]
+        # As long as it stays away, nothing is computed again.
+        patch.setattr(RowFile, "append", None)
+        part = store(*given, tmp_path / "part", centroids)
+        assert part.frames.tolist() == [675, 300, 675]
+    part = store(*given, tmp_path / "part", centroids)
+    assert part.frames.tolist() == whole.frames.tolist() == [675, 675, 675]
+    assert np.array_equal(part.values, whole.values)
+
+
+def test_a_student_of_a_published_teacher(self_train, tmp_path, capsys):
+    export_encoder(make_encoder(**PUBLISHED), tmp_path / "teacher")
+    options = {"teacher": tmp_path / "teacher", "training_steps": 2}
+    _, metrics = self_train(tmp_path / "new", **options)
+    assert metrics["student_continued"] is False
+    assert metrics["student_hop_length"] == 320
+    said = capsys.readouterr().out
+    assert "nearest" in said
+    assert "--student teacher" in said
+    _, metrics = self_train(tmp_path / "on", **options, student="teacher")
+    assert metrics["student_continued"] is True
+    assert metrics["student_hop_length"] == 318
+    assert "goes on from the teacher's weights, with its front end" in (
+        capsys.readouterr().out
+    )
+    front_end = load_encoder_folder(tmp_path / "on/encoder").front_end
+    assert (front_end.hop_length, front_end.centered) == (318, False)
+    for name in ("new", "on"):
+        readme = (tmp_path / name / "encoder/README.md").read_text()
+        assert ("goes on from" in readme) == (name == "on")
+
+
+@pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
+def test_frames_of_a_student_as_published_get_the_nearest_target(seconds):
+    """As many frames as targets, and each its own window's."""
+    frames = int(75 * seconds)
+    batch = CropCollator()(
+        [
+            {
+                "wav": torch.rand(320 * frames),
+                "targets": torch.arange(frames),
+                "seed": 0,
+                "corpus": 0,
+                "unusable": [],
+            }
+        ]
+    )
+    front_end = LogMel(**PUBLISHED)
+    wavs, targets = on_frames_of(front_end, batch.wavs, batch.targets)
+    assert front_end(wavs).shape[1] == targets.shape[1] == frames
+    middles = 318 * np.arange(frames) + 318
+    wanted = np.abs(middles[:, None] - (320 * np.arange(frames) + 159.5)).argmin(1)
+    assert targets[0, :, 0].tolist() == wanted.tolist()
+    whole = 318 * (frames - 1) + 637
+    assert torch.equal(wavs[:, : 320 * frames], batch.wavs[:, :whole])
+    same = on_frames_of(LogMel(), batch.wavs, batch.targets)
+    assert same[0] is batch.wavs
+    assert same[1] is batch.targets
+
+
 def test_a_student_goes_on_from_a_teacher_of_its_kind():
     teacher, student = make_encoder(seed=1), make_encoder(seed=2)
     before = student.projection.weight.clone()
@@ -217,6 +341,14 @@ def test_a_student_goes_on_from_a_teacher_of_its_kind():
         start_student(larger, teacher, "teacher")
     with pytest.raises(UserError, match="auto, teacher, fresh"):
         start_student(student, teacher, "large")
+    published = make_encoder(**PUBLISHED)
+    assert not start_student(student, published, "auto")
+    assert student.front_end.hop_length == 320
+    assert start_student(student, published, "teacher")
+    assert (student.front_end.hop_length, student.front_end.centered) == (318, False)
+    assert start_student(make_encoder(**PUBLISHED), published, "auto")
+    with pytest.raises(UserError, match="hop_length=240"):
+        start_student(make_encoder(hop_length=240), teacher, "fresh")
 
 
 def test_teachers_that_are_none(teacher_folder, tmp_path):

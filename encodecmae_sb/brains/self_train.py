@@ -2,11 +2,13 @@
 
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from speechbrain import Stage
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -14,7 +16,7 @@ from encodecmae_sb.clusters import nearest
 from encodecmae_sb.data.targets import HOP, FilePieces, FileTargets
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.export import encoder_yaml
-from encodecmae_sb.lobes import AudioEncoder, CodecLatents
+from encodecmae_sb.lobes import AudioEncoder, CodecLatents, LogMel
 from encodecmae_sb.lobes.model import frame_mask
 from encodecmae_sb.lobes.pieces import (
     PIECE,
@@ -27,6 +29,8 @@ from encodecmae_sb.published import load_encoder_source
 from .pretrain import PretrainBrain
 
 STUDENTS = ("auto", "teacher", "fresh")
+# Samples from frame to frame in published log-mel encoders.
+_PUBLISHED_HOP = 318
 
 
 def load_teacher(source, layer):
@@ -78,8 +82,9 @@ def start_student(encoder, teacher, student):
         The student's, changed in place.
     teacher : AudioEncoder
     student : str
-        "teacher": goes on from the teacher's weights; "fresh": keeps its own new
-        ones; "auto": the first where both have the same architecture.
+        "teacher": goes on from the teacher's weights, with its log-mel front end;
+        "fresh": keeps its own new ones; "auto": the first where both are built alike,
+        the front end included.
 
     Returns
     -------
@@ -89,10 +94,14 @@ def start_student(encoder, teacher, student):
     Raises
     ------
     ValueError
-        If the weights are asked for and do not fit.
+        If the weights are asked for and do not fit, or the student's frames are not
+        as long as the targets.
     """
     if student not in STUDENTS:
         raise UserError(f"student={student!r}: allowed are {', '.join(STUDENTS)}.")
+    if student == "teacher" and _both_log_mel(encoder, teacher):
+        encoder.front_end = teacher.front_end  # which has no weights
+    _check_frames(encoder.front_end)
     same = encoder_yaml(encoder) == encoder_yaml(teacher)
     if student == "teacher" and not same:
         raise UserError(
@@ -111,6 +120,102 @@ def start_student(encoder, teacher, student):
             )
         encoder.front_end = teacher.front_end
     return False
+
+
+def _both_log_mel(encoder, teacher):
+    front_ends = encoder.front_end, teacher.front_end
+    return (
+        all(isinstance(front_end, LogMel) for front_end in front_ends)
+        and front_ends[0].dim == front_ends[1].dim
+    )
+
+
+def _check_frames(front_end):
+    """Makes sure that a student's frames are as long as targets, or nearly so."""
+    if not isinstance(front_end, LogMel):
+        return
+    grid = front_end.hop_length, front_end.centered
+    if grid not in ((HOP, True), (_PUBLISHED_HOP, False)):
+        raise UserError(
+            f"hop_length={grid[0]}, centered={grid[1]}: the student's targets are "
+            f"{HOP} samples long, so its log-mel must have hop_length={HOP} and "
+            f"centered=True, or {_PUBLISHED_HOP} and False as in published weights."
+        )
+
+
+def frame_middles(front_end, num_frames):
+    """Where the frames of a front end are, as the middle of what each describes.
+
+    Arguments
+    ---------
+    front_end : LogMel or CodecLatents
+    num_frames : int
+
+    Returns
+    -------
+    torch.Tensor
+        In samples from the start of the waveform, float64, shape [num_frames].
+
+    Example
+    -------
+    >>> frame_middles(LogMel(hop_length=318, centered=False), 2)
+    tensor([318., 636.], dtype=torch.float64)
+    """
+    hop = front_end.hop_length
+    first = (hop - 1) / 2
+    if isinstance(front_end, LogMel):
+        before = (front_end.win_length - hop) // 2 if front_end.centered else 0
+        first = (front_end.win_length - 1) / 2 - before
+    return first + hop * torch.arange(num_frames, dtype=torch.float64)
+
+
+def _target_middles(num_targets):
+    """The same of targets."""
+    return (HOP - 1) / 2 + HOP * torch.arange(num_targets, dtype=torch.float64)
+
+
+def _nearest_places(wanted, there):
+    """For each place the number of the nearest one that is there."""
+    return (wanted[:, None] - there).abs().argmin(1)
+
+
+def on_frames_of(front_end, wavs, targets):
+    """Makes a front end give a frame for each target, and gives each frame its target.
+
+    A front end as in published weights has 318 samples from frame to frame, targets
+    have 320. Each frame gets the target whose middle is nearest to its own; the
+    waveform is cut, or continued with zeros, to as many frames as there are targets.
+
+    Arguments
+    ---------
+    front_end : LogMel or CodecLatents
+    wavs : torch.Tensor
+        Shape [B, 320 T].
+    targets : torch.Tensor
+        Shape [B, T, Q].
+
+    Returns
+    -------
+    wavs : torch.Tensor
+        Shape [B, N].
+    targets : torch.Tensor
+        Shape [B, T, Q].
+
+    Example
+    -------
+    >>> front_end = LogMel(hop_length=318, centered=False)
+    >>> targets = torch.arange(75)[None, :, None]
+    >>> wavs, targets = on_frames_of(front_end, torch.zeros(1, 24000), targets)
+    >>> front_end(wavs).shape[1], targets.shape[1]
+    (75, 75)
+    """
+    if front_end.hop_length == HOP:
+        return wavs, targets
+    frames = targets.shape[1]
+    samples = (frames - 1) * front_end.hop_length + front_end.win_length
+    wavs = F.pad(wavs, (0, samples - wavs.shape[1]))
+    index = _nearest_places(frame_middles(front_end, frames), _target_middles(frames))
+    return wavs, targets[:, index.to(targets.device, non_blocking=True)]
 
 
 @torch.no_grad()
@@ -142,10 +247,12 @@ def embed_clips(teacher, layer, crops, num_clips, stored, **options):
 def store_targets(
     teacher, layer, centroids, manifest, stored, unusable=None, **options
 ):
-    """Stores the cluster of every frame of the files of a manifest.
+    """Stores a cluster for each 320 samples of the files of a manifest.
 
-    Goes on where it was stopped. With several processes the main one computes; the
-    others wait for as long as it takes.
+    It is that of the nearest frame of the teacher, whose frames may be nearer to each
+    other (318 samples in published weights). Goes on where it was stopped, or at the
+    first piece that could not be read and now can. With several processes the main one
+    computes; the others wait for as long as it takes.
 
     Arguments
     ---------
@@ -156,7 +263,7 @@ def store_targets(
         Shape [K, D].
     manifest : str or Path
     stored : RowFile
-        Filled: an item per piece of a file, a row per frame.
+        Filled: an item per piece of a file, a row per target.
     unusable : UnusableFiles, optional
         Notes files that cannot be read.
     **options
@@ -167,6 +274,9 @@ def store_targets(
     FileTargets
     """
     pieces = FilePieces(manifest, PIECE, SHORTEST_TAIL)
+    if if_main_process():
+        _cut_at_readable(stored, pieces, teacher.front_end)
+    ddp_barrier()  # before others look at what is there
     if not if_main_process():
         wait_until(lambda: len(stored.counts) == len(pieces))
         return FileTargets(pieces, stored)
@@ -176,15 +286,36 @@ def store_targets(
     def assign(items):
         if unusable is not None:
             unusable.add((item.path, item.reason) for item in items if item.reason)
-        encoded = _encode(teacher, [item.wav for item in items], layer)
-        return [
-            nearest(torch.from_numpy(frames).to(device), centroids)[0].cpu().numpy()
-            for frames in encoded
-        ]
+        wavs = [item.wav for item in items]
+        clusters = []
+        for wav, frames in zip(wavs, _encode(teacher, wavs, layer), strict=True):
+            frames = torch.from_numpy(frames).to(device)
+            index, _ = nearest(frames, centroids)
+            if len(index):
+                there = frame_middles(teacher.front_end, len(index))
+                wanted = _target_middles(len(wav) // HOP)
+                index = index.cpu()[_nearest_places(wanted, there)]
+            clusters.append(index.cpu().numpy())
+        return clusters
 
     name = f"Computing targets, {stored.path.stem}"
     _fill(stored, pieces, len(pieces), assign, name, "pieces", **options)
     return FileTargets(pieces, stored)
+
+
+def _cut_at_readable(stored, pieces, front_end):
+    """Cuts off what is stored at the first piece without targets that can be read.
+
+    A file that was away for a while, on a network for instance, is not left out for
+    ever. Pieces that still cannot be read cost a look.
+    """
+    counts = stored.counts[: len(pieces)]
+    samples = pieces.samples(np.arange(len(counts)))
+    ought = (samples >= HOP) & (front_end.num_frames(samples) > 0)
+    for piece in np.flatnonzero((counts == 0) & ought):
+        if pieces[int(piece)].wav is not None:
+            stored.resume(int(piece))
+            return
 
 
 def wait_until(done):
@@ -243,11 +374,12 @@ def _encode(teacher, wavs, layer):
 class SelfTrainBrain(PretrainBrain):
     """Pretrains a `MaskedCodecModel` on stored targets, one per frame.
 
-    The crops bring their targets (see `data.targets`); otherwise it is
-    `PretrainBrain` with one codebook. Validation measures in addition, over the
-    whole validation set: `majority_accuracy`, what the best constant answer gets on
-    hidden frames; `clusters_used`, the share of the clusters that occur;
-    `cluster_perplexity`, e to the entropy of their distribution.
+    The crops bring their targets (see `data.targets`), and the frames of the student
+    take the nearest ones (see `on_frames_of`); otherwise it is `PretrainBrain` with one
+    codebook. Validation measures in addition, over the whole validation set:
+    `majority_accuracy`, what the best constant answer gets on hidden frames;
+    `clusters_used`, the share of the clusters that occur; `cluster_perplexity`, e to
+    the entropy of their distribution.
     """
 
     reported = (*PretrainBrain.reported, "majority_accuracy", "clusters_used")
@@ -258,6 +390,14 @@ class SelfTrainBrain(PretrainBrain):
         if stage == Stage.VALID:
             size = self.hparams.codebook_size
             self.counts = torch.zeros(2, size, dtype=torch.int64)
+
+    def compute_forward(self, batch, stage):
+        """As `PretrainBrain`, with the targets of the student's own frames."""
+        front_end = self.hparams.model.encoder.front_end
+        wavs, targets = on_frames_of(front_end, batch.wavs, batch.targets)
+        return super().compute_forward(
+            replace(batch, wavs=wavs, targets=targets), stage
+        )
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss; in validation also the counts of the clusters."""
