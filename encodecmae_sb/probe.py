@@ -355,9 +355,9 @@ def spread(scores, draws=None):
 
         The interval is that of a bootstrap in two ways at once: the test clips of
         every fold are drawn anew, and with them the repeats, the same ones for all
-        folds. So it covers what other test clips and other seeds would change.
-        It does not cover other training clips or other folds, and few repeats show
-        less than all of what seeds do.
+        folds. So it covers what other test clips and other seeds would change. It does
+        not cover other training clips, other folds or another pretraining, and few
+        repeats show less than all of what seeds do.
 
     Example
     -------

@@ -14,7 +14,8 @@ time of log-mel frames). "{fold}" in a folder's path stands for the name of the 
 that is tested.
 
 Of each score there is a 95 % interval: what other test clips, other seeds of the probes
-and, for `random`, other weights would change. Other training clips are not in it.
+and, for `random`, other weights would change. Other training clips, other pretrainings
+of an encoder and other folds are not in it.
 
 Makes, in the output folder: `metrics.json`; `probes.csv`, every probe that was
 tested; `probe.png`; with `--layers True` `layers.png`; `clips.csv`;
@@ -443,12 +444,13 @@ def covered(runs, repeats, with_random=False):
     """What a 95 % interval covers, in words."""
     clips = f"test clips of each of the {len(runs)} folds" if runs[1:] else "test clips"
     text = f"95 %: other {clips}"
+    left_out = "training clips, pretrainings" + (", folds" if runs[1:] else "")
     if repeats == 1:
-        return f"{text}; not other seeds or weights, not other training clips"
+        return f"{text}; not other seeds, {left_out}"
     text += f" and seeds ({repeats} were tried"
     if with_random:
         text += f"; for {RANDOM} also other weights, new for each seed"
-    return f"{text}); not other training clips"
+    return f"{text}); not other {left_out}"
 
 
 def measured(prefix, rows, runs, key, others=()):

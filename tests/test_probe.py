@@ -267,6 +267,7 @@ def test_random_is_another_encoder_in_each_repeat(home, tmp_path, finished):
     assert "for random also other weights" in text
     covers = metrics_of(output)["interval_covers"]
     assert "each of the 3 folds and seeds (2 were tried; for random" in covers
+    assert "not other training clips, pretrainings, folds" in covers
 
 
 def test_a_gpu_is_used_where_there_is_one(monkeypatch):
