@@ -191,6 +191,7 @@ def main(argv):
         "protocol": protocol,
         "head": head.describe(),
         "pretrained": hparams["pretrained"],
+        "precision": brain.precision,
         "steps": brain.optimizer_step,
         "left_out": len(unusable),
     }

@@ -213,7 +213,12 @@ def longer(argv, steps):
 def finish(brain, source, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     row = brain.history.rows[-1]
-    metrics = {**row, "codec": source, "unusable_files": len(brain.unusable)}
+    metrics = {
+        **row,
+        "codec": source,
+        "precision": brain.precision,
+        "unusable_files": len(brain.unusable),
+    }
     write_metrics(output, metrics)
     draw_curves(brain.history, output / "curves.png")
     folder = output / "encoder"

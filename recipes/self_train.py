@@ -273,6 +273,7 @@ def finish(brain, continued, reseeded, output):
     metrics = {
         **row,
         "teacher": str(hparams.teacher),
+        "precision": brain.precision,
         "student_continued": continued,
         "student_hop_length": hparams.model.encoder.front_end.hop_length,
         "n_clusters": hparams.n_clusters,

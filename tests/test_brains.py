@@ -7,9 +7,12 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain import Stage
+from speechbrain.utils.run_opts import RunOptions
 from test_pretrain import ROOT, TINY
 
+from encodecmae_sb import precision
 from encodecmae_sb.brains import pretrain
+from encodecmae_sb.brains.base import ResumableBrain
 from encodecmae_sb.brains.codec import (
     LogMelDistance,
     ResidualCodebooks,
@@ -96,6 +99,23 @@ def test_each_corpus_has_a_unigram_of_its_own(tmp_path, monkeypatch):
         -float(mixture[0, [5, 1, 2, 5]].log().mean()),
         rel=1e-5,
     )
+
+
+@pytest.mark.parametrize(("units", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_a_precision_that_the_cpu_has_instructions_for(
+    tmp_path, monkeypatch, capsys, units, chosen
+):
+    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: units)
+    brain = make_brain(tmp_path)  # mini.yaml says auto
+    assert brain.precision == chosen
+    assert ("Precision: fp32, since cpu" in capsys.readouterr().out) == (not units)
+    for asked in ("bf16", "fp32"):
+        brain = make_brain(tmp_path / asked, precision=asked)
+        assert brain.precision == asked
+        run_opts = RunOptions(precision=asked, overridden_args={"precision"})
+        brain = ResumableBrain(hparams={"precision": "auto"}, run_opts=run_opts)
+        assert brain.precision == asked
+    assert not capsys.readouterr().out
 
 
 def test_silence_and_unequal_lengths_give_a_finite_loss(tmp_path):

@@ -13,7 +13,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from torch._functorch import config as partitioner
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepCollator
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.lobes import CodecLatents
+from encodecmae_sb.precision import AUTO, best_precision
 
 logger = get_logger(__name__)
 
@@ -156,7 +157,8 @@ class History:
 class ResumableBrain(Brain):
     """A Brain with a history, that can be stopped between any two optimizer steps.
 
-    Reads from the yaml: `history`.
+    Reads from the yaml: `history`, and `precision`, which may be `auto` (see
+    `precision.best_precision`).
 
     Raises
     ------
@@ -165,8 +167,11 @@ class ResumableBrain(Brain):
         number turn it round.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, hparams, run_opts=None, **kwargs):
+        given = getattr(run_opts, "overridden_args", run_opts or {})
+        if hparams.get("precision") == AUTO and "precision" not in given:
+            hparams = {**hparams, "precision": _choose_precision(run_opts or {})}
+        super().__init__(*args, hparams=hparams, run_opts=run_opts, **kwargs)
         norm = self.max_grad_norm
         if not isinstance(norm, int | float) or not norm > 0:
             raise UserError(
@@ -220,6 +225,17 @@ class ResumableBrain(Brain):
     def _should_save_intra_epoch_ckpt(self, *args):
         # A checkpoint does not hold gradients.
         return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
+
+
+def _choose_precision(run_opts):
+    """What `precision: auto` stands for on the device that a run is on."""
+    device = run_opts.get("device") or infer_device()
+    precision = best_precision(device)
+    if precision == "fp32" and if_main_process():
+        print(
+            f"Precision: fp32, since {device} has no instructions for bf16.", flush=True
+        )
+    return precision
 
 
 class StepBrain(ResumableBrain):
