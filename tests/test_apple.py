@@ -130,8 +130,8 @@ def test_a_validation_step():
 
     def validate(device):
         brain = SimpleNamespace(
-            unigram=device(torch.arange(32.0).view(2, 16)),
-            sums=torch.zeros(2, 3, 2, dtype=torch.float64),
+            unigram=device(torch.arange(96.0).view(3, 2, 16)),
+            sums=torch.zeros(2, 4, 2, dtype=torch.float64),
             frames=torch.zeros(2, dtype=torch.float64),
         )
         masked = GapMasker()(device(lengths), device(lengths), 75)

@@ -177,7 +177,7 @@ class EnCodecMAE(nn.Module):
         torch.Tensor
             int64, at least 1, of the same shape.
         """
-        counts = [self._num_frames(n) for n in num_samples.flatten().tolist()]
+        counts = [self._num_frames(n) for n in num_samples.flatten().cpu().tolist()]
         counts = torch.tensor(counts, dtype=torch.int64, device=num_samples.device)
         return counts.view_as(num_samples)
 
@@ -289,7 +289,7 @@ class EnCodecMAE(nn.Module):
         items = encode_in_pieces(
             self.encoder,
             resampled,
-            lengths.tolist(),
+            lengths.cpu().tolist(),
             self._computed,
             batch_size=None,
             piece=self.piece,

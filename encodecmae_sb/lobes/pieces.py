@@ -220,7 +220,7 @@ def encode_in_pieces(
         frames = _front_end_frames(front_end, waves, max(counts), device)
         num_frames = None
         if min(counts) < frames.shape[1]:
-            num_frames = torch.tensor(counts, device=device)
+            num_frames = torch.tensor(counts).to(device)
         output = encoder.encode(frames, num_frames, num_layers_of(encoder, layer))
         # Unbound, so that a gradient of one row is not as large as all of them.
         rows = select_layer(output, layer).unbind(-3)
