@@ -31,6 +31,7 @@ from .data.crops import CropBatch, CropCollator, DrawSampler, RandomCrops
 from .data.manifest import prepare_corpora
 from .lobes import transformer
 from .lobes.pieces import encode_in_pieces
+from .precision import tf32_allowed
 
 # Where the time of a step goes, in the order of the step.
 PARTS = (
@@ -114,14 +115,9 @@ def name_precision(dtype, device):
     name = names[dtype]
     if device.type != "cuda":
         return name
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(cudnn, "conv"):  # from torch 2.9, which may refuse the older switches
-        products, convolutions = (
-            switch.fp32_precision == "tf32" for switch in (matmul, cudnn.conv)
-        )
-    else:
-        products, convolutions = matmul.allow_tf32, cudnn.allow_tf32
-    kinds = ["products"] * products + ["convolutions"] * convolutions
+    allowed = tf32_allowed()
+    words = {"products": allowed["matmul"], "convolutions": allowed["conv"]}
+    kinds = [word for word, yes in words.items() if yes]
     return f"{name}, " + (f"TF32 for {' and '.join(kinds)}" if kinds else "no TF32")
 
 
@@ -158,12 +154,13 @@ def time_call(function, device, repeats=1):
     return (time.perf_counter() - started) / repeats
 
 
-def matmul_rate(device, size=None, repeats=5):
-    """Floating-point operations per second of a square bf16 matrix product.
+def matmul_rate(device, dtype, size=None, repeats=5):
+    """Floating-point operations per second of a square matrix product.
 
     Arguments
     ---------
     device : torch.device
+    dtype : torch.dtype
     size : int, optional
         Rows and columns; default: 2048, on a GPU 8192.
     repeats : int
@@ -175,13 +172,11 @@ def matmul_rate(device, size=None, repeats=5):
 
     Example
     -------
-    >>> matmul_rate(torch.device("cpu"), size=64) > 0
+    >>> matmul_rate(torch.device("cpu"), torch.float32, size=64) > 0
     True
     """
     size = size or (8192 if device.type == "cuda" else 2048)
-    a, b = (
-        torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2)
-    )
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     torch.mm(a, b)
     seconds = [time_call(lambda: torch.mm(a, b), device) for _ in range(repeats)]
     return 2 * size**3 / statistics.median(seconds)
@@ -534,14 +529,14 @@ class LoopMasker(nn.Module):
     def __init__(self, masker):
         super().__init__()
         self.ratio, self.gap = masker.ratio, masker.gap
-        self.max_visible = masker.max_visible
+        self.num_hidden, self.max_visible = masker.num_hidden, masker.max_visible
 
     def forward(self, lengths, seeds, num_frames):
         """As `GapMasker`, of which it draws other gaps."""
         masks = []
         for length, seed in zip(lengths.tolist(), seeds.tolist(), strict=True):
             rng = random.Random(seed)
-            wanted = length - self.max_visible(length)
+            wanted = self.num_hidden(length)
             mask, hidden = [False] * num_frames, 0
             while hidden < wanted:
                 start = rng.randrange(length)

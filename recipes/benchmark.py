@@ -9,7 +9,7 @@ fetched. Five things are measured, all of them unless --only names some:
 
 * `step`: the time of a step by part, from the loader to the optimizer, and the model
   FLOP utilisation: 3 x the counted operations of the forward pass, over the time of
-  the step, over the rate of a bf16 matrix product (2048 x 2048 x 2048; on a GPU 8192)
+  the step, over the rate of a matrix product (2048 x 2048 x 2048; on a GPU 8192)
   measured between the steps;
 * settings: steps with one thing changed, in turn with steps as configured, so that
   whatever else the machine does hits all alike. The ratios are medians over the
@@ -52,6 +52,7 @@ from encodecmae_sb.experiment import (
 from encodecmae_sb.files import write_text
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.lobes.codec import build_encodec
+from encodecmae_sb.precision import best_precision
 
 CONFIGURED = "as configured"
 TOGETHER = "together.json"  # from several processes to the one that started them
@@ -257,7 +258,8 @@ class Benchmark:
 
     def measure_rate(self):
         """Measures the matrix product once more: machines do not stay as they are."""
-        self.rates.append(bench.matmul_rate(self.device))
+        dtype = bench.autocast_dtype(self.brain)
+        self.rates.append(bench.matmul_rate(self.device, dtype))
 
     def folders(self):
         """Folders of audio for the loader."""
@@ -375,21 +377,27 @@ class Benchmark:
 
     @torch.no_grad()
     def embedding(self):
-        """Times real time by length, batch and precision; the error of bf16."""
+        """Times real time by length, batch and precision; the error of bf16.
+
+        Without bf16 where the device has no instructions for it: it would take hours.
+        """
         encoder = self.hparams["model"].encoder.eval()
         rows = []
+        dtypes = [torch.float32]
+        if best_precision(self.device) == "bf16":
+            dtypes.append(torch.bfloat16)
         lengths = self.args.file_seconds
         cases = [(seconds, size) for seconds in lengths for size in (1, 16)]
         for seconds, size in tqdm(cases, desc="embedding"):
             row = {"file_seconds": seconds, "batch": size, "precisions": {}}
             features = {}
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype in dtypes:
                 name = str(dtype).removeprefix("torch.")
                 row["precisions"][name] = bench.name_precision(dtype, self.device)
                 row[name], features[name] = bench.time_embedding(
                     encoder, seconds, size, dtype, self.device
                 )
-            if features["float32"] is not None:
+            if features["float32"] is not None and "bfloat16" in features:
                 error = (features["bfloat16"] - features["float32"]).norm()
                 row["relative_error"] = float(error / features["float32"].norm())
             rows.append(row)
@@ -464,6 +472,7 @@ class Benchmark:
                 if row is not None and row["seconds"] is not None:
                     row["mfu"] = self.flops / row["seconds"] / self.rate
             results["matmul_flops"] = self.rate
+            results["matmul_precision"] = self.precision()
             results["matmul_flops_lowest_highest"] = [min(self.rates), max(self.rates)]
             write(path, results)
             return result
@@ -493,7 +502,8 @@ def tables(results):
         lines.append(f"  {name:18s} {value}")
     low, high = (rate / 1e9 for rate in results["matmul_flops_lowest_highest"])
     lines.append(
-        f"  {'matrix product':18s} {results['matmul_flops'] / 1e9:.0f} GFLOP/s in bf16 "
+        f"  {'matrix product':18s} {results['matmul_flops'] / 1e9:.0f} GFLOP/s in "
+        f"{results['matmul_precision']} "
         f"({low:.0f} to {high:.0f} during this run)"
     )
     lines.append(
@@ -533,15 +543,16 @@ def tables(results):
             )
     if embedding := results.get("embedding"):
         lines.append(
-            f"\nEmbedding, {embedding[0]['precisions']['float32']} against bf16\n"
+            f"\nEmbedding, float32 is {embedding[0]['precisions']['float32']}\n"
             "  times real time               float32      bf16   error of bf16"
         )
         for row in embedding:
             error = row.get("relative_error")
             error = "" if error is None else f"{100 * error:.2f} %"
+            rounded = f"{row['bfloat16']:.1f}" if "bfloat16" in row else "-"
             lines.append(
                 f"  {row['file_seconds']:5g} s, batch {row['batch']:2d}"
-                f"{row['float32']:19.1f} {row['bfloat16']:9.1f} {error:>12s}"
+                f"{row['float32']:19.1f} {rounded:>9s} {error:>12s}"
             )
     if loader := results.get("loader"):
         lines.append(

@@ -164,6 +164,7 @@ def prepare_targets(hparams, teacher, corpora, centroids, key, unusable, options
                     manifest,
                     stored,
                     unusable,
+                    retry=not hparams["checkpointer"].list_checkpoints(),
                     **options,
                 )
             )
@@ -257,9 +258,10 @@ def main(argv):
             f"validating on {len(valid)}; {len(unusable)} files left out.",
             flush=True,
         )
+    frames = [int(part.frames.sum()) for parts in targets.values() for part in parts]
     brain.identify(
         data=data_identity(corpora),
-        targets=named(f"clusters of {hparams['teacher']}", key),
+        targets=named(f"clusters of {hparams['teacher']}", digest([key, frames])),
         student="goes on from the teacher" if continued else "fresh",
     )
     brain.fit_crops(train, valid)

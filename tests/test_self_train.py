@@ -136,12 +136,12 @@ def test_crops_begin_on_a_frame(tmp_path, rate):
 
 def test_targets_of_a_batch_are_padded(tmp_path):
     items = [
-        {"wav": torch.ones(320 * n), "targets": torch.full((n,), n)} for n in (3, 5)
+        {"wav": torch.ones(320 * n), "targets": torch.full((n,), n)} for n in (8, 10)
     ]
     for item in items:
         item.update(seed=0, corpus=0, unusable=[])
     batch = CropCollator()(items).to("cpu")
-    assert batch.targets[..., 0].tolist() == [[3, 3, 3, 0, 0], [5] * 5]
+    assert batch.targets[..., 0].tolist() == [[8] * 8 + [0] * 2, [10] * 10]
     assert batch.targets.dtype == torch.int64
 
 

@@ -245,14 +245,13 @@ def embed_clips(teacher, layer, crops, num_clips, stored, **options):
 
 @torch.no_grad()
 def store_targets(
-    teacher, layer, centroids, manifest, stored, unusable=None, **options
+    teacher, layer, centroids, manifest, stored, unusable=None, retry=True, **options
 ):
     """Stores a cluster for each 320 samples of the files of a manifest.
 
     It is that of the nearest frame of the teacher, whose frames may be nearer to each
-    other (318 samples in published weights). Goes on where it was stopped, or at the
-    first piece that could not be read and now can. With several processes the main one
-    computes; the others wait for as long as it takes.
+    other (318 samples in published weights). Goes on where it was stopped. With several
+    processes the main one computes; the others wait for as long as it takes.
 
     Arguments
     ---------
@@ -266,6 +265,9 @@ def store_targets(
         Filled: an item per piece of a file, a row per target.
     unusable : UnusableFiles, optional
         Notes files that cannot be read.
+    retry : bool
+        Go back to the first piece that could not be read and now can. Not once a
+        training has begun: its targets must stay what they are.
     **options
         `batch_size`, `num_workers`, `quiet`.
 
@@ -274,7 +276,7 @@ def store_targets(
     FileTargets
     """
     pieces = FilePieces(manifest, PIECE, SHORTEST_TAIL)
-    if if_main_process():
+    if retry and if_main_process():
         _cut_at_readable(stored, pieces, teacher.front_end)
     ddp_barrier()  # before others look at what is there
     if not if_main_process():
