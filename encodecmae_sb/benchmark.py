@@ -686,7 +686,7 @@ def open_loader(folders, scratch, batch_size, seconds, num_workers, batches):
     crops = RandomCrops([corpus.train_csv for corpus in corpora], seconds)
     return DataLoader(
         crops,
-        batch_sampler=DrawSampler(batch_size, steps=range(batches)),
+        batch_sampler=DrawSampler(batch_size, batch_size, steps=range(batches)),
         collate_fn=CropCollator(),
         num_workers=num_workers,
     )

@@ -162,11 +162,12 @@ def quit_on_user_errors():
         if is_out_of_memory(error):
             _quit(
                 f"\nError: out of memory: {str(error).splitlines()[0]}\n"
-                "Lower, as far as the yaml has these keys, batch_size (raising "
-                "grad_accumulation_factor by the same factor leaves a step what it "
-                "is) or crop_seconds; or take --precision bf16, or "
-                "--activation_checkpointing True. A training run goes on from its "
-                "last checkpoint when the command is given again."
+                "A pretraining or self-training goes on from its last checkpoint when "
+                "the command is given again with a smaller batch_size (raising "
+                "grad_accumulation_factor by the same factor, which leaves a step "
+                "what it is) or with --activation_checkpointing True. With another "
+                "--output_folder, and as far as the yaml has these keys: a smaller "
+                "batch_size, batch_seconds or crop_seconds, or --precision bf16."
             )
         if is_out_of_space(error):
             _quit(

@@ -8,6 +8,7 @@ something that it is not.
 import csv
 import hashlib
 import json
+import os
 
 import yaml
 from hyperpyyaml import resolve_references
@@ -22,13 +23,16 @@ MAY_CHANGE = frozenset(
         *("encoder_folder",),
         # How long to train, and how often to validate and to save.
         *("training_steps", "number_of_epochs", "valid_interval"),
-        *("ckpt_interval_minutes", "ckpt_interval_steps"),
+        *("optimizer_step_limit", "ckpt_interval_minutes", "ckpt_interval_steps"),
+        # What it runs on, and how.
+        *("device", "distributed_backend", "find_unused_parameters", "noprogressbar"),
+        *("activation_checkpointing", "compile", "compile_mode", "compile_module_keys"),
         # How the work is shared. Each Brain says in `shares` what must stay.
         *("batch_size", "grad_accumulation_factor", "crops_per_step"),
         *("num_workers", "encode_batch_size", "test_batch_size"),
-        *("activation_checkpointing", "compile_module_keys"),
-        # What to do about trouble.
-        *("max_unusable", "skip_nonfinite_grads", "nonfinite_patience"),
+        # What to check, and what to do about trouble.
+        *("source_sample_rate", "max_unusable"),
+        *("skip_nonfinite_grads", "nonfinite_patience"),
         # What is measured after training.
         *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
     ]
@@ -116,19 +120,23 @@ def data_identity(corpora):
     dict
         See `named`.
     """
-    content = hashlib.sha256()
-    files = [(corpus.train_csv, corpus.valid_csv) for corpus in corpora]
-    for manifest in (file for pair in files for file in pair):
-        with open(manifest, newline="", encoding="utf-8") as file:
-            rows = csv.reader(file)
-            header = next(rows)
-            paths = [header.index(name) for name in ("wav", "codes") if name in header]
-            for row in (header, *rows):
-                for column in paths:
-                    row[column] = ""
-                content.update("\0".join(row).encode())
-                content.update(b"\n")
-    return named([corpus.name for corpus in corpora], content.hexdigest()[:12])
+    content, counts = hashlib.sha256(), []
+    for corpus in corpora:
+        counts.append(0)
+        for manifest in (corpus.train_csv, corpus.valid_csv):
+            with open(manifest, newline="", encoding="utf-8") as file:
+                rows = csv.DictReader(file)
+                content.update(json.dumps(rows.fieldnames).encode())
+                for row in rows:
+                    for column in ("wav", "codes"):
+                        # Draws from shards depend on which shard an item is in.
+                        tar, member, _ = row.get(column, "").partition("::")
+                        row[column] = os.path.basename(tar) if member else ""
+                    content.update("\0".join(row.values()).encode() + b"\n")
+                    counts[-1] += 1
+    names = [corpus.name for corpus in corpora]
+    listed = [f"{n} files of {name}" for n, name in zip(counts, names, strict=True)]
+    return named(", ".join(listed), content.hexdigest()[:12])
 
 
 def differences(old, new):

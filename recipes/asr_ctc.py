@@ -124,10 +124,11 @@ def main(argv):
     if protocol not in PROTOCOLS:
         raise UserError(f"protocol={protocol!r}: allowed are {', '.join(PROTOCOLS)}.")
     checkpointer = hparams["checkpointer"]
-    if run_opts.test_only and not checkpointer.list_checkpoints():
+    saved = checkpointer.list_checkpoints()
+    if run_opts.test_only and not any("cer" in checkpoint.meta for checkpoint in saved):
         raise UserError(
-            f"--test_only, but {checkpointer.checkpoints_dir} holds no checkpoint: run "
-            "without it first."
+            f"--test_only, but {checkpointer.checkpoints_dir} holds no checkpoint that "
+            "was validated: run without it first."
         )
     encoder = hparams[f"{protocol}_encoder"]()
 
@@ -193,13 +194,13 @@ def main(argv):
         "pretrained": hparams["pretrained"],
         "precision": brain.precision,
         "steps": brain.optimizer_step,
-        "left_out": len(unusable),
     }
     for name, part in zip(set_names(tests), tests, strict=True):
         figures = brain.evaluate_set(
             speech_dataset(part, tokens, rate), searcher, output / f"wer_{name}.txt"
         )
         metrics.update({f"{name}/{key}": value for key, value in figures.items()})
+    metrics["left_out"] = len(unusable)
     best = min(brain.history.rows, key=lambda row: row["cer"])
     metrics.update({f"{VALID}/{key}": best[key] for key in ("epoch", "wer", "cer")})
     if if_main_process():

@@ -35,6 +35,7 @@ from encodecmae_sb.data.shards import (
 )
 from encodecmae_sb.data.targets import HOP, SAMPLE_RATE
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.digests import digest
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     main_process_first,
@@ -150,12 +151,16 @@ def build_data(hparams, output, source, stored):
     return corpora, train, valid, unusable
 
 
-def training_identity(hparams, source, stored, corpora):
+def training_identity(source, corpora, train):
     """What the training depends on besides the yaml."""
+    codes = "computed for each crop"
+    if train.targets is not None:
+        # How much of each corpus has codes: draws depend on it.
+        codes = named("stored", digest([int(x.frames.sum()) for x in train.targets]))
     return {
         "data": data_identity(corpora),
         "codec": named(source, checksum(source)),
-        "codes": "computed for each crop" if stored is None else "stored",
+        "codes": codes,
     }
 
 
@@ -196,7 +201,7 @@ def main(argv):
         unusable=unusable,
         corpora=[corpus.name for corpus in corpora],
     )
-    brain.identify(**training_identity(hparams, source, stored, corpora))
+    brain.identify(**training_identity(source, corpora, train))
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, source, output, argv)

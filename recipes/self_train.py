@@ -98,7 +98,8 @@ def prepare_centroids(hparams, teacher, corpora, output, options):
     """The centroids, from `centroids.npz` or else from the teacher."""
     path = output / "centroids.npz"
     settings = [hparams[key] for key in _CLUSTER_KEYS]
-    key = digest([weights_key(teacher), settings])
+    data = data_identity(corpora)["digest"]
+    key = digest([weights_key(teacher), settings, data, hparams["corpus_weights"]])
     if not if_main_process():
         wait_until(path.exists)
     if not path.exists():
@@ -138,9 +139,9 @@ def prepare_centroids(hparams, teacher, corpora, output, options):
     with np.load(path) as saved:
         if str(saved["key"]) != key:
             raise UserError(
-                f"{path} was made with another teacher, or with another "
-                f"{', '.join(_CLUSTER_KEYS)}: targets would change in the middle of "
-                "a training. Give another --output_folder."
+                f"{path} was made with another teacher, with other data, or with "
+                f"another {', '.join(_CLUSTER_KEYS)}: targets would change in the "
+                "middle of a training. Give another --output_folder."
             )
         return torch.from_numpy(saved["centroids"]), int(saved["reseeded"]), key
 

@@ -24,13 +24,14 @@ import soundfile
 from encodecmae_sb.data import audio
 from encodecmae_sb.data.codes import CodesInfo, StoredCodes, prepare_codes
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
-from encodecmae_sb.data.manifest import find_audio, prepare_corpora
+from encodecmae_sb.data.manifest import Corpus, find_audio, prepare_corpora
 from encodecmae_sb.data.shards import (
     ShardCrops,
     find_packed_codes,
     prepare_shards,
 )
 from encodecmae_sb.data.targets import FilePieces, FileTargets, RowFile
+from encodecmae_sb.identity import data_identity
 
 RATE, SAMPLES = 16000, 1600
 FRAMES = SAMPLES * 3 // 2 // 320
@@ -137,10 +138,11 @@ def _manifest(folder):
 
 
 def from_audio(folder):
-    """From manifests to a batch of crops."""
+    """From manifests to the identity of a training and a batch of crops."""
     train, valid = _manifest(folder)
-    crops = RandomCrops([train])
-    return crops, FixedCrops([valid], 4), first_batch(crops)
+    crops, fixed = RandomCrops([train]), FixedCrops([valid], 4)
+    identity = data_identity([Corpus("audio", train, valid, 0, [])])
+    return crops, fixed, identity, first_batch(crops)
 
 
 def from_codes(folder):

@@ -203,7 +203,7 @@ def test_checkpoints_of_another_training(saver, model, tmp_path):
         assert str(caught.value).count("->") == 2  # one key, and the heading
         assert "--output_folder" in str(caught.value)
     (saver.checkpoints_dir / "identity.json").unlink()
-    with pytest.raises(UserError, match="identity.json should say"):
+    with pytest.raises(UserError, match="no readable identity.json"):
         again(lr=0.001)
 
 

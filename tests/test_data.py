@@ -688,14 +688,18 @@ def test_short_files_are_padded(tmp_path):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_processes_share_the_draws_of_a_step(world_size):
-    samplers = [DrawSampler(8, rank, world_size) for rank in range(world_size)]
+    ranks = range(world_size)
+    samplers = [DrawSampler(8, 2, rank, world_size) for rank in ranks]
     drawn = []
     for first in (0, 3, 6):
         for sampler in samplers:
             sampler.steps = range(first, first + 3)
-            assert len(sampler) == 3
-        for step in zip(*samplers, strict=True):
-            drawn.append(sorted(draw for batch in step for draw in batch))
+            assert len(sampler) == 3 * sampler.batches_per_step
+        each = [list(sampler) for sampler in samplers]
+        count = samplers[0].batches_per_step
+        for start in range(0, 3 * count, count):
+            parts = [batches[start : start + count] for batches in each]
+            drawn.append(sorted(d for part in parts for batch in part for d in batch))
     assert drawn == [list(range(8 * i, 8 * i + 8)) for i in range(9)]
 
 

@@ -28,7 +28,7 @@ from encodecmae_sb.data.codes import (
     file_stamp,
     prepare_codes,
 )
-from encodecmae_sb.data.crops import CropCollator, DrawSampler
+from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
 from encodecmae_sb.data.shards import (
     ShardCrops,
@@ -312,13 +312,9 @@ def test_a_pass_takes_every_item_once(packed, tmp_path, workers):
         seen[ranks] = [[] for _ in range(ranks)]
         for rank in range(ranks):
             batches = -(-total // size)
-            loader = torch.utils.data.DataLoader(
-                crops,
-                batch_sampler=DrawSampler(size, rank, ranks, range(batches)),
-                collate_fn=CropCollator(),
-                num_workers=workers,
-            )
-            for batch in loader:
+            steps = range(batches)
+            sampler = DrawSampler(size, size // ranks, rank, ranks, steps)
+            for (batch,) in StepLoader(crops, sampler, num_workers=workers):
                 draws = [by_seed[int(seed)] for seed in batch.seeds]
                 seen[ranks][rank].append(draws)
     (alone,), (first, second) = seen[1], seen[2]
@@ -369,7 +365,7 @@ def test_a_loader_goes_on_at_any_step(packed, tmp_path, workers):
         crops = train_crops(packed, tmp_path)
         return torch.utils.data.DataLoader(
             crops,
-            batch_sampler=DrawSampler(3, steps=range(first, 120)),
+            batch_sampler=DrawSampler(3, 3, steps=range(first, 120)),
             collate_fn=CropCollator(),
             num_workers=workers,
         )

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepCollator
+from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.lobes import CodecLatents
 from encodecmae_sb.precision import AUTO, best_precision
@@ -170,7 +170,8 @@ class ResumableBrain(Brain):
     def __init__(self, *args, hparams, run_opts=None, **kwargs):
         given = getattr(run_opts, "overridden_args", run_opts or {})
         if hparams.get("precision") == AUTO and "precision" not in given:
-            hparams = {**hparams, "precision": _choose_precision(run_opts or {})}
+            device = (run_opts or {}).get("device") or hparams.get("device")
+            hparams = {**hparams, "precision": _choose_precision(device)}
         super().__init__(*args, hparams=hparams, run_opts=run_opts, **kwargs)
         norm = self.max_grad_norm
         if not isinstance(norm, int | float) or not norm > 0:
@@ -206,15 +207,12 @@ class ResumableBrain(Brain):
         UserError
             If they are of another; the message lists what differs.
         """
-        options = ("precision", "max_grad_norm")
-        self.checkpointer.identify(
-            {
-                **getattr(self.hparams, "yaml_identity", {}),
-                **{name: getattr(self, name) for name in options},
-                **self.shares(),
-                **content,
-            }
-        )
+        options = {"precision": self.precision, "max_grad_norm": self.max_grad_norm}
+        how = {**options, **self.shares()}
+        identity = {**getattr(self.hparams, "yaml_identity", {}), **how, **content}
+        # A test may be run otherwise than the training was.
+        ignored = how if self.test_only else ()
+        self.checkpointer.identify(identity, ignored)
         if hasattr(self.hparams, "record_experiment"):
             self.hparams.record_experiment()
 
@@ -227,9 +225,9 @@ class ResumableBrain(Brain):
         return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
 
 
-def _choose_precision(run_opts):
+def _choose_precision(device=None):
     """What `precision: auto` stands for on the device that a run is on."""
-    device = run_opts.get("device") or infer_device()
+    device = device or infer_device()
     precision = best_precision(device)
     if precision == "fp32" and if_main_process():
         print(
@@ -302,13 +300,13 @@ class StepBrain(ResumableBrain):
         """
         sampler = DrawSampler(
             self.crops_per_step,
+            self.hparams.batch_size,
             rank=self.rank if self.distributed_launch else 0,
             world_size=self.world_size,
         )
-        train_loader = DataLoader(
+        train_loader = StepLoader(
             train_crops,
-            batch_sampler=sampler,
-            collate_fn=StepCollator(self.hparams.batch_size),
+            sampler,
             num_workers=self.hparams.num_workers,
             pin_memory=self.device_type == "cuda",
         )

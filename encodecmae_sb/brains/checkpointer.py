@@ -49,13 +49,15 @@ class AtomicCheckpointer(Checkpointer):
         self._warned = set()
         self._identity = None
 
-    def identify(self, identity):
-        """Says which training the checkpoints are of; the first one writes it down.
+    def identify(self, identity, ignored=()):
+        """Says which training the checkpoints are of; it is written beside them.
 
         Arguments
         ---------
         identity : dict
             All that the result depends on, as plain values; see `identity`.
+        ignored : collection of str
+            Keys that may differ.
 
         Raises
         ------
@@ -70,16 +72,17 @@ class AtomicCheckpointer(Checkpointer):
             before = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{self.checkpoints_dir} holds checkpoints. Of what training, "
-                f"{file.name} should say, which cannot be read: {error}. Give another "
-                "--output_folder."
+                f"{self.checkpoints_dir} holds checkpoints, but no readable "
+                f"{file.name}, which says which training they belong to ({error}). "
+                "Give another --output_folder."
             ) from error
-        if different := differences(before, identity):
+        different = differences(before, identity)
+        if different := [row for row in different if row[0] not in ignored]:
             listed = "\n".join(f"  {key}: {a} -> {b}" for key, a, b in different)
             raise UserError(
                 f"{self.checkpoints_dir} holds checkpoints of another training (old -> "
-                f"new):\n{listed}\nTo go on with it, give the old values. To train "
-                "with the new ones, give another --output_folder."
+                f"new):\n{listed}\nTo go on with it, give the old values, and the "
+                "old files. To train with the new ones, give another --output_folder."
             )
 
     def _new_checkpoint_dirpath(self):

@@ -52,7 +52,8 @@ class PretrainBrain(StepBrain):
         ---------
         crops : RandomCrops
             The first 512 of its draws are the sample of the mixture, its first 256
-            crops of a corpus, or more if those have more, that of the corpus.
+            crops of a corpus, or more if those have more, that of the corpus. A
+            corpus that is too rarely drawn for that has no sample.
 
         Returns
         -------
@@ -89,6 +90,7 @@ class PretrainBrain(StepBrain):
             if drawn[corpus] < _CORPUS_CROPS:
                 draws.append(draw)
                 drawn[corpus] += 1
+        self.counted = drawn >= _CORPUS_CROPS
         return draws
 
     def codes(self, batch):
@@ -185,7 +187,9 @@ class PretrainBrain(StepBrain):
             for i, name in enumerate(self.corpora):
                 sums = self.sums[i, [0, 1, 3]]
                 figures = _figures(sums / self.frames[i].clamp(min=1))
-                row.update({f"{name}/{key}": value for key, value in figures.items()})
+                for key, value in figures.items():
+                    if self.counted[i] or not key.startswith("unigram"):
+                        row[f"{name}/{key}"] = value
         return row
 
 

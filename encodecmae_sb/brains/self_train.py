@@ -29,6 +29,7 @@ from encodecmae_sb.published import load_encoder_source
 from .pretrain import PretrainBrain
 
 STUDENTS = ("auto", "teacher", "fresh")
+_LOOKS = 100  # missing pieces that are looked at again: the other processes wait
 # Samples from frame to frame in published log-mel encoders.
 _PUBLISHED_HOP = 318
 
@@ -309,12 +310,12 @@ def _cut_at_readable(stored, pieces, front_end):
     """Cuts off what is stored at the first piece without targets that can be read.
 
     A file that was away for a while, on a network for instance, is not left out for
-    ever. Pieces that still cannot be read cost a look.
+    ever. Of pieces that still cannot be read the first hundred cost a look.
     """
     counts = stored.counts[: len(pieces)]
     samples = pieces.samples(np.arange(len(counts)))
     ought = (samples >= HOP) & (front_end.num_frames(samples) > 0)
-    for piece in np.flatnonzero((counts == 0) & ought):
+    for piece in np.flatnonzero((counts == 0) & ought)[:_LOOKS]:
         if pieces[int(piece)].wav is not None:
             stored.resume(int(piece))
             return

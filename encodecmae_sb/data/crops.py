@@ -5,12 +5,13 @@ file, where, and the seed of its mask. A run that was stopped, or that uses othe
 numbers of workers or processes, draws the very same crops.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from numbers import Real
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from encodecmae_sb.errors import UserError
 
@@ -111,30 +112,6 @@ class CropCollator:
             unusable=[bad for item in items for bad in item["unusable"]],
             targets=targets,
         )
-
-
-class StepCollator:
-    """Splits the crops of an optimizer step into one batch per forward pass.
-
-    Arguments
-    ---------
-    batch_size : int
-        Crops per forward pass.
-
-    Example
-    -------
-    >>> item = {"wav": torch.zeros(640), "seed": 0, "corpus": 0, "unusable": []}
-    >>> [len(batch.wavs) for batch in StepCollator(2)([item] * 4)]
-    [2, 2]
-    """
-
-    def __init__(self, batch_size):
-        self.batch_size = batch_size
-        self.collate = CropCollator()
-
-    def __call__(self, items):
-        starts = range(0, len(items), self.batch_size)
-        return [self.collate(items[i : i + self.batch_size]) for i in starts]
 
 
 class RandomCrops(Dataset):
@@ -370,16 +347,18 @@ class FixedCrops(Dataset):
 
 
 class DrawSampler:
-    """The draws of one process of several: a list of draw numbers per optimizer step.
+    """Batches of draw numbers for one process of several.
 
     Step s of the run takes the draws s * G to (s + 1) * G - 1, with G the crops of a
-    step; each process takes its slice of them. What is drawn in a step depends
-    neither on the number of processes nor on the forward passes that share it.
+    step; each process takes its slice of them, a batch at a time. What is drawn in a
+    step depends neither on the number of processes nor on the size of the batches.
 
     Arguments
     ---------
     crops_per_step : int
-        Of all processes together, G; a multiple of `world_size`.
+        Of all processes together, G.
+    batch_size : int
+        Crops per batch; `crops_per_step` is a multiple of this times `world_size`.
     rank, world_size : int
         This process and how many there are.
     steps : range
@@ -388,22 +367,64 @@ class DrawSampler:
 
     Example
     -------
-    >>> sampler = DrawSampler(crops_per_step=3, steps=range(2, 4))
+    >>> sampler = DrawSampler(crops_per_step=4, batch_size=2, steps=range(2, 4))
     >>> list(sampler)
-    [[6, 7, 8], [9, 10, 11]]
+    [[8, 9], [10, 11], [12, 13], [14, 15]]
     """
 
-    def __init__(self, crops_per_step, rank=0, world_size=1, steps=range(0)):
+    def __init__(
+        self, crops_per_step, batch_size, rank=0, world_size=1, steps=range(0)
+    ):
         self.crops_per_step = crops_per_step
+        self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.steps = steps
+
+    @property
+    def batches_per_step(self):
+        """Batches that this process contributes to a step."""
+        return self.crops_per_step // self.world_size // self.batch_size
 
     def __iter__(self):
         share = self.crops_per_step // self.world_size
         for step in self.steps:
             first = step * self.crops_per_step + self.rank * share
-            yield list(range(first, first + share))
+            for start in range(first, first + share, self.batch_size):
+                yield list(range(start, start + self.batch_size))
 
     def __len__(self):
-        return len(self.steps)
+        return len(self.steps) * self.batches_per_step
+
+
+class StepLoader(DataLoader):
+    """Loads for each optimizer step a list of the batches that make it up.
+
+    Arguments
+    ---------
+    crops : RandomCrops
+    sampler : DrawSampler
+    **options
+        For `torch.utils.data.DataLoader`.
+
+    Example
+    -------
+    >>> item = {"wav": torch.zeros(640), "seed": 0, "corpus": 0, "unusable": []}
+    >>> loader = StepLoader([item] * 8, DrawSampler(4, 2, steps=range(2)))
+    >>> [[len(batch.wavs) for batch in step] for step in loader]
+    [[2, 2], [2, 2]]
+    """
+
+    def __init__(self, crops, sampler, **options):
+        super().__init__(
+            crops, batch_sampler=sampler, collate_fn=CropCollator(), **options
+        )
+
+    def __iter__(self):
+        batches = super().__iter__()
+        count = self.batch_sampler.batches_per_step
+        while step := list(itertools.islice(batches, count)):
+            yield step
+
+    def __len__(self):
+        return len(self.batch_sampler.steps)

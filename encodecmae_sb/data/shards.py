@@ -410,11 +410,20 @@ class ShardCrops(RandomCrops):
 
 
 def _shard_numbers(paths):
-    """Number of each item's shard, in the order of the shards' names."""
-    numbers = {}
-    found = [numbers.setdefault(path.split("::")[0], len(numbers)) for path in paths]
-    _, order = np.unique(list(numbers), return_inverse=True)
-    return order[found]
+    """Number of each item's shard: by its name in its folder, folders as they come."""
+    # Not by whole paths: folders may be moved, and draws must stay.
+    folders, shards = {}, {}
+    found = []
+    for path in paths:
+        tar = path.split("::")[0]
+        if tar not in shards:
+            folder, name = os.path.split(tar)
+            place = folders.setdefault(folder, len(folders)), name
+            shards[tar] = (len(shards), place)
+        found.append(shards[tar][0])
+    places = [place for _, place in shards.values()]
+    rank = {place: number for number, place in enumerate(sorted(places))}
+    return np.array([rank[place] for place in places])[found]
 
 
 class PackedCodes(StoredCodes):
