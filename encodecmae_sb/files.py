@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, full disks, and paths that are none."""
+"""Writes files whole or not at all, recognises full disks, and checks paths."""
 
 import contextlib
 import csv
@@ -6,17 +6,19 @@ import errno
 import fcntl
 import os
 import re
+import time
 import uuid
 from pathlib import Path
 
 from .errors import UserError
 
 _SCRATCH = re.compile(r"\.[0-9a-f]{32}\.unfinished")
-_looked_at = set()  # folders that this process has rid of what others left
+_LEFT = 24 * 3600  # seconds after which a scratch file is of a process that died
+_looked_at = set()  # folders from which this process has removed such files
 
 
 @contextlib.contextmanager
-def whole_file(path):
+def whole_file(path, sync=True):
     """A scratch file to write, which takes its name when that has ended well.
 
     No two have the same scratch file: of processes that write the same file at the
@@ -26,6 +28,9 @@ def whole_file(path):
     ---------
     path : str or Path
         What to write; its folder is made if needed.
+    sync : bool
+        Waits until it is on the disk, so that it is whole after a power cut too. For
+        many small files that takes longer than to write them.
 
     Yields
     ------
@@ -53,15 +58,19 @@ def whole_file(path):
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield scratch
-        with open(scratch, "rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(scratch, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
 
 
 def _remove_left(folder):
-    """Removes what killed processes left in a folder, once in a process."""
+    """Removes what killed processes left in a folder, once in a process.
+
+    Only what is old: not every file system shows a machine the locks of another.
+    """
     folder = os.path.abspath(folder)
     if folder in _looked_at:
         return
@@ -71,6 +80,8 @@ def _remove_left(folder):
         left = [entry.path for entry in entries if _SCRATCH.fullmatch(entry.name)]
     for path in left:
         with contextlib.suppress(OSError), open(path, "r+b") as file:
+            if time.time() - os.fstat(file.fileno()).st_mtime < _LEFT:
+                continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path)
 
@@ -87,27 +98,37 @@ def write_text(path, text):
         scratch.write_text(text, encoding="utf-8")
 
 
-def write_csv(path, rows):
+def write_csv(path, rows, columns=None):
     """Writes a CSV file at once.
 
     Arguments
     ---------
     path : str or Path
     rows : iterable of dict
-        With the columns of the first, at least one.
+    columns : list of str, optional
+        Default: those of the first row, of which there must be one.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "unusable.csv"
+    >>> write_csv(path, [], ["path", "reason"])
+    >>> path.read_text().splitlines()
+    ['path,reason']
     """
-    write_csvs([path], ((0, row) for row in rows))
+    write_csvs([path], ((0, row) for row in rows), columns)
 
 
-def write_csvs(paths, rows):
+def write_csvs(paths, rows, columns=None):
     """Writes CSV files row by row; each is there whole or not at all.
 
     Arguments
     ---------
     paths : list of str or Path
     rows : iterable of (int, dict)
-        The number of the file and the row, at least one for each file. The files take
-        their names when the last row was given.
+        The number of the file and the row. The files take their names when the last
+        row was given.
+    columns : list of str, optional
+        Of every file. Default: those of its first row, of which there must be one.
     """
     with contextlib.ExitStack() as whole:
         scratch = [whole.enter_context(whole_file(path)) for path in paths]
@@ -116,13 +137,18 @@ def write_csvs(paths, rows):
                 opened.enter_context(open(path, "w", newline="", encoding="utf-8"))
                 for path in scratch
             ]
-            writers = {}
+            writers = [columns and _csv_writer(file, columns) for file in files]
             for number, row in rows:
-                if number not in writers:
-                    writer = csv.DictWriter(files[number], fieldnames=list(row))
-                    writers[number] = writer
-                    writer.writeheader()
+                if writers[number] is None:
+                    writers[number] = _csv_writer(files[number], list(row))
                 writers[number].writerow(row)
+
+
+def _csv_writer(file, columns):
+    """A writer of dicts, once it has written the header."""
+    writer = csv.DictWriter(file, fieldnames=columns)
+    writer.writeheader()
+    return writer
 
 
 def is_out_of_space(error):
@@ -181,8 +207,8 @@ def check_path(key, value, several=False):
     >>> check_path("data_folder", ["/data/a", "/data/b"], several=True)
     >>> check_path("data_folder", 2024)
     Traceback (most recent call last):
-    encodecmae_sb.errors.UserError: data_folder=2024: a path is allowed, not the \
-number 2024. For a file or folder of this name: --data_folder ./2024
+    encodecmae_sb.errors.UserError: data_folder=2024: a path is allowed, not a \
+number. If a file or folder is called so, write ./ before its name.
     """
     listed = several and isinstance(value, (list, tuple))
     bad = [
@@ -194,12 +220,15 @@ number 2024. For a file or folder of this name: --data_folder ./2024
         return
     allowed = "a path or a list of paths" if several else "a path"
     if bad and isinstance(bad[0], (int, float)) and not isinstance(bad[0], bool):
+        # Which number is not said: of the name 010, YAML has made 8.
+        where = "in the list " if listed else ""
         raise UserError(
-            f"{key}={value}: {allowed} is allowed, not the number {bad[0]}. For a file "
-            f"or folder of this name: --{key} ./{bad[0]}"
+            f"{key}={value}: {allowed} is allowed, not a number. If a file or folder "
+            f"is called so, {where}write ./ before its name."
         )
+    name = "in the list write ./NAME" if listed and value else f"--{key} ./NAME"
     raise UserError(
         f"{key}={value}: {allowed} is allowed, such as --{key} FOLDER"
         + (f' or --{key} "[FOLDER, FOLDER]"' if several else "")
-        + f". For a file or folder that has such a name: --{key} ./NAME"
+        + f". For a file or folder that has such a name: {name}"
     )

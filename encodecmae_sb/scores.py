@@ -1,9 +1,9 @@
 """What is said about a classifier: figures, tables and a picture."""
 
-import csv
-
 import numpy as np
 import torch
+
+from .files import write_csv
 
 
 def clip_scores(probabilities, targets):
@@ -245,16 +245,14 @@ def class_rows(probabilities, targets, labels, threshold=0.5):
 
 def write_rows(path, rows):
     """Writes a list of dicts as a CSV file; fractions with four digits."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {
-                    key: f"{value:.4f}" if isinstance(value, float) else value
-                    for key, value in row.items()
-                }
-            )
+    rounded = (
+        {
+            key: f"{value:.4f}" if isinstance(value, float) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    )
+    write_csv(path, rounded)
 
 
 def confusion_matrix(predicted, targets, num_classes):

@@ -13,7 +13,6 @@ Another encoder or other settings in the same output folder start anew, and the
 results of the last command stand there.
 """
 
-import csv
 import logging
 import statistics
 import sys
@@ -49,7 +48,7 @@ from encodecmae_sb.experiment import (
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.files import whole_file
+from encodecmae_sb.files import whole_file, write_csv
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.scores import (
@@ -389,19 +388,23 @@ def write_predictions(path, clips, probabilities, trainer):
     """One row a clip: what it is, and what was said."""
     multi_label = trainer.hparams["multi_label"]
     _, scores, _, names = decide(probabilities, trainer.labels, multi_label)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["ID", "wav", "fold", "label", "predicted", "score"])
-        for clip, said, score in zip(
-            clips,
-            names,
-            scores.tolist() if not multi_label else [s.tolist() for s in scores],
-            strict=True,
-        ):
-            if multi_label:
-                said, score = ";".join(said), ";".join(map(str, score))
-            label = ";".join(clip.labels)
-            writer.writerow([clip.id, clip.wav, clip.part, label, said, score])
+    if multi_label:
+        names = [";".join(some) for some in names]
+        scores = [";".join(map(str, some.tolist())) for some in scores]
+    else:
+        scores = scores.tolist()
+    rows = (
+        {
+            "ID": clip.id,
+            "wav": clip.wav,
+            "fold": clip.part,
+            "label": ";".join(clip.labels),
+            "predicted": name,
+            "score": score,
+        }
+        for clip, name, score in zip(clips, names, scores, strict=True)
+    )
+    write_csv(path, rows, ["ID", "wav", "fold", "label", "predicted", "score"])
 
 
 def report(metrics, runs, figures, output, has_picture):

@@ -14,7 +14,8 @@ at a time. What holds for a large corpus:
 
 - A file has its name only when it is whole. When the same command is given again
   after a run was killed, files that are there are left alone, whatever has become of
-  their audio, and counted; `--overwrite` computes them again.
+  their audio, and counted; `--overwrite` computes them again. (After a power cut, the
+  files of the last minute may be damaged: delete those first.)
 - `features.json` in --output_folder says what its features were made with. A run with
   another encoder, layer or precision is refused. Beside the audio nothing is noted:
   there, a file of the right name counts as done.
@@ -234,7 +235,7 @@ def new_array(path, shape):
         array[..., done : done + rows.shape[-2], :] = rows
         done += rows.shape[-2]
 
-    with whole_file(path) as scratch:
+    with whole_file(path, sync=False) as scratch:
         np.lib.format.open_memmap(scratch, "w+", np.float32, tuple(shape))
         if hasattr(os, "posix_fallocate"):
             # On a full disk an error now, not a crash when the map is written to.

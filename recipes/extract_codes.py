@@ -25,7 +25,6 @@ alone, as pretraining from audio would encode it.
 """
 
 import argparse
-import csv
 import math
 import os
 import shlex
@@ -57,6 +56,7 @@ from encodecmae_sb.data.targets import (
     SAMPLE_RATE,
     FilePieces,
 )
+from encodecmae_sb.data.unusable import write_unusable
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import (
     choose_device,
@@ -388,8 +388,7 @@ def report(args, codec, corpora, device):
     codes = stored.of_manifests(manifests, args.n_codebooks, "the same again")
     unusable = [item for corpus in corpora for item in corpus.unusable]
     unusable += [item for targets in codes for item in targets.unreadable]
-    with open(folder / "unusable_files.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("path", "reason"), *unusable])
+    write_unusable(folder / "unusable_files.csv", unusable)
     files = sum(len(targets.frames) for targets in codes)
     hours = sum(float(targets.seconds.sum()) for targets in codes) / 3600
     size = sum(file.stat().st_size for file in folder.glob("part-*"))

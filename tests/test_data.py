@@ -4,6 +4,7 @@ import csv
 import errno
 import math
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch, corpus_f
             prepare_corpora(corpus_folder, tmp_path / "save")
         # A disk may fail for a while: what is there is not lost.
         assert both(corpus) == before
-    assert "readable" in str(caught.value)
+    assert str(caught.value).endswith("Make it readable, or move it out of the folder.")
     with monkeypatch.context() as patch:
         refuse(patch, corpus_folder, errno.EIO, "Input/output error")
         with pytest.raises(UserError, match="Input/output error"):
@@ -208,10 +209,23 @@ def test_an_unreadable_folder_is_not_passed_over(tmp_path, monkeypatch, corpus_f
 def test_a_link_that_leads_nowhere_is_named(tmp_path, corpus_folder, caplog):
     for name in ("gone", "lost.wav"):
         (corpus_folder / name).symlink_to(tmp_path / "elsewhere")
+    for name in ("itself", "itself.wav"):
+        (corpus_folder / name).symlink_to(name)
     (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save", max_unusable=0.5)
-    assert [path for path, _ in corpus.unusable] == [str(corpus_folder / "lost.wav")]
+    bad = [str(corpus_folder / name) for name in ("itself.wav", "lost.wav")]
+    assert [path for path, _ in corpus.unusable] == bad
     (record,) = [r for r in caplog.records if "leads nowhere" in r.getMessage()]
-    assert str(corpus_folder / "gone") in record.getMessage()
+    links = [str(corpus_folder / name) for name in ("gone", "itself")]
+    assert record.getMessage().startswith(tuple(links))
+    assert "and 1 more" in record.getMessage()
+
+
+def test_lost_and_found_does_not_stop_a_run(tmp_path, monkeypatch, corpus_folder):
+    (corpus,) = prepare_corpora(corpus_folder, tmp_path / "save")
+    lost = corpus_folder / "nested" / "lost+found"
+    lost.mkdir()
+    refuse(monkeypatch, lost)
+    assert prepare_corpora(corpus_folder, tmp_path / "save") == [corpus]
 
 
 def test_single_file(tmp_path):
@@ -313,6 +327,37 @@ def test_parts_of_a_folder(tmp_path, parts, train, valid):
     (corpus,) = prepare_corpora(folder, tmp_path / "save")
     assert tops(corpus.train_csv) == set(train.split())
     assert tops(corpus.valid_csv) <= set(valid.split())
+
+
+def folders_of(corpus):
+    return {row["ID"].rpartition("/")[0] for row in both(corpus)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "used", "warned"),
+    [
+        (
+            "LibriSpeech/train-clean-100 LibriSpeech/dev-clean LibriSpeech/test-clean",
+            "LibriSpeech/train-clean-100 LibriSpeech/dev-clean",
+            "for the test: LibriSpeech/test-clean",
+        ),
+        ("train/en train/en/test/x dev", "train/en dev", "for the test: train/en/test"),
+        ("train dev test/a", "train dev", ""),
+        # Once what is there for the test is gone, there is no part to validate on.
+        ("train/a dev/test", "train/a", "one file in 20 .*for the test: dev/test"),
+    ],
+)
+def test_test_parts_below_the_first_level(tmp_path, caplog, parts, used, warned):
+    folder = in_parts(tmp_path / "audio", *parts.split())
+    for name in used.split():  # a file may be called so
+        write(folder / name / "test.wav", np.zeros(320))
+    (corpus,) = prepare_corpora(folder, tmp_path / "save")
+    assert folders_of(corpus) == set(used.split())
+    assert len(both(corpus)) == 31 * len(used.split())
+    assert read_manifest(corpus.valid_csv)
+    said = [r.getMessage() for r in caplog.records if "for the test" in r.getMessage()]
+    assert len(said) == bool(warned)
+    assert re.search(f"{warned}$", "".join(said))
 
 
 def test_nothing_but_test_parts(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from encodecmae_sb.brains.classify import store_summaries
 from encodecmae_sb.data.labelled import Clip
 from encodecmae_sb.errors import UserError
 from encodecmae_sb.experiment import quit_on_user_errors, start_experiment
-from encodecmae_sb.files import whole_file, write_text
+from encodecmae_sb.files import check_path, whole_file, write_csv, write_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,15 +71,20 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     mine = tmp_path / "song.mp3.part"  # of someone else's download
     mine.touch()
     arguments = [sys.executable, "-c", code, tmp_path / "a"]
+    day = 24 * 3600
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         scratch = Path(process.stdout.readline().strip())
         again = [sys.executable, "-c", "import sys\n" + WRITE, tmp_path / "b"]
         try:
+            os.utime(scratch, (time.time() - 2 * day,) * 2)
             subprocess.run(again, check=True)
             assert scratch.exists()  # the process that writes it is alive
         finally:
             process.send_signal(signal.SIGKILL)
-    assert scratch.exists()
+    os.utime(scratch, (time.time() - day + 600,) * 2)
+    subprocess.run(again, check=True)
+    assert scratch.exists()  # it may be of a process on another machine
+    os.utime(scratch, (time.time() - day - 600,) * 2)
     subprocess.run(again, check=True)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "b", mine]
 
@@ -90,6 +96,36 @@ def test_a_long_name(tmp_path):
     path = tmp_path / ("ü" * 120 + ".npy")
     write_text(path, "whole")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_need_not_outlast_a_power_cut(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for sync in (False, True):
+        with whole_file(tmp_path / "a", sync=sync) as scratch:
+            scratch.write_text(str(sync))
+        assert (tmp_path / "a").read_text() == str(sync)
+        assert len(synced) == sync
+
+
+def test_csv_files_are_whole_and_have_a_header(tmp_path):
+    path = tmp_path / "a.csv"
+    write_csv(path, [], ["path", "reason"])
+    assert path.read_bytes() == b"path,reason\r\n"
+    rows = [{"path": 'a"b,c', "reason": "ü\n"}, {"reason": 0.1, "path": None}]
+    write_csv(path, rows, ["path", "reason"])
+    whole = path.read_bytes()
+    assert whole == 'path,reason\r\n"a""b,c","ü\n"\r\n,0.1\r\n'.encode()
+    write_csv(path, rows)
+    assert path.read_bytes() == whole
+
+    def stops():
+        yield rows[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_csv(path, stops())
+    assert path.read_bytes() == whole
 
 
 class FakeClassifier:
@@ -207,7 +243,7 @@ def test_other_errors_keep_their_traceback(error):
         (["--data_folder", "no"], "data_folder=False: a path"),
         (
             ["--codes_folder", "7"],
-            "codes_folder=7: a path is allowed, not the number 7",
+            "codes_folder=7: a path is allowed, not a number",
         ),
         (["--codec", "3"], "codec=3: a path"),
         (["--output_folder", "7"], "output_folder=7: a path"),
@@ -221,8 +257,18 @@ def test_what_is_no_path(tmp_path, monkeypatch, arguments, message):
         arguments = [*arguments, "--output_folder", "out"]
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         start_experiment([str(ROOT / "hparams/mini.yaml"), *arguments])
-    assert re.search(r"--\w+ (\./|FOLDER)", str(caught.value))
+    advice = r"--\w+ FOLDER|write \./ before its name"
+    assert re.search(advice, str(caught.value))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bad", [8, 20.5, False])  # 8 was typed as 010
+def test_advice_on_a_list_of_paths_keeps_the_others(bad):
+    with pytest.raises(UserError) as caught:
+        check_path("data_folder", ["/data/a", bad], several=True)
+    advice = str(caught.value).partition(": a path")[2]
+    assert "in the list write ./" in advice
+    assert not re.search(r"--data_folder \./|\d", advice)
 
 
 def test_a_number_may_be_a_name(tmp_path, monkeypatch):

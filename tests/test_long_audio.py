@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -353,6 +354,14 @@ def test_all_layers_are_written_a_stretch_at_a_time(embed, corpus, tmp_path):
     assert status == 0
     want = embed.encoder.encode_file(corpus / "a.wav", "all").numpy()
     assert np.abs(np.load(tmp_path / "out/a.npy") - want).max() < 1e-4
+
+
+def test_features_do_not_wait_for_the_disk(embed, corpus, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    assert embed(corpus / "a.wav", "--output_folder", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "a.npy").exists()
+    assert len(synced) == 1  # of features.json
 
 
 def test_a_file_has_its_name_when_it_is_whole(embed, corpus, monkeypatch):

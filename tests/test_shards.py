@@ -242,6 +242,24 @@ def test_shards_from_elsewhere(audio, tmp_path):
     assert by_samples == {str(soundfile.info(file).frames) for file in files}
 
 
+def test_shards_for_the_test_are_named(audio, tmp_path, caplog):
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    with tarfile.open(folder / "test-0.tar", "w") as tar:
+        tar.add(audio[0] / "0.wav", "0.wav")
+    with pytest.raises(UserError, match=r"test-0\.tar.*another name"):
+        make_shards(folder, "--index")
+    with tarfile.open(folder / "more.tar", "w") as tar:
+        for i in range(3):
+            tar.add(audio[0] / f"{i}.wav", f"{i}.wav")
+    make_shards(folder, "--index")
+    (record,) = [r for r in caplog.records if "for the test" in r.getMessage()]
+    assert record.getMessage().endswith("test-0.tar")
+    (corpus,) = prepare_shards(folder, tmp_path)
+    names = (corpus.train_csv, corpus.valid_csv)
+    assert sum(len(read_manifest(name)) for name in names) == 3
+
+
 def add(tar, name, content):
     """Adds a file to a tar file."""
     entry = tarfile.TarInfo(name)

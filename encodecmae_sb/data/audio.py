@@ -28,7 +28,8 @@ from .tars import Member, open_source
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
 _MIN_RATE = 1000  # Hz
-# Files that a thread is given at once: to hand over takes half as long as to inspect.
+# Files that a thread is given at once: handing one over takes half as long as
+# inspecting it.
 _PORTION = 8
 _WAITING = 128  # portions that wait for a thread
 

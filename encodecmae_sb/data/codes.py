@@ -183,7 +183,7 @@ class CodesPart:
                 lines.write(json.dumps([path, *stamp, reason]) + "\n")
             lines.flush()
             os.fsync(lines.fileno())
-        # Last, since what has no number of rows is not there.
+        # Write the counts last: a file without a count is ignored on reading.
         self.rows.append(codes)
 
 

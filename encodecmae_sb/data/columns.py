@@ -12,7 +12,7 @@ class Texts(Sequence):
     """Many texts, one after another in one piece of memory.
 
     A list takes about twice as much, and is copied into every forked worker that reads
-    it. An array of NumPy's gives each as much room as the longest needs.
+    it. In a NumPy array each text takes as much memory as the longest.
 
     Arguments
     ---------

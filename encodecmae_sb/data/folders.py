@@ -1,9 +1,10 @@
 """Listing folders without passing over what cannot be read.
 
 `os.walk` and `Path.glob` take an unreadable folder for an empty one: a part of a corpus
-would be missing without a word, and how many files no one could tell.
+would be missing without a word, and no one would know how many files it holds.
 """
 
+import errno
 import fnmatch
 import os
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 from encodecmae_sb.errors import UserError
 
 from .audio import AUDIO_EXTENSIONS
+
+# Of file systems such as ext4, for what a repair finds; only root may read it.
+_LOST = "lost+found"
 
 
 def list_folder(folder):
@@ -23,7 +27,7 @@ def list_folder(folder):
     Returns
     -------
     list of os.DirEntry
-        In the order of the file system.
+        In the order of the file system; `lost+found` is passed over.
 
     Raises
     ------
@@ -39,7 +43,7 @@ def list_folder(folder):
     """
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return [entry for entry in entries if entry.name != _LOST]
     except OSError as error:
         raise _unreadable(folder, error) from error
 
@@ -54,6 +58,7 @@ def is_folder(entry):
     Returns
     -------
     bool
+        False for a link that leads nowhere, or back to itself.
 
     Raises
     ------
@@ -63,6 +68,8 @@ def is_folder(entry):
     try:
         return entry.is_dir()
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
         if entry.name.lower().endswith(AUDIO_EXTENSIONS):
             return False  # a file: reported when it is inspected
         raise _unreadable(entry.path, error) from error
@@ -106,6 +113,5 @@ def find_paths(folder, pattern):
 def _unreadable(path, error):
     return UserError(
         f"{path} cannot be read: {error.strerror or error}. What lies in it would be "
-        "missing without a word. Make it readable, or, if it is not needed, give the "
-        "folders beside it instead of the one that holds it."
+        "missing without a word. Make it readable, or move it out of the folder."
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import whole_file
+from encodecmae_sb.files import write_csv
 
 from .audio import UnusableAudio, inspect_files, read_audio
 
@@ -145,16 +145,17 @@ def _read_manifest(path, part, multi_label):
 
 def write_manifest(path, clips):
     """Writes clips as `read_manifests(csv=path)` reads them."""
-    with (
-        whole_file(path) as scratch,
-        open(scratch, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["ID", "duration", "wav", "label", "fold"])
-        for clip in clips:
-            labels = SEPARATOR.join(clip.labels)
-            duration = f"{clip.duration:.6f}"
-            writer.writerow([clip.id, duration, clip.wav, labels, clip.part])
+    rows = (
+        {
+            "ID": clip.id,
+            "duration": f"{clip.duration:.6f}",
+            "wav": clip.wav,
+            "label": SEPARATOR.join(clip.labels),
+            "fold": clip.part,
+        }
+        for clip in clips
+    )
+    write_csv(path, rows, ["ID", "duration", "wav", "label", "fold"])
 
 
 def inspect_clips(clips, rate=None):

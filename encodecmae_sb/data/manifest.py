@@ -3,11 +3,13 @@
 Any folder works: audio is found recursively. A folder laid out in official
 parts (LibriSpeech's `train-*`, `dev-*`, `test-*`) keeps them; in any other, one
 file in twenty is held out for validation, chosen by a hash of its path so that
-the choice never changes. What is there for the test is left out in either case.
-LibriSpeech transcripts, where there are any, become the `wrd` and `spk_id` columns.
+the choice never changes. What is there for the test, at any depth, is left out
+in either case. LibriSpeech transcripts, where there are any, become the `wrd` and
+`spk_id` columns.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -26,7 +28,7 @@ from .folders import find_paths, is_folder, list_folder
 
 logger = get_logger(__name__)
 
-_FORMAT = 2  # raise it when the manifest's columns or rules change
+_FORMAT = 3  # raise it when the manifest's columns or rules change
 _HELD_OUT = 20  # one file in this many, where there is no official split
 
 # How the names of official parts begin. A letter after the shorter ones makes
@@ -365,6 +367,7 @@ def _check_share(folder, num_files, unusable, max_unusable):
         )
 
 
+@functools.lru_cache(1 << 16)
 def part_named(name):
     """The part of a corpus that a folder or file of this name is.
 
@@ -390,31 +393,48 @@ def part_named(name):
 
 def _part_of(folder, paths):
     """A function from a row to "train", "valid" or "" (neither)."""
-    tops = {path.partition(os.sep)[0] for path in paths if os.sep in path}
-    parts = {top: part_named(top) for top in tops}
-    official = {"train", "valid"} <= set(parts.values())
-    test = sorted(top for top in tops if parts[top] == "test")
-    if test and not official:
-        logger.warning(
-            f"{folder} has no parts both to train and to validate on: one file in "
-            f"{_HELD_OUT} is held out. Left out, since it is named as a part for the "
-            f"test: {', '.join(test)}"
-        )
-        if not tops - set(test) and all(os.sep in path for path in paths):
+    examples = {path.rpartition(os.sep)[0]: path for path in paths}  # one a folder
+    tests = {_test_part(path) for path in examples.values()}
+    usable = [path for path in examples.values() if not _test_part(path)]
+    tops = {part_named(path.partition(os.sep)[0]) for path in usable if os.sep in path}
+    official = {"train", "valid"} <= tops
+    # A part for the test beside official others is left out without a warning.
+    test = sorted(part for part in tests if part and (not official or os.sep in part))
+    if test:
+        listed = ", ".join(test[:10])
+        listed += f" and {len(test) - 10} more" if test[10:] else ""
+        if not usable:
             raise UserError(
-                f"{folder} holds nothing but parts for the test ({', '.join(test)}). "
-                f"To train on one of them nevertheless: --data_folder "
-                f"{folder / test[0]}"
+                f"{folder} holds nothing but parts for the test ({listed}). To train "
+                f"on one of them nevertheless: --data_folder {folder / test[0]}"
             )
+        split = (
+            f"{folder} has no parts both to train and to validate on: one file in "
+            f"{_HELD_OUT} is held out. "
+        )
+        logger.warning(
+            ("" if official else split) + f"Left out of {folder}, since it is named as "
+            f"a part for the test: {listed}"
+        )
 
     def part_of(row):
+        if _test_part(row["ID"]):
+            return ""
+        if not official:
+            return held_out(row)
         top, separator, _ = row["ID"].partition(os.sep)
-        part = parts[top] if separator else ""
-        if official:
-            return part if part in ("train", "valid") else ""
-        return "" if part == "test" else held_out(row)
+        return part_named(top) if separator else ""
 
     return part_of
+
+
+def _test_part(path):
+    """The outermost folder of a path that is named as a part for the test, or ""."""
+    names = path.split(os.sep)[:-1]
+    for depth, name in enumerate(names, 1):
+        if part_named(name) == "test":
+            return os.sep.join(names[:depth])
+    return ""
 
 
 def held_out(row):

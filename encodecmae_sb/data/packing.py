@@ -197,7 +197,8 @@ def _members(item, flac):
         num_samples=int(known["num_samples"]),
         sample_rate=int(known["sample_rate"]),
     )
-    # What is small goes before what it is said of, so that it can be streamed.
+    # Write metadata and codes before the audio, so a streaming reader has them in
+    # time.
     members = [("json", json.dumps(known).encode())]
     if item.codes is not None:
         rows = io.BytesIO()
@@ -350,18 +351,32 @@ def index_shards(folder, max_unusable=0.05):
         with contextlib.suppress(UserError):
             known = read_index(folder)
             codes, plan = known.codes, known.plan
-    unusable, tables = [], {}
+    unusable, tables, test = [], {}, []
     for path in sorted(folder.glob("*.tar")):
         if part_named(path.name) == "test":
+            test.append(path.name)
             continue
         tables[path], odd = read_shard(path, codes and codes.n_codebooks)
         unusable += odd
     rows = [row for table in tables.values() for row in table]
+    left_out = ", ".join(test[:10])
+    left_out += f" and {len(test) - 10} more" if test[10:] else ""
     if not rows:
         why = f", such as {unusable[0][0]}: {unusable[0][1]}" if unusable else ""
         raise UserError(
             f"No audio that can be used in the tar files in {folder}, or no tar "
             f"files{why}."
+            + (
+                f" Left out, since it is named as a part for the test: {left_out}. To "
+                "use it, give it another name."
+                if test
+                else ""
+            )
+        )
+    if test:
+        logger.warning(
+            f"Left out of {folder}, since it is named as a part for the test: "
+            f"{left_out}"
         )
     listed = folder / "unusable_files.csv"
     listed.unlink(missing_ok=True)

@@ -308,7 +308,7 @@ class StoredTargets:
         file : int
             Number of the file in the manifest.
         position : float
-            Share of the possible starts that lie before it, in [0, 1).
+            Start of the crop as a fraction of the latest possible start, in [0, 1).
         crop_seconds : float
             Length; shorter files are taken whole.
 

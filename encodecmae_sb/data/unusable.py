@@ -9,7 +9,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import whole_file
+from encodecmae_sb.files import write_csv
 
 from .audio import can_be_read
 from .tars import Member
@@ -59,12 +59,7 @@ class UnusableFiles:
             listed = zip(self.reasons.items(), unusable, strict=True)
             self.reasons = dict(item for item, bad in listed if bad)
         if if_main_process():
-            with (
-                whole_file(self.path) as scratch,
-                open(scratch, "w", newline="", encoding="utf-8") as file,
-            ):
-                writer = csv.writer(file)
-                writer.writerows([("path", "reason"), *self.reasons.items()])
+            write_unusable(self.path, self.reasons.items())
 
     def add(self, items):
         """Notes files and writes the new ones down.
@@ -100,6 +95,26 @@ class UnusableFiles:
 
     def __len__(self):
         return len(self.reasons)
+
+
+def write_unusable(path, items):
+    """Writes a list of files left out, as `UnusableFiles` does.
+
+    Arguments
+    ---------
+    path : str or Path
+    items : iterable of (str, str)
+        Path and reason.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "unusable.csv"
+    >>> write_unusable(path, [("a.wav", "empty file")])
+    >>> path.read_text().splitlines()
+    ['path,reason', 'a.wav,empty file']
+    """
+    rows = ({"path": file, "reason": reason} for file, reason in items)
+    write_csv(path, rows, ["path", "reason"])
 
 
 def _still_unusable(path):

@@ -131,8 +131,8 @@ class LogMel(nn.Module):
             power = spectrum.real.square() + spectrum.imag.square()
             if power.is_cpu:
                 power = power.float()  # sums of positive terms lose nothing
-            # Elsewhere double precision, which TF32 is no part of. (Its switches
-            # would not do: this may be compiled.)
+            # On other devices the product stays in float64, which TF32 never
+            # affects. (Turning TF32 off here would not work: this may be compiled.)
             energies = (power @ self.banks.to(power.dtype)).float()
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std
