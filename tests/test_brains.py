@@ -94,6 +94,10 @@ def test_each_corpus_has_a_unigram_of_its_own(tmp_path, monkeypatch):
         outputs = brain.compute_forward(batch, Stage.VALID)
         brain.compute_objectives(outputs, batch, Stage.VALID)
     row = brain.validation_row(0.0)
+    monkeypatch.setattr(pretrain, "_CORPUS_CROPS", 500)  # more than "rare" is drawn
+    unknown = brain.count_codes(crops)
+    assert unknown[2].isnan().all()
+    assert unknown[:2].isfinite().all()
     assert row["rare/unigram_ce_1"] == pytest.approx(-math.log(81 / 1104), rel=1e-5)
     assert row["unigram_ce_1"] == pytest.approx(
         -float(mixture[0, [5, 1, 2, 5]].log().mean()),

@@ -1,8 +1,15 @@
 """Masked pretraining: hide half of the frames, predict their codes."""
 
+import math
+
 import numpy as np
 import torch
 from speechbrain import Stage
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
 
 from encodecmae_sb.data.crops import CropCollator
 from encodecmae_sb.data.targets import HOP
@@ -13,6 +20,30 @@ from .base import StepBrain
 # Crops in which codes are counted: of the mixture, and at least of each corpus.
 _UNIGRAM_CROPS = 512
 _CORPUS_CROPS = 256
+
+
+@register_checkpoint_hooks
+class Unigrams:
+    """How often codes occur, counted once in a run and kept in its checkpoints.
+
+    Attributes
+    ----------
+    log_probs : torch.Tensor or None
+        See `PretrainBrain.count_codes`.
+    """
+
+    def __init__(self):
+        self.log_probs = None
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes the tensor."""
+        torch.save(self.log_probs.cpu(), path)
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Reads the tensor back."""
+        self.log_probs = torch.load(path, map_location="cpu", weights_only=True)
 
 
 class PretrainBrain(StepBrain):
@@ -41,8 +72,17 @@ class PretrainBrain(StepBrain):
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`; see `StepBrain`."""
-        self.unigram = self.count_codes(train_crops)
+        self.train_crops = train_crops
         super().fit_crops(train_crops, valid_crops)
+
+    def on_fit_start(self):
+        """Counts codes, unless a checkpoint has them."""
+        unigrams = Unigrams()
+        self.checkpointer.add_recoverable("unigrams", unigrams)
+        super().on_fit_start()
+        if unigrams.log_probs is None:
+            unigrams.log_probs = self.count_codes(self.train_crops)
+        self.unigram = unigrams.log_probs.to(self.device)
 
     @torch.no_grad()
     def count_codes(self, crops):
@@ -52,19 +92,19 @@ class PretrainBrain(StepBrain):
         ---------
         crops : RandomCrops
             The first 512 of its draws are the sample of the mixture, its first 256
-            crops of a corpus, or more if those have more, that of the corpus. A
-            corpus that is too rarely drawn for that has no sample.
+            crops of a corpus, or more if those have more, that of the corpus.
 
         Returns
         -------
         torch.Tensor
             Log-probabilities of the mixture and then of each corpus, float32, shape
-            [1 + corpora, Q, K]; every code is counted once more than it occurs.
+            [1 + corpora, Q, K]; every code is counted once more than it occurs. NaN
+            for a corpus that is too rarely drawn.
         """
         sizes = self.hparams.n_codebooks, self.hparams.codebook_size
         counts = torch.ones(1 + len(self.corpora), *sizes)
         collate, size = CropCollator(), self.hparams.batch_size
-        draws = self._draws_to_count(crops)
+        draws, enough = self._draws_to_count(crops)
         for start in range(0, len(draws), size):
             chosen = draws[start : start + size]
             batch = collate([crops[draw] for draw in chosen])
@@ -76,10 +116,11 @@ class PretrainBrain(StepBrain):
                 here = codes[valid & part[:, None]]
                 for row, found in zip(table, here.T, strict=True):
                     row += torch.bincount(found, minlength=len(row))
+        counts[1:][~enough] = torch.nan
         return (counts / counts.sum(-1, keepdim=True)).log().to(self.device)
 
     def _draws_to_count(self, crops):
-        """Numbers of the draws that `count_codes` looks at."""
+        """Draws that `count_codes` looks at, and which corpora have enough of them."""
         draws = list(range(_UNIGRAM_CROPS))
         corpora = [crops.corpus_of(draw) for draw in draws]
         drawn = np.bincount(corpora, minlength=len(self.corpora))
@@ -90,8 +131,7 @@ class PretrainBrain(StepBrain):
             if drawn[corpus] < _CORPUS_CROPS:
                 draws.append(draw)
                 drawn[corpus] += 1
-        self.counted = drawn >= _CORPUS_CROPS
-        return draws
+        return draws, torch.from_numpy(drawn >= _CORPUS_CROPS)
 
     def codes(self, batch):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
@@ -187,9 +227,8 @@ class PretrainBrain(StepBrain):
             for i, name in enumerate(self.corpora):
                 sums = self.sums[i, [0, 1, 3]]
                 figures = _figures(sums / self.frames[i].clamp(min=1))
-                for key, value in figures.items():
-                    if self.counted[i] or not key.startswith("unigram"):
-                        row[f"{name}/{key}"] = value
+                known = {k: v for k, v in figures.items() if not math.isnan(v)}
+                row.update({f"{name}/{key}": value for key, value in known.items()})
         return row
 
 
