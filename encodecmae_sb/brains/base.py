@@ -167,12 +167,19 @@ class ResumableBrain(Brain):
         number turn it round.
     """
 
-    def __init__(self, *args, hparams, run_opts=None, **kwargs):
+    def __init__(
+        self,
+        modules=None,
+        opt_class=None,
+        hparams=None,
+        run_opts=None,
+        checkpointer=None,
+    ):
         given = getattr(run_opts, "overridden_args", run_opts or {})
         if hparams.get("precision") == AUTO and "precision" not in given:
             device = (run_opts or {}).get("device") or hparams.get("device")
             hparams = {**hparams, "precision": _choose_precision(device)}
-        super().__init__(*args, hparams=hparams, run_opts=run_opts, **kwargs)
+        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         norm = self.max_grad_norm
         if not isinstance(norm, int | float) or not norm > 0:
             raise UserError(
