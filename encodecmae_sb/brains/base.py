@@ -220,7 +220,7 @@ class ResumableBrain(Brain):
         # A test may be run otherwise than the training was.
         ignored = how if self.test_only else ()
         self.checkpointer.identify(identity, ignored)
-        if hasattr(self.hparams, "record_experiment"):
+        if hasattr(self.hparams, "record_experiment") and not self.test_only:
             self.hparams.record_experiment()
 
     def between_steps(self):
@@ -410,6 +410,8 @@ class StepBrain(ResumableBrain):
             losses.append(loss.detach())
         self.optimizers_step()
         loss = torch.stack(losses).mean()
+        if "loss" in self.shown:
+            self.shown["loss"] = loss  # not that of the last batch alone
         self.on_fit_batch_end(batches, outputs, loss, True)
         return loss
 
