@@ -50,6 +50,7 @@ from encodecmae_sb.experiment import (
 )
 from encodecmae_sb.files import whole_file, write_csv
 from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.lobes.pieces import FRAMES_VERSION
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.scores import (
     class_rows,
@@ -194,6 +195,7 @@ class Trainer:
         }
         optimizer = str(self.hparams["opt_class"].keywords)
         parts = [clips_key(part) for part in (run.train, run.valid, run.test)]
+        parts.append(FRAMES_VERSION)
         return digest([settings, given, optimizer, parts, weights_key(classifier)])
 
     def targets(self, clips):
@@ -216,7 +218,7 @@ class Trainer:
             clip.id: clip for other in sharing for clip in other.train + other.valid
         }
         clips = list(clips.values())
-        kind = [head.pooling, hparams["layer"], hparams["features"]]
+        kind = [head.pooling, hparams["layer"], hparams["features"], FRAMES_VERSION]
         key = digest([clips_key(clips), kind, weights_key(brain.classifier.lobe)])
         return store_summaries(
             brain.classifier,

@@ -58,6 +58,7 @@ from encodecmae_sb.experiment import (
 from encodecmae_sb.export import encoder_yaml
 from encodecmae_sb.files import write_text
 from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.lobes.pieces import FRAMES_VERSION
 from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.probe import (
     DRAWS,
@@ -242,7 +243,8 @@ class Comparison:
         # Of the head only the pooling is used, which is all before what is learnt.
         head = ClipHead(lobe.dim, len(self.labels), pooling=pooling)
         # With the weights in its name, a file serves one initialisation only.
-        key = digest([made, weights_key(lobe), self.clips_key, pooling, layer])
+        weights = weights_key(lobe)
+        key = digest([made, weights, FRAMES_VERSION, self.clips_key, pooling, layer])
         stored = store_summaries(
             ClipClassifier(lobe, head).to(self.device),
             self.clips,

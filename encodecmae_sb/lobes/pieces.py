@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from encodecmae_sb.errors import UserError
 
+# Raise it when an item's frames change: what was stored of them is then computed anew.
+FRAMES_VERSION = 2
 # As long as the crops of pretraining: 4 s.
 PIECE = 96000
 # A tail of at most this many samples after whole pieces is dropped.
