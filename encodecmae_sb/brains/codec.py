@@ -448,8 +448,8 @@ class CodecBrain(StepBrain):
         batch = batch.to(self.device)
         training = stage == Stage.TRAIN
         wavs = vary(batch) if training else batch.wavs
-        # Once the codebooks have started, the encoder stands still: it would drift
-        # back to latents whose codes nothing around them tells.
+        # Freeze the encoder once the codebooks have started; otherwise its codes become
+        # unpredictable from neighbouring frames.
         with torch.set_grad_enabled(training and not self.quantizing(stage)):
             latents = self.net.encoder(wavs.unsqueeze(1)).float()
         decoded = latents

@@ -221,7 +221,7 @@ class RandomCrops(Dataset):
         return self.choose(draw, 0, rng)[0]
 
     def choose(self, draw, attempt, rng):
-        """What a draw takes.
+        """Maps a draw to a corpus, a file of it and a position in the file.
 
         Arguments
         ---------
@@ -236,7 +236,7 @@ class RandomCrops(Dataset):
         -------
         corpus, file : int
         position : float
-            Share of the possible starts that lie before the crop's, in [0, 1).
+            Start of the crop as a fraction of the latest possible start, in [0, 1).
         """
         corpus = int(np.searchsorted(self.cumulated_shares, rng.random()))
         corpus = min(corpus, len(self.paths) - 1)  # the sum may round below 1
@@ -259,7 +259,7 @@ def _are_weights(weights, count):
 
 
 def _cut(path, duration, position, crop_seconds, sample_rate):
-    """The crop whose start has a share `position` of the possible ones before it."""
+    """The crop that starts at the fraction `position` of the latest possible start."""
     start = position * max(duration - crop_seconds, 0.0)
     return {"wav": read_audio(path, sample_rate, start, crop_seconds)}
 

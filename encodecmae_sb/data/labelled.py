@@ -222,9 +222,9 @@ def make_runs(clips, valid_share=None):
     ---------
     clips : list of Clip
     valid_share : float, optional
-        About this share of the clips of the other folds validates: which ones, their
-        IDs decide. Where folds are few and unlike each other, such as speakers, a
-        whole one is missed in training. Default: the next fold validates.
+        Validate on about this share of the remaining clips (chosen by a hash of the
+        ID) instead of a whole fold. Useful where folds are few and unlike each other,
+        such as speakers. Default: the next fold validates.
 
     Returns
     -------

@@ -377,7 +377,7 @@ class ShardCrops(RandomCrops):
         return len(self.shard_first) - 1
 
     def choose(self, draw, attempt, rng):
-        """What a draw takes: the next of its pass; instead of it, any."""
+        """Maps a draw to the next crop of the pass or, on a retry, to a random one."""
         crop = self._crop(draw)
         if attempt:
             crop = int(rng.integers(self.crops_per_pass))

@@ -193,7 +193,7 @@ class _CrossEntropy(torch.autograd.Function):
 def _rows_at_once(logits):
     """Rows of logits [N, K] in a block."""
     if torch.compiler.is_compiling():
-        # The compiler makes one loop of it all; a block more would be code anew.
+        # Use one block: the loop is unrolled, and each block is compiled again.
         return max(1, len(logits))
     block = _BLOCK.get(logits.device.type, _BLOCK_ELSEWHERE)
     return max(1, block // logits.shape[1])

@@ -228,7 +228,8 @@ def encode_in_pieces(
         rows = select_layer(output, layer).unbind(-3)
         for p, row in zip(group, rows, strict=True):
             if joined[p.item] is None:
-                # Once and for all: pieces that wait to be joined would take as much.
+                # Allocate the whole output now: collecting pieces first would double
+                # the memory.
                 shape = (*row.shape[:-2], totals[p.item], row.shape[-1])
                 joined[p.item] = row.new_empty(shape)
             place = slice(p.first_frame, p.first_frame + p.frames)
