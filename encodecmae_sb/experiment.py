@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib.metadata
 import json
 import os
 import re
@@ -100,7 +101,11 @@ def start_experiment(argv, can_test=False):
             experiment_directory=hparams["output_folder"],
             hyperparams_to_save=hparams_file,
             overrides=overrides,
+            # SpeechBrain asks pip, which takes a second or two.
+            save_env_desc=False,
         )
+        if if_main_process():
+            write_text(Path(hparams["output_folder"]) / "env.log", _environment())
 
     checkpointer = hparams.get("checkpointer")
     if checkpointer is not None:
@@ -112,6 +117,13 @@ def start_experiment(argv, can_test=False):
     else:
         record()
     return hparams, run_opts, set(named)
+
+
+def _environment():
+    """What a run was made with: versions of Python and of all packages, and the GPU."""
+    packages = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return "\n".join([f"Python {sys.version}", f"GPU: {gpu}", *sorted(packages), ""])
 
 
 def _check_keys(named, text, hparams_file):

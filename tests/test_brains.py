@@ -68,7 +68,6 @@ def test_training_moves_the_model_and_not_the_codec(tmp_path, corpus):
 def test_each_corpus_has_a_unigram_of_its_own(tmp_path, monkeypatch):
     """Counted by hand, of corpora that have no code in common."""
     monkeypatch.setattr(pretrain, "_UNIGRAM_CROPS", 16)
-    monkeypatch.setattr(pretrain, "_CORPUS_CROPS", 8)
 
     class Crops:
         def corpus_of(self, draw):
@@ -94,7 +93,7 @@ def test_each_corpus_has_a_unigram_of_its_own(tmp_path, monkeypatch):
         outputs = brain.compute_forward(batch, Stage.VALID)
         brain.compute_objectives(outputs, batch, Stage.VALID)
     row = brain.validation_row(0.0)
-    monkeypatch.setattr(pretrain, "_CORPUS_CROPS", 500)  # more than "rare" is drawn
+    monkeypatch.setattr(Crops, "corpus_of", lambda self, draw: 0)
     unknown = brain.count_codes(crops)
     assert unknown[2].isnan().all()
     assert unknown[:2].isfinite().all()

@@ -105,6 +105,7 @@ def test_a_run_says_what_it_is_and_what_it_made(finished):
         assert name in text
         assert (output / name).exists()
     assert "left" in text  # the progress bar shows the time left
+    assert "\nspeechbrain==" in (output / "env.log").read_text()
     # What it says to do next would go on with this very run.
     assert f"--output_folder {output} --training_steps 24" in text
     metrics = json.loads((output / "metrics.json").read_text())
@@ -293,7 +294,7 @@ def test_checkpoints_of_another_training(finished, tmp_path):
     precision = "bf16" if here == "fp32" else "fp32"
     text = run(output, **options, expect=1, precision=precision)
     for line in (
-        'data: ["speech", "sound"] (',
+        "data: 448 files of speech, 200 files of sound (",
         "codec: bundled (",
         f"({checksum(other)})",
         "mask_gap: 15 -> 5",

@@ -17,9 +17,8 @@ from encodecmae_sb.lobes.model import frame_mask
 
 from .base import StepBrain
 
-# Crops in which codes are counted: of the mixture, and at least of each corpus.
+# Crops in which codes are counted, if a run draws as many.
 _UNIGRAM_CROPS = 512
-_CORPUS_CROPS = 256
 
 
 @register_checkpoint_hooks
@@ -91,8 +90,9 @@ class PretrainBrain(StepBrain):
         Arguments
         ---------
         crops : RandomCrops
-            The first 512 of its draws are the sample of the mixture, its first 256
-            crops of a corpus, or more if those have more, that of the corpus.
+            Its first 512 draws, or all draws of a shorter run, are the sample of the
+            mixture. The sample of a corpus is its crops among them, and of further
+            draws until they are half as many.
 
         Returns
         -------
@@ -110,7 +110,7 @@ class PretrainBrain(StepBrain):
             batch = collate([crops[draw] for draw in chosen])
             codes = self.codes(batch.to(self.device)).cpu()
             valid = frame_mask(batch.lengths // HOP, codes.shape[1])
-            parts = [torch.tensor(chosen) < _UNIGRAM_CROPS]
+            parts = [torch.tensor(chosen) < self._sample_size]
             parts += [batch.corpus == i for i in range(len(self.corpora))]
             for table, part in zip(counts, parts, strict=True):
                 here = codes[valid & part[:, None]]
@@ -119,19 +119,25 @@ class PretrainBrain(StepBrain):
         counts[1:][~enough] = torch.nan
         return (counts / counts.sum(-1, keepdim=True)).log().to(self.device)
 
+    @property
+    def _sample_size(self):
+        draws = self.hparams.training_steps * self.crops_per_step
+        return min(_UNIGRAM_CROPS, draws)
+
     def _draws_to_count(self, crops):
         """Draws that `count_codes` looks at, and which corpora have enough of them."""
-        draws = list(range(_UNIGRAM_CROPS))
+        size = self._sample_size
+        draws = list(range(size))
         corpora = [crops.corpus_of(draw) for draw in draws]
         drawn = np.bincount(corpora, minlength=len(self.corpora))
-        for draw in range(_UNIGRAM_CROPS, 100 * _UNIGRAM_CROPS):
-            if drawn.min() >= _CORPUS_CROPS:
+        for draw in range(size, 100 * size):
+            if drawn.min() >= size // 2:
                 break
             corpus = crops.corpus_of(draw)
-            if drawn[corpus] < _CORPUS_CROPS:
+            if drawn[corpus] < size // 2:
                 draws.append(draw)
                 drawn[corpus] += 1
-        return draws, torch.from_numpy(drawn >= _CORPUS_CROPS)
+        return draws, torch.from_numpy(drawn >= size // 2)
 
     def codes(self, batch):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
