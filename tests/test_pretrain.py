@@ -294,7 +294,7 @@ def test_checkpoints_of_another_training(finished, tmp_path):
     precision = "bf16" if here == "fp32" else "fp32"
     text = run(output, **options, expect=1, precision=precision)
     for line in (
-        "data: 448 files of speech, 200 files of sound (",
+        "data: 364 files of speech, 200 files of sound (",
         "codec: bundled (",
         f"({checksum(other)})",
         "mask_gap: 15 -> 5",
