@@ -39,5 +39,7 @@ setup(
         "huggingface_hub",
         "pyyaml",
     ],
-    extras_require={"test": ["pytest>=8", "ruff==0.17.5", "webdataset"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"]
+    },
 )

@@ -19,6 +19,12 @@ FRONT_ENDS = {
 }
 
 
+def pytest_configure(config):
+    """Of several processes each has one thread: with more they slow one another."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
     """Names that every docstring example may use."""
