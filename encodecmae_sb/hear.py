@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .errors import UserError
-from .lobes.pieces import encode_in_pieces, frame_starts, shortest_item
-from .published import load_encoder_source
-from .resampling import resample
+from encodecmae_sb.nnet.chunks import encode_in_pieces, frame_starts, shortest_item
+from encodecmae_sb.pretrained.published import load_encoder_source
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.signal import resample
 
 # HEAR allows 16 000, 22 050, 44 100 and 48 000 Hz, the encoder works at 24 000: only
 # 48 000 keeps all that it has learnt to hear and is an exact multiple.
@@ -61,7 +61,7 @@ def load_model(model_file_path=""):
 
     Example
     -------
-    >>> from encodecmae_sb.export import export_encoder
+    >>> from encodecmae_sb.pretrained.folder import export_encoder
     >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
     >>> folder = getfixture("tmp_path") / "encoder"
     >>> transformer = ResiDualTransformer(64, 2, 4, 96)

@@ -22,9 +22,9 @@ Performance, Interspeech 2025.
 
 import torch
 
-from .hear import encode_sounds
-from .lobes.pieces import seconds_per_frame
-from .published import load_encoder_source
+from encodecmae_sb.hear import encode_sounds
+from encodecmae_sb.nnet.chunks import seconds_per_frame
+from encodecmae_sb.pretrained.published import load_encoder_source
 
 
 class XaresEncoder(torch.nn.Module):
@@ -43,7 +43,7 @@ class XaresEncoder(torch.nn.Module):
     Example
     -------
     >>> from encodecmae_sb import lobes
-    >>> from encodecmae_sb.export import export_encoder
+    >>> from encodecmae_sb.pretrained.folder import export_encoder
     >>> folder = getfixture("tmp_path") / "encoder"
     >>> transformer = lobes.ResiDualTransformer(64, 2, 4, 96)
     >>> export_encoder(lobes.AudioEncoder(lobes.LogMel(), transformer), folder)

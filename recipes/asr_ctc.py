@@ -28,19 +28,19 @@ from encodecmae_sb.data.speech import (
     manifest_set,
     speech_dataset,
 )
+from encodecmae_sb.data.tokenizer import Tokens, check_characters
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.digests import digest, weights_key
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
+from encodecmae_sb.inference.recogniser import build_searcher, export_recogniser
+from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.utils.digests import digest, weights_key
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
     main_process_first,
     quit_on_user_errors,
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.export import encoder_yaml
-from encodecmae_sb.identity import named
-from encodecmae_sb.recogniser import build_searcher, export_recogniser
-from encodecmae_sb.tokens import Tokens, check_characters
+from encodecmae_sb.utils.identity import named
 
 PROTOCOLS = ("frozen", "finetuned")
 VALID = "valid"  # what the figures of the validation are called

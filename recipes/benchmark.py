@@ -42,17 +42,17 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from encodecmae_sb import benchmark as bench
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
+from encodecmae_sb.lobes import Codec, CodecLatents
+from encodecmae_sb.nnet.encodec import FrozenCodec, build_encodec
+from encodecmae_sb.pipelines import benchmark as bench
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
     choose_device,
     is_out_of_memory,
     quit_on_user_errors,
 )
-from encodecmae_sb.files import write_text
-from encodecmae_sb.lobes import Codec, CodecLatents
-from encodecmae_sb.lobes.codec import build_encodec
-from encodecmae_sb.precision import best_precision
+from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.precision import best_precision
 
 CONFIGURED = "as configured"
 TOGETHER = "together.json"  # from several processes to the one that started them
@@ -161,7 +161,7 @@ def build(args, keys, scratch):
     with open(file, encoding="utf-8") as stream:
         hparams = load_hyperpyyaml(stream, overrides)
     if args.codec == "random_encodec":
-        codec = Codec.from_network(build_encodec(), "random_encodec")
+        codec = FrozenCodec(build_encodec(), "random_encodec")
     else:
         codec = Codec(args.codec, hparams["n_codebooks"])
     front_end = hparams["model"].encoder.front_end

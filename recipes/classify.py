@@ -23,7 +23,6 @@ import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from encodecmae_sb.brains.base import History
-from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
 from encodecmae_sb.brains.classify import (
     ClassifyBrain,
     check_encoder,
@@ -33,32 +32,33 @@ from encodecmae_sb.brains.classify import (
     loss_weights,
     store_summaries,
 )
-from encodecmae_sb.classifier import decide, export_classifier
-from encodecmae_sb.data.labelled import (
+from encodecmae_sb.data.clips import (
     LabelledClips,
     all_labels,
     make_runs,
     targets_of,
     write_manifest,
 )
-from encodecmae_sb.digests import digest, weights_key
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
-    quit_on_user_errors,
-    start_experiment,
-    write_metrics,
-)
-from encodecmae_sb.files import whole_file, write_csv
-from encodecmae_sb.lobes import EnCodecMAE
-from encodecmae_sb.lobes.pieces import FRAMES_VERSION
-from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.scores import (
+from encodecmae_sb.evaluation.metrics import (
     class_rows,
     clip_scores,
     confusion_matrix,
     draw_confusion,
     write_rows,
 )
+from encodecmae_sb.inference.classifier import decide, export_classifier
+from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.nnet.chunks import FRAMES_VERSION
+from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
+from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
+from encodecmae_sb.utils.digests import digest, weights_key
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
+    quit_on_user_errors,
+    start_experiment,
+    write_metrics,
+)
+from encodecmae_sb.utils.files import whole_file, write_csv
 
 SAMPLE_RATE = 24000  # of the encoders
 LOGMEL_POOLING = "mean_std"  # of the baseline, whatever the yaml says

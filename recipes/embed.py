@@ -40,12 +40,12 @@ from speechbrain.inference.interfaces import foreign_class
 from tqdm import tqdm
 
 from encodecmae_sb.data.manifest import find_audio
-from encodecmae_sb.digests import weights_key
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import choose_device, quit_on_user_errors
-from encodecmae_sb.export import check_folder
-from encodecmae_sb.files import whole_file, write_text
-from encodecmae_sb.lobes.pieces import check_layer, seconds_per_frame
+from encodecmae_sb.nnet.chunks import check_layer, seconds_per_frame
+from encodecmae_sb.pretrained.folder import check_folder
+from encodecmae_sb.utils.digests import weights_key
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import choose_device, quit_on_user_errors
+from encodecmae_sb.utils.files import whole_file, write_text
 
 SETTINGS_FILE = "features.json"
 _BAR = (

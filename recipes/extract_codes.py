@@ -51,21 +51,17 @@ from encodecmae_sb.data.codes import (
 )
 from encodecmae_sb.data.crops import CropCollator, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
-from encodecmae_sb.data.targets import (
-    HOP,
-    SAMPLE_RATE,
-    FilePieces,
-)
+from encodecmae_sb.data.stored import HOP, SAMPLE_RATE, FilePieces
 from encodecmae_sb.data.unusable import write_unusable
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
+from encodecmae_sb.lobes import Codec
+from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL, checksum
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
     choose_device,
     main_process_first,
     quit_on_user_errors,
 )
-from encodecmae_sb.files import check_path
-from encodecmae_sb.lobes import Codec
-from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
+from encodecmae_sb.utils.files import check_path
 
 PIECE = 60 * SAMPLE_RATE
 CONTEXT = 4 * SAMPLE_RATE

@@ -12,13 +12,13 @@ targets, the folder has it as `codec.safetensors`, for `--codec` of pretraining.
 import argparse
 from pathlib import Path
 
-from encodecmae_sb.experiment import quit_on_user_errors
-from encodecmae_sb.published import (
+from encodecmae_sb.pretrained.published import (
     CODEC_FILE,
     PUBLISHED,
     REPOSITORY,
     import_published,
 )
+from encodecmae_sb.utils.experiment import quit_on_user_errors
 
 
 def names():

@@ -31,24 +31,29 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from encodecmae_sb.brains.checkpointer import check_writable
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
-from encodecmae_sb.data.packing import (
+from encodecmae_sb.data.shards.packing import (
     PackItem,
     deal,
     index_shards,
     write_index,
     write_shard,
 )
-from encodecmae_sb.data.shards import FORMAT, INDEX, SPLITS, is_whole, read_index
+from encodecmae_sb.data.shards.reading import (
+    FORMAT,
+    INDEX,
+    SPLITS,
+    is_whole,
+    read_index,
+)
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.digests import digest
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import quit_on_user_errors
-from encodecmae_sb.files import check_path, write_text
-from encodecmae_sb.lobes.codec import BUNDLED
+from encodecmae_sb.pretrained.codec_files import BUNDLED
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import quit_on_user_errors
+from encodecmae_sb.utils.files import check_path, check_writable, write_text
 
 _PLAN = "plan"  # the file that says what an unfinished folder will hold
 

@@ -27,27 +27,27 @@ from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
-from encodecmae_sb.data.shards import (
+from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
     holds_shards,
     prepare_shards,
 )
-from encodecmae_sb.data.targets import HOP, SAMPLE_RATE
+from encodecmae_sb.data.stored import HOP, SAMPLE_RATE
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.digests import digest
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
+from encodecmae_sb.lobes import Codec, CodecLatents
+from encodecmae_sb.nnet.front_ends import check_grid
+from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL, checksum
+from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
     main_process_first,
     quit_on_user_errors,
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.export import export_encoder
-from encodecmae_sb.identity import data_identity, named
-from encodecmae_sb.lobes import Codec, CodecLatents
-from encodecmae_sb.lobes.codec import BUNDLED, OFFICIAL, checksum
-from encodecmae_sb.lobes.features import check_grid
+from encodecmae_sb.utils.identity import data_identity, named
 
 
 def choose_codec(hparams, given):

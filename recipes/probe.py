@@ -41,26 +41,9 @@ from encodecmae_sb.brains.classify import (
     find_data,
     store_summaries,
 )
-from encodecmae_sb.data.labelled import (
-    all_labels,
-    make_runs,
-    targets_of,
-    write_manifest,
-)
-from encodecmae_sb.digests import digest, weights_key
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
-    choose_device,
-    quit_on_user_errors,
-    start_experiment,
-    write_metrics,
-)
-from encodecmae_sb.export import encoder_yaml
-from encodecmae_sb.files import write_text
-from encodecmae_sb.lobes import EnCodecMAE
-from encodecmae_sb.lobes.pieces import FRAMES_VERSION
-from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.probe import (
+from encodecmae_sb.data.clips import all_labels, make_runs, targets_of, write_manifest
+from encodecmae_sb.evaluation.metrics import write_rows
+from encodecmae_sb.evaluation.probe import (
     DRAWS,
     ProbeGrid,
     check_whole,
@@ -69,7 +52,19 @@ from encodecmae_sb.probe import (
     probe_vectors,
     spread,
 )
-from encodecmae_sb.scores import write_rows
+from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.nnet.chunks import FRAMES_VERSION
+from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
+from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.utils.digests import digest, weights_key
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
+    choose_device,
+    quit_on_user_errors,
+    start_experiment,
+    write_metrics,
+)
+from encodecmae_sb.utils.files import write_text
 
 SAMPLE_RATE = 24000  # of the encoders
 LOGMEL, RANDOM = "logmel", "random"

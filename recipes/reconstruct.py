@@ -14,13 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from encodecmae_sb.brains.checkpointer import check_writable
 from encodecmae_sb.data.audio import write_audio
-from encodecmae_sb.data.targets import HOP
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import quit_on_user_errors, write_metrics
-from encodecmae_sb.inference import read_file
-from encodecmae_sb.reconstruct import (
+from encodecmae_sb.data.stored import HOP
+from encodecmae_sb.evaluation.reconstruct import (
     draw_spectrograms,
     fill_in,
     given_gaps,
@@ -28,6 +24,10 @@ from encodecmae_sb.reconstruct import (
     random_gaps,
     silence,
 )
+from encodecmae_sb.inference.encoder import read_file
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import quit_on_user_errors, write_metrics
+from encodecmae_sb.utils.files import check_writable
 
 
 def parse(argv):

@@ -34,26 +34,26 @@ from encodecmae_sb.brains.self_train import (
     wait_until,
 )
 from encodecmae_sb.bundled import corpus_folders
-from encodecmae_sb.clusters import find_clusters
 from encodecmae_sb.data.codes import file_stamp
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
-from encodecmae_sb.data.targets import HOP, SAMPLE_RATE, RowFile
+from encodecmae_sb.data.stored import HOP, SAMPLE_RATE, RowFile
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.digests import digest, digest_each, weights_key
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
+from encodecmae_sb.nnet.chunks import PIECE
+from encodecmae_sb.nnet.clusters import find_clusters
+from encodecmae_sb.nnet.front_ends import check_grid
+from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.utils.digests import digest, digest_each, weights_key
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
     main_process_first,
     quit_on_user_errors,
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.export import export_encoder
-from encodecmae_sb.files import whole_file
-from encodecmae_sb.identity import data_identity, named
-from encodecmae_sb.lobes.features import check_grid
-from encodecmae_sb.lobes.pieces import PIECE
+from encodecmae_sb.utils.files import whole_file
+from encodecmae_sb.utils.identity import data_identity, named
 
 _TARGETS = 2  # raise it when the rules by which targets are computed change
 # What centroids depend on, besides the teacher's weights and the data.

@@ -18,14 +18,15 @@ from encodecmae_sb.data.audio import write_audio
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import (
+from encodecmae_sb.lobes import Codec
+from encodecmae_sb.pretrained.codec_files import save_codec
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import (
     quit_on_user_errors,
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.identity import data_identity
-from encodecmae_sb.lobes.codec import Codec, save_codec
+from encodecmae_sb.utils.identity import data_identity
 
 
 def main(argv):

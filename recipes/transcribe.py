@@ -10,8 +10,8 @@ from pathlib import Path
 
 from speechbrain.inference.interfaces import foreign_class
 
-from encodecmae_sb.experiment import quit_on_user_errors
-from encodecmae_sb.export import check_folder
+from encodecmae_sb.pretrained.folder import check_folder
+from encodecmae_sb.utils.experiment import quit_on_user_errors
 
 
 def main():

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from encodecmae_sb.export import export_encoder
 from encodecmae_sb.lobes import (
     AudioEncoder,
     Codec,
@@ -11,6 +10,7 @@ from encodecmae_sb.lobes import (
     LogMel,
     ResiDualTransformer,
 )
+from encodecmae_sb.pretrained.folder import export_encoder
 
 FRONT_ENDS = {
     "log-mel": LogMel,

@@ -23,7 +23,7 @@ from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.checkpoints import Checkpointer
 
 from encodecmae_sb import lobes
-from encodecmae_sb.experiment import quit_on_user_errors
+from encodecmae_sb.utils.experiment import quit_on_user_errors
 
 # As in the recipe's yaml, but small.
 SETTINGS = """

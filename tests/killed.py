@@ -60,7 +60,7 @@ def die(*_):
 
 def main(saves, delay, script, *arguments):
     """Runs the script under watch."""
-    from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
+    from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
 
     saves, delay = int(saves), float(delay)
     save, count = AtomicCheckpointer.save_checkpoint, 0

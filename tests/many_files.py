@@ -25,13 +25,13 @@ from encodecmae_sb.data import audio
 from encodecmae_sb.data.codes import CodesInfo, StoredCodes, prepare_codes
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import Corpus, find_audio, prepare_corpora
-from encodecmae_sb.data.shards import (
+from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
     prepare_shards,
 )
-from encodecmae_sb.data.targets import FilePieces, FileTargets, RowFile
-from encodecmae_sb.identity import data_identity
+from encodecmae_sb.data.stored import FilePieces, FileTargets, RowFile
+from encodecmae_sb.utils.identity import data_identity
 
 RATE, SAMPLES = 16000, 1600
 FRAMES = SAMPLES * 3 // 2 // 320

@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.speech import collate_speech, librispeech_set, speech_dataset
-from encodecmae_sb.inference import check_batch
+from encodecmae_sb.data.tokenizer import Tokens
+from encodecmae_sb.evaluation.probe import _score
+from encodecmae_sb.inference.encoder import check_batch
 from encodecmae_sb.lobes import (
     AudioEncoder,
     EnCodecMAE,
@@ -23,9 +25,7 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.lobes.model import frame_mask
-from encodecmae_sb.probe import _score
-from encodecmae_sb.tokens import Tokens
+from encodecmae_sb.nnet.encodecmae import frame_mask
 
 # Float64
 

@@ -17,7 +17,6 @@ from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import environment, execute
 
 from encodecmae_sb.brains.base import History
-from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
 from encodecmae_sb.brains.ctc import CTCBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.speech import (
@@ -27,7 +26,7 @@ from encodecmae_sb.data.speech import (
     librispeech_set,
     manifest_set,
 )
-from encodecmae_sb.export import export_encoder
+from encodecmae_sb.data.tokenizer import Tokens, check_characters
 from encodecmae_sb.lobes import (
     AudioEncoder,
     CTCHead,
@@ -35,7 +34,8 @@ from encodecmae_sb.lobes import (
     LogMel,
     ResiDualTransformer,
 )
-from encodecmae_sb.tokens import Tokens, check_characters
+from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from test_pretrain import ROOT, TINY
 
-from encodecmae_sb import benchmark as bench
 from encodecmae_sb.lobes import (
     AudioEncoder,
     GapMasker,
@@ -20,7 +19,8 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.precision import best_precision
+from encodecmae_sb.pipelines import benchmark as bench
+from encodecmae_sb.utils.precision import best_precision
 
 _SPEC = importlib.util.spec_from_file_location(
     "benchmark_recipe", ROOT / "recipes/benchmark.py"

@@ -10,7 +10,6 @@ from speechbrain import Stage
 from speechbrain.utils.run_opts import RunOptions
 from test_pretrain import ROOT, TINY
 
-from encodecmae_sb import precision
 from encodecmae_sb.brains import pretrain
 from encodecmae_sb.brains.base import ResumableBrain
 from encodecmae_sb.brains.codec import (
@@ -26,7 +25,9 @@ from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.lobes import Codec
-from encodecmae_sb.lobes.codec import build_encodec, save_codec
+from encodecmae_sb.nnet.encodec import build_encodec
+from encodecmae_sb.pretrained.codec_files import save_codec
+from encodecmae_sb.utils import precision
 
 
 @pytest.fixture

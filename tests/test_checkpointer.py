@@ -9,16 +9,16 @@ import sys
 import pytest
 import torch
 
-from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.identity import named
+from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.identity import named
 
 CHILD = """
 import os, signal, sys
 import torch
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver
 from speechbrain.utils.checkpoints import register_checkpoint_hooks
-from encodecmae_sb.brains.checkpointer import AtomicCheckpointer
+from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
 
 @register_checkpoint_hooks
 class Killer:

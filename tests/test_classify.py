@@ -19,17 +19,16 @@ from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.brains.classify import loss_weights
-from encodecmae_sb.classifier import export_classifier
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.export import export_encoder
-from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
-from encodecmae_sb.lobes.pooling import (
-    POOLINGS,
-    ClipClassifier,
-    ClipHead,
-    LogMelFrames,
+from encodecmae_sb.evaluation.metrics import (
+    average_precision,
+    class_rows,
+    multi_label_scores,
 )
-from encodecmae_sb.scores import average_precision, class_rows, multi_label_scores
+from encodecmae_sb.inference.classifier import export_classifier
+from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
+from encodecmae_sb.nnet.pooling import POOLINGS, ClipClassifier, ClipHead, LogMelFrames
+from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 RATE = 8000

@@ -15,14 +15,14 @@ from test_reconstruct import flags, recipe
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import codec_file, speech_folder
-from encodecmae_sb.data import targets
+from encodecmae_sb.data import stored as targets
 from encodecmae_sb.data.audio import UnusableAudio, read_audio
 from encodecmae_sb.data.codes import CodesInfo, CodesPart, StoredCodes, prepare_codes
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
-from encodecmae_sb.data.targets import RowFile
-from encodecmae_sb.errors import UserError
+from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.lobes import Codec
+from encodecmae_sb.utils.errors import UserError
 
 extract_codes = recipe("extract_codes")
 extract_codes.COMPARED_CROPS = 2  # 64 take a second in every run

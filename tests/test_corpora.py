@@ -11,8 +11,7 @@ from test_data import refuse
 from torchaudio.datasets import gtzan
 
 from encodecmae_sb.bundled import sound_folder, speech_folder
-from encodecmae_sb.data.corpora import corpus_names, find_clips
-from encodecmae_sb.data.labelled import (
+from encodecmae_sb.data.clips import (
     Clip,
     EpochBatches,
     all_labels,
@@ -22,7 +21,8 @@ from encodecmae_sb.data.labelled import (
     targets_of,
     write_manifest,
 )
-from encodecmae_sb.errors import UserError
+from encodecmae_sb.data.corpora import corpus_names, find_clips
+from encodecmae_sb.utils.errors import UserError
 
 
 def write(folder, *names, rate=16000):

@@ -24,9 +24,9 @@ from encodecmae_sb.data.audio import (
 )
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora, read_manifest
-from encodecmae_sb.data.shards import ShardCrops
+from encodecmae_sb.data.shards.reading import ShardCrops
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.errors import UserError
+from encodecmae_sb.utils.errors import UserError
 
 RATES = [8000, 16000, 22050, 24000, 44099, 44100, 48000]
 

@@ -12,7 +12,6 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
 from test_pretrain import execute
 
-from encodecmae_sb.export import export_encoder
 from encodecmae_sb.lobes import (
     AudioEncoder,
     Codec,
@@ -23,7 +22,8 @@ from encodecmae_sb.lobes import (
     ResiDualTransformer,
     encodecmae,
 )
-from encodecmae_sb.lobes.pieces import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.pretrained.folder import export_encoder
 
 SCRIPT = Path(__file__).with_name("ctc_with_lobe.py")
 

@@ -17,10 +17,10 @@ import soundfile
 import torch
 
 from encodecmae_sb.brains.classify import store_summaries
-from encodecmae_sb.data.labelled import Clip
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import quit_on_user_errors, start_experiment
-from encodecmae_sb.files import check_path, whole_file, write_csv, write_text
+from encodecmae_sb.data.clips import Clip
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import quit_on_user_errors, start_experiment
+from encodecmae_sb.utils.files import check_path, whole_file, write_csv, write_text
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +35,7 @@ def test_scratch_names_are_made_in_one_place():
         for path in sources
         if "os.replace" in path.read_text(encoding="utf-8")
     ]
-    assert elsewhere == ["encodecmae_sb/files.py"]
+    assert elsewhere == ["encodecmae_sb/utils/files.py"]
 
 
 def test_two_that_write_one_file(tmp_path):
@@ -62,7 +62,7 @@ def test_two_that_write_one_file(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     code = (
         "import os, sys, time\n"
-        "from encodecmae_sb.files import whole_file\n"
+        "from encodecmae_sb.utils.files import whole_file\n"
         "with whole_file(sys.argv[1]) as scratch:\n"
         "    scratch.write_text('half')\n"
         "    print(scratch, flush=True)\n"
@@ -89,7 +89,10 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert sorted(tmp_path.iterdir()) == [tmp_path / "b", mine]
 
 
-WRITE = "from encodecmae_sb.files import write_text\nwrite_text(sys.argv[1], 'whole')\n"
+WRITE = """\
+from encodecmae_sb.utils.files import write_text
+write_text(sys.argv[1], 'whole')
+"""
 
 
 def test_a_long_name(tmp_path):

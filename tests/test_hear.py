@@ -10,8 +10,8 @@ import torch
 
 from encodecmae_sb import hear
 from encodecmae_sb.lobes import CodecLatents
-from encodecmae_sb.lobes.pieces import encode_in_pieces
-from encodecmae_sb.resampling import resample
+from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.utils.signal import resample
 
 
 @pytest.fixture(scope="module")

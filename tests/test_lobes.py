@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from encodecmae_sb.bundled import codec_file
-from encodecmae_sb.errors import UserError
 from encodecmae_sb.lobes import (
     AudioEncoder,
     Codec,
@@ -25,11 +24,12 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.lobes import loss as losses
-from encodecmae_sb.lobes.codec import CodecError
-from encodecmae_sb.lobes.features import check_grid
-from encodecmae_sb.lobes.model import frame_mask
-from encodecmae_sb.lobes.pieces import encode_in_pieces
+from encodecmae_sb.nnet import loss as losses
+from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.encodec import CodecError
+from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.nnet.front_ends import check_grid
+from encodecmae_sb.utils.errors import UserError
 
 
 def noise(*shape, seed=0):

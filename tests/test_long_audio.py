@@ -22,9 +22,9 @@ from encodecmae_sb.data.audio import (
     resample,
     stream_audio,
 )
-from encodecmae_sb.export import export_encoder
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
-from encodecmae_sb.lobes.pieces import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.nnet.chunks import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.pretrained.folder import export_encoder
 
 ROOT = Path(__file__).parent.parent
 RATE = 24000

@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from encodecmae_sb.lobes.masking import GapMasker, keep_visible, restore_positions
-from encodecmae_sb.lobes.model import frame_mask
+from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.nnet.masking import GapMasker, keep_visible, restore_positions
 
 
 def some_seeds(count, seed=0):

@@ -6,10 +6,10 @@ import torch
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb import hear, xares
-from encodecmae_sb.classifier import export_classifier
+from encodecmae_sb.inference.classifier import export_classifier
 from encodecmae_sb.lobes import EnCodecMAE
-from encodecmae_sb.lobes.pieces import PIECE, SHORTEST_TAIL, encode_in_pieces
-from encodecmae_sb.lobes.pooling import ClipClassifier, ClipHead
+from encodecmae_sb.nnet.chunks import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 
 RATE = 24000
 # Within a piece, whole pieces, tails that are dropped and tails that are not.

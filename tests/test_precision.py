@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from encodecmae_sb import precision
-from encodecmae_sb.clusters import nearest
 from encodecmae_sb.lobes import Codec, CodecLatents, LogMel
-from encodecmae_sb.precision import exact_float32, tf32_allowed
+from encodecmae_sb.nnet.clusters import nearest
+from encodecmae_sb.utils import precision
+from encodecmae_sb.utils.precision import exact_float32, tf32_allowed
 
 NEW = hasattr(torch.backends.cudnn, "conv")  # PyTorch 2.9
 

@@ -19,11 +19,12 @@ from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.bundled import codec_file, speech_folder
 from encodecmae_sb.data.audio import read_audio
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.experiment import start_experiment
-from encodecmae_sb.lobes.codec import build_encodec, checksum, save_codec
-from encodecmae_sb.lobes.pieces import encode_in_pieces
-from encodecmae_sb.precision import best_precision
+from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.encodec import build_encodec
+from encodecmae_sb.pretrained.codec_files import checksum, save_codec
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import start_experiment
+from encodecmae_sb.utils.precision import best_precision
 
 ROOT = Path(__file__).parent.parent
 

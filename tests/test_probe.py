@@ -15,13 +15,13 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from encodecmae_sb.data.clips import inspect_clips
 from encodecmae_sb.data.corpora import find_clips
-from encodecmae_sb.data.labelled import inspect_clips
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.export import export_encoder
+from encodecmae_sb.evaluation.metrics import multi_label_scores, resampled_scores
+from encodecmae_sb.evaluation.probe import ProbeGrid, probe_vectors, spread, train_probe
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
-from encodecmae_sb.probe import ProbeGrid, probe_vectors, spread, train_probe
-from encodecmae_sb.scores import multi_label_scores, resampled_scores
+from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 RATE = 8000

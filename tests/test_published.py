@@ -16,10 +16,10 @@ from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import run as pretrain
 
 from encodecmae_sb.lobes import Codec, EnCodecMAE, MaskedCodecLoss
-from encodecmae_sb.lobes.codec import network_from_weights
-from encodecmae_sb.lobes.model import frame_mask
-from encodecmae_sb.lobes.pieces import encode_in_pieces
-from encodecmae_sb.published import (
+from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.encodec import FrozenCodec, network_from_weights
+from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.pretrained.published import (
     PUBLISHED,
     REPOSITORY,
     convert_published,
@@ -110,7 +110,7 @@ def test_features_of_a_padded_batch(case):
 def test_codes_logits_and_losses(case):
     published, expected = case
     wavs = wave(expected["batch_pcm16"])
-    codec = Codec.from_network(published.codec, n_codebooks=8)
+    codec = FrozenCodec(published.codec, n_codebooks=8)
     codes = codec.encode(wavs)
     want = torch.from_numpy(expected["codes"]).long().permute(1, 2, 0)
     assert (codes == want).float().mean() >= 0.999

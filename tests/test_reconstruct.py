@@ -12,11 +12,7 @@ from test_pretrain import ROOT, TINY
 from encodecmae_sb.brains.codec import init_seanet_
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.crops import FixedCrops
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.inference import read_file
-from encodecmae_sb.lobes import Codec
-from encodecmae_sb.lobes.codec import build_encodec, save_codec
-from encodecmae_sb.reconstruct import (
+from encodecmae_sb.evaluation.reconstruct import (
     draw_mask,
     fill_in,
     given_gaps,
@@ -24,6 +20,11 @@ from encodecmae_sb.reconstruct import (
     random_gaps,
     silence,
 )
+from encodecmae_sb.inference.encoder import read_file
+from encodecmae_sb.lobes import Codec
+from encodecmae_sb.nnet.encodec import build_encodec
+from encodecmae_sb.pretrained.codec_files import save_codec
+from encodecmae_sb.utils.errors import UserError
 
 UTTERANCES = sorted((speech_folder() / "test").rglob("*.flac"))
 UTTERANCE = UTTERANCES[0]

@@ -14,8 +14,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from encodecmae_sb import benchmark as bench
-from encodecmae_sb.experiment import quit_on_user_errors
 from encodecmae_sb.lobes import (
     AudioEncoder,
     Codec,
@@ -26,7 +24,9 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.lobes.model import frame_mask
+from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.pipelines import benchmark as bench
+from encodecmae_sb.utils.experiment import quit_on_user_errors
 
 
 def torchrun(processes):

@@ -19,15 +19,15 @@ from encodecmae_sb.brains.self_train import (
     store_targets,
 )
 from encodecmae_sb.bundled import speech_folder
-from encodecmae_sb.clusters import _use_all, find_clusters, nearest
 from encodecmae_sb.data.audio import UnusableAudio, read_audio
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
-from encodecmae_sb.data.targets import FilePieces, FileTargets, RowFile, read_samples
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.export import export_encoder, load_encoder_folder
+from encodecmae_sb.data.stored import FilePieces, FileTargets, RowFile, read_samples
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
-from encodecmae_sb.lobes.pieces import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.clusters import _use_all, find_clusters, nearest
+from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
+from encodecmae_sb.utils.errors import UserError
 
 # ---------------------------------------------------------------- clusters
 
@@ -265,7 +265,7 @@ def test_a_piece_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
         return real(path, file_rate, first, count)
 
     with monkeypatch.context() as patch:
-        patch.setattr("encodecmae_sb.data.targets.read_samples", broken)
+        patch.setattr("encodecmae_sb.data.stored.read_samples", broken)
         part = store(*given, tmp_path / "part", centroids)
         assert part.frames.tolist() == [675, 300, 675]
         # As long as it stays away, nothing is computed again.

@@ -19,7 +19,6 @@ import torch
 from killed import run_killed
 from test_pretrain import command, environment, execute, results
 
-from encodecmae_sb.data import shards as shards_module
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.codes import (
     CodesInfo,
@@ -30,7 +29,8 @@ from encodecmae_sb.data.codes import (
 )
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
-from encodecmae_sb.data.shards import (
+from encodecmae_sb.data.shards import reading as shards_module
+from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
     holds_shards,
@@ -38,9 +38,9 @@ from encodecmae_sb.data.shards import (
 )
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import write_csv
-from encodecmae_sb.lobes.codec import BUNDLED, checksum
+from encodecmae_sb.pretrained.codec_files import BUNDLED, checksum
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import write_csv
 
 ROOT = Path(__file__).parent.parent
 CROP = 0.5  # seconds

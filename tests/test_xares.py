@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from encodecmae_sb import xares
-from encodecmae_sb.lobes.pieces import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_pieces
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
-from encodecmae_sb.errors import UserError
 from encodecmae_sb.lobes import CodecLatents
-from encodecmae_sb.precision import AUTO, best_precision
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.precision import AUTO, best_precision
 
 logger = get_logger(__name__)
 

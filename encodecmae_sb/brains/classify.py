@@ -13,20 +13,21 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.data.corpora import find_clips
-from encodecmae_sb.data.labelled import (
+from encodecmae_sb.data.clips import (
     EpochBatches,
     LabelledClips,
     inspect_clips,
     read_manifests,
 )
+from encodecmae_sb.data.corpora import find_clips
 from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.digests import digest
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.export import check_folder
-from encodecmae_sb.files import whole_file, write_text
-from encodecmae_sb.published import PUBLISHED
-from encodecmae_sb.scores import accuracy_scores, multi_label_scores
+from encodecmae_sb.evaluation.metrics import accuracy_scores, multi_label_scores
+from encodecmae_sb.nnet.pooling import probabilities
+from encodecmae_sb.pretrained.folder import check_folder
+from encodecmae_sb.pretrained.published import PUBLISHED
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import whole_file, write_text
 
 from .base import ResumableBrain, open_bar
 
@@ -370,12 +371,6 @@ def _bar(items, what, disable):
         leave=False,
         disable=disable or len(items) < 20,
     )
-
-
-def probabilities(logits, multi_label):
-    """Logits -> probabilities, float32, [B, classes]."""
-    logits = logits.float()
-    return logits.sigmoid() if multi_label else logits.softmax(-1)
 
 
 def loss_weights(targets, num_classes, how):

@@ -14,8 +14,8 @@ from speechbrain.utils.seed import seed_everything
 from tqdm import tqdm
 
 from encodecmae_sb.data.speech import collate_speech, is_empty
-from encodecmae_sb.recogniser import search
-from encodecmae_sb.tokens import BLANK
+from encodecmae_sb.data.tokenizer import BLANK
+from encodecmae_sb.inference.recogniser import search
 
 from .base import ResumableBrain, open_bar
 

@@ -12,8 +12,8 @@ from speechbrain.utils.checkpoints import (
 )
 
 from encodecmae_sb.data.crops import CropCollator
-from encodecmae_sb.data.targets import HOP
-from encodecmae_sb.lobes.model import frame_mask
+from encodecmae_sb.data.stored import HOP
+from encodecmae_sb.nnet.encodecmae import frame_mask
 
 from .base import StepBrain
 

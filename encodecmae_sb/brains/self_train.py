@@ -12,19 +12,19 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.clusters import nearest
-from encodecmae_sb.data.targets import HOP, FilePieces, FileTargets
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.export import encoder_yaml
+from encodecmae_sb.data.stored import HOP, FilePieces, FileTargets
 from encodecmae_sb.lobes import AudioEncoder, CodecLatents, LogMel
-from encodecmae_sb.lobes.model import frame_mask
-from encodecmae_sb.lobes.pieces import (
+from encodecmae_sb.nnet.chunks import (
     PIECE,
     SHORTEST_TAIL,
     check_layer,
     encode_in_pieces,
 )
-from encodecmae_sb.published import load_encoder_source
+from encodecmae_sb.nnet.clusters import nearest
+from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.pretrained.published import load_encoder_source
+from encodecmae_sb.utils.errors import UserError
 
 from .pretrain import PretrainBrain
 

@@ -20,8 +20,8 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from encodecmae_sb.files import whole_file
-from encodecmae_sb.resampling import LOWPASS_WIDTH, resample, resampling_ratio
+from encodecmae_sb.utils.files import whole_file
+from encodecmae_sb.utils.signal import LOWPASS_WIDTH, resample, resampling_ratio
 
 from .tars import Member, open_source
 

@@ -24,11 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import write_text
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import write_text
 
 from .columns import read_columns
-from .targets import RowFile, StoredTargets
+from .stored import RowFile, StoredTargets
 
 _FORMAT = 1  # raise it when the files' layout or the rules of encoding change
 _SHOWN = 5  # files that an error names

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from encodecmae_sb.errors import UserError
+from encodecmae_sb.utils.errors import UserError
 
 from .audio import UnusableAudio, read_audio
 from .columns import read_columns

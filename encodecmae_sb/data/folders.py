@@ -9,7 +9,7 @@ import fnmatch
 import os
 from pathlib import Path
 
-from encodecmae_sb.errors import UserError
+from encodecmae_sb.utils.errors import UserError
 
 from .audio import AUDIO_EXTENSIONS
 

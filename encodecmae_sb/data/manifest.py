@@ -20,8 +20,8 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import check_path, write_csvs, write_text
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import check_path, write_csvs, write_text
 
 from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_files
 from .folders import find_paths, is_folder, list_folder

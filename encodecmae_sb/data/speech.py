@@ -9,8 +9,8 @@ import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import check_path
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import check_path
 
 from .audio import UnusableAudio, inspect_audio, read_audio
 from .manifest import check_folders, prepare_split, read_manifest

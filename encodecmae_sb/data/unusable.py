@@ -8,8 +8,8 @@ from pathlib import Path
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import write_csv
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import write_csv
 
 from .audio import can_be_read
 from .tars import Member

@@ -1,13 +1,14 @@
-"""Torch modules, each usable from any HyperPyYAML file."""
+"""What a yaml names: torch modules, each usable from any HyperPyYAML file."""
+
+from encodecmae_sb.nnet.encodecmae import AudioEncoder, MaskedCodecModel
+from encodecmae_sb.nnet.front_ends import CodecLatents, LogMel
+from encodecmae_sb.nnet.heads import CTCHead, LayerSum
+from encodecmae_sb.nnet.loss import MaskedCodecLoss
+from encodecmae_sb.nnet.masking import GapMasker
+from encodecmae_sb.nnet.transformer import ResiDualTransformer
 
 from .codec import Codec
 from .encodecmae import EnCodecMAE
-from .features import CodecLatents, LogMel
-from .heads import CTCHead, LayerSum
-from .loss import MaskedCodecLoss
-from .masking import GapMasker
-from .model import AudioEncoder, MaskedCodecModel
-from .transformer import ResiDualTransformer
 
 __all__ = [
     "AudioEncoder",

@@ -7,12 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.resampling import resample, resampling_ratio
-
-from .heads import sum_layers
-from .model import frame_mask
-from .pieces import (
+from encodecmae_sb.nnet.chunks import (
     CODEC_HOP,
     check_layer,
     encode_in_pieces,
@@ -21,6 +16,10 @@ from .pieces import (
     shortest_item,
     unused_modules,
 )
+from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.nnet.heads import sum_layers
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.signal import resample, resampling_ratio
 
 WEIGHTED = "weighted"
 # Training passes after which weights of a sum that are still 0 have no optimizer.
@@ -35,7 +34,7 @@ class EnCodecMAE(nn.Module):
     Takes the place of `wav2vec2` in SpeechBrain's own: waveform and relative lengths
     in, frames out. Features of an item do not depend on the batch it comes in:
     whatever stands after its end is ignored. They are what the interfaces give; the
-    rule is at the top of `encodecmae_sb.lobes.pieces`. Only an item that is shorter
+    rule is at the top of `encodecmae_sb.nnet.chunks`. Only an item that is shorter
     than a frame is not refused here: silence is added to it.
 
     Arguments
@@ -89,7 +88,7 @@ class EnCodecMAE(nn.Module):
 
     Example
     -------
-    >>> from encodecmae_sb.export import export_encoder
+    >>> from encodecmae_sb.pretrained.folder import export_encoder
     >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
     >>> folder = getfixture("tmp_path") / "encoder"
     >>> transformer = ResiDualTransformer(64, 2, 4, 96)
@@ -117,7 +116,7 @@ class EnCodecMAE(nn.Module):
     ):
         super().__init__()
         # Here, because that module is itself made of lobes.
-        from encodecmae_sb.published import load_encoder_source
+        from encodecmae_sb.pretrained.published import load_encoder_source
 
         self.encoder = load_encoder_source(source, pretrained)
         self.input_sample_rate = input_sample_rate

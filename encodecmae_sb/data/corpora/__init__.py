@@ -1,7 +1,7 @@
 """Corpora of labelled clips, each a module here, chosen by its name in the yaml.
 
 A module has `LAYOUT`, what the corpus looks like on disk, and
-`find_clips(folder)`, which gives its clips (`encodecmae_sb.data.labelled.Clip`).
+`find_clips(folder)`, which gives its clips (`encodecmae_sb.data.clips.Clip`).
 To add a corpus, add such a file.
 """
 
@@ -10,8 +10,8 @@ import pkgutil
 from pathlib import Path
 
 from encodecmae_sb.data.folders import list_folder
-from encodecmae_sb.errors import UserError
-from encodecmae_sb.files import check_path
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import check_path
 
 
 def corpus_names():

@@ -6,8 +6,8 @@ actors are dealt out to 5 folds, so that no voice is both trained and tested.
 
 import re
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   AudioWAV/1001_DFA_ANG_XX.wav   ACTOR_SENTENCE_EMOTION_LEVEL"""

@@ -5,8 +5,8 @@ https://github.com/karolpiczak/ESC-50
 
 import csv
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   meta/esc50.csv        filename,fold,target,category,esc10,src_file,take

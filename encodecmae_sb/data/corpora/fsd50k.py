@@ -5,8 +5,8 @@ https://zenodo.org/record/4060432. Official parts; needs `multi_label: True`.
 
 import csv
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   FSD50K.ground_truth/dev.csv    fname,labels,mids,split

@@ -6,8 +6,8 @@ after him or her: the test is always a voice that was not trained.
 
 import re
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   recordings/7_jackson_32.wav   DIGIT_SPEAKER_INDEX"""

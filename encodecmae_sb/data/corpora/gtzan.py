@@ -8,8 +8,8 @@ corpus, and then left out.)
 
 from torchaudio.datasets import gtzan
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   genres/blues/blues.00000.wav (or .au)   and so on, one folder a genre

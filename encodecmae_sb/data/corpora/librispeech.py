@@ -8,9 +8,9 @@ train-clean-100 has 251 speakers.)
 
 from collections import defaultdict
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing
 from encodecmae_sb.data.folders import find_paths
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   train-clean-100/103/1240/103-1240-0000.flac   PART/SPEAKER/CHAPTER/

@@ -7,8 +7,8 @@ in both training and the others. As in HEAR, only the 88 pitches of a piano, 21 
 
 import json
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   nsynth-train/examples.json   nsynth-train/audio/bass_synthetic_033-022-050.wav

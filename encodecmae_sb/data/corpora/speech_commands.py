@@ -3,9 +3,9 @@
 https://arxiv.org/abs/1804.03209. Background noise is not a class here.
 """
 
+from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
 from encodecmae_sb.data.folders import find_paths
-from encodecmae_sb.data.labelled import Clip
 
 LAYOUT = """\
   validation_list.txt   testing_list.txt

@@ -1,0 +1,367 @@
+"""Targets that are computed once: small integers per frame, in a file.
+
+Frame t of a file stands for its samples [320 t, 320 (t + 1)) at 24 kHz, so that a
+crop which begins on a frame takes its targets with it.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from encodecmae_sb.utils.signal import resampling_ratio
+
+from .audio import UnusableAudio, read_audio
+from .columns import read_columns
+
+HOP = 320  # samples per frame
+SAMPLE_RATE = 24000
+
+
+class RowFile:
+    """Arrays of rows, appended item by item to a file, and a memory map of it.
+
+    How many rows each item has stands in a second file, written after the rows:
+    what a killed run leaves is cut off to whole items and gone on from.
+
+    Arguments
+    ---------
+    path : str or Path
+        Of the rows; the numbers of rows go to `PATH.counts`.
+    dtype : str or numpy.dtype
+        Of the rows.
+    width : int, optional
+        Columns; default: none, the rows are numbers.
+
+    Example
+    -------
+    >>> file = RowFile(getfixture("tmp_path") / "rows", "float32", width=2)
+    >>> file.append([np.ones((3, 2)), np.zeros((1, 2))])
+    >>> file.counts, file.rows.shape
+    (array([3, 1]), (4, 2))
+    """
+
+    def __init__(self, path, dtype, width=None):
+        self.path = Path(path)
+        self.counts_path = Path(f"{path}.counts")
+        self.dtype = np.dtype(dtype)
+        self.width = width
+        self.row_bytes = self.dtype.itemsize * (width or 1)
+
+    @property
+    def counts(self):
+        """Rows of each item that is there as a whole, int64, shape [items]."""
+        if not self.counts_path.exists() or not self.path.exists():
+            return np.zeros(0, np.int64)
+        data = self.counts_path.read_bytes()
+        counts = np.frombuffer(data[: len(data) // 8 * 8], np.int64)
+        # After a power cut the numbers may be there without the rows.
+        ends = np.cumsum(counts) * self.row_bytes
+        return counts[ends <= self.path.stat().st_size]
+
+    @property
+    def rows(self):
+        """All rows, a read-only memory map, shape [N] or [N, width]."""
+        shape = (int(self.counts.sum()),)
+        shape = shape if self.width is None else (*shape, self.width)
+        if not shape[0]:  # an empty file cannot be mapped
+            return np.zeros(shape, self.dtype)
+        return np.memmap(self.path, self.dtype, "r", shape=shape)
+
+    def resume(self, num_items, group=1):
+        """Cuts off what is not whole.
+
+        Arguments
+        ---------
+        num_items : int
+            Items of the file when it is finished.
+        group : int
+            Items appended at once; of a part of a group nothing is kept.
+
+        Returns
+        -------
+        int
+            Items that are there.
+        """
+        counts = self.counts
+        done = min(len(counts), num_items)
+        if done < num_items:
+            done -= done % group
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for path, size in (
+            (self.path, int(counts[:done].sum()) * self.row_bytes),
+            (self.counts_path, 8 * done),
+        ):
+            path.touch()
+            os.truncate(path, size)
+        return done
+
+    def append(self, items):
+        """Adds items.
+
+        Arguments
+        ---------
+        items : list of numpy.ndarray
+            Each of shape [rows] or [rows, width].
+        """
+        rows = b"".join(item.astype(self.dtype).tobytes() for item in items)
+        _append(self.path, rows)
+        counts = np.array([len(item) for item in items], np.int64)
+        _append(self.counts_path, counts.tobytes())
+
+
+def _append(path, data):
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_samples(path, file_rate, first, count):
+    """Reads samples of a file at 24 kHz, exact to the sample.
+
+    Arguments
+    ---------
+    path : str or Path
+        The audio file.
+    file_rate : int
+        Its own rate, in Hz.
+    first, count : int
+        Which samples of the file at 24 kHz.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, shape [count].
+
+    Raises
+    ------
+    UnusableAudio
+        If they cannot be read.
+    """
+    orig, new = resampling_ratio(file_rate, SAMPLE_RATE)
+    block, skip = divmod(first, new)
+    # `read_audio` starts on the block before: half a block is safe from rounding.
+    start = (block + 0.5) * orig / file_rate
+    wav = read_audio(path, SAMPLE_RATE, start, (skip + count) / SAMPLE_RATE)
+    wav = wav[skip : skip + count]
+    if len(wav) < count:
+        raise UnusableAudio("it is shorter than when it was listed")
+    return wav
+
+
+def samples_at_24k(num_samples, rates):
+    """Lengths of files at 24 kHz.
+
+    Arguments
+    ---------
+    num_samples : numpy.ndarray of int
+        Their lengths at their own rates, shape [files].
+    rates : numpy.ndarray of int
+        These rates in Hz, shape [files].
+
+    Returns
+    -------
+    numpy.ndarray
+        Samples, int64, shape [files].
+
+    Example
+    -------
+    >>> samples_at_24k(np.array([100, 100]), np.array([24000, 16000]))
+    array([100, 150])
+    """
+    lengths = np.zeros(len(rates), np.int64)
+    for rate in np.unique(rates):
+        orig, new = resampling_ratio(int(rate), SAMPLE_RATE)
+        here = rates == rate
+        lengths[here] = -(-num_samples[here] * new // orig)
+    return lengths
+
+
+@dataclass
+class FilePiece:
+    """A piece of a file, or why it cannot be had.
+
+    Arguments
+    ---------
+    wav : torch.Tensor or None
+        Samples at 24 kHz, shape [N].
+    path : str
+        Of the file.
+    reason : str
+        Empty, or why there is no `wav`.
+    context : int
+        How many of the samples lie before the piece.
+    """
+
+    wav: torch.Tensor | None
+    path: str
+    reason: str = ""
+    context: int = 0
+
+
+class FilePieces(Dataset):
+    """The files of a manifest, cut in pieces, one after another.
+
+    Arguments
+    ---------
+    manifests : str, Path or list of them
+        As `data.manifest` writes them.
+    piece : int
+        Samples per piece at 24 kHz, whole frames.
+    shortest_tail : int
+        A last piece of at most this many samples after others is dropped.
+    context : int
+        Samples before a piece that come with it, as far as the file has them.
+    by_length : bool
+        Takes shorter files first, and those of the same length by path; False leaves
+        them in the order of the manifests.
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> from encodecmae_sb.data.manifest import prepare_corpora
+    >>> corpus, = prepare_corpora(speech_folder(), getfixture("tmp_path"))
+    >>> pieces = FilePieces(corpus.valid_csv, 24000, 2048)
+    >>> pieces[0].wav.shape
+    torch.Size([24000])
+    """
+
+    def __init__(self, manifests, piece, shortest_tail, context=0, by_length=False):
+        self.paths, self.rates, num_samples = read_columns(
+            manifests, wav=str, sample_rate=int, num_samples=int
+        )
+        self.lengths = samples_at_24k(num_samples, self.rates)
+        if by_length:
+            by_path = sorted(range(len(self.paths)), key=list(self.paths).__getitem__)
+            order = np.array(by_path, np.int64)
+            order = order[np.argsort(self.lengths[order], kind="stable")]
+            self.paths = self.paths.take(order)
+            self.rates, self.lengths = self.rates[order], self.lengths[order]
+        self.piece = piece
+        self.context = context
+        whole, tail = np.divmod(self.lengths, piece)
+        pieces = whole + ((tail > shortest_tail) | (whole == 0))
+        # The first piece of each file, and the end.
+        self.first = np.concatenate([[0], np.cumsum(pieces)])
+
+    def __len__(self):
+        return int(self.first[-1])
+
+    def samples(self, index):
+        """Samples of a piece or, with an array, of several."""
+        file = np.searchsorted(self.first, index, side="right") - 1
+        start = (index - self.first[file]) * self.piece
+        return np.minimum(self.lengths[file] - start, self.piece)
+
+    def __getitem__(self, index):
+        file = int(np.searchsorted(self.first, index, side="right")) - 1
+        start = int(index - self.first[file]) * self.piece
+        context = min(self.context, start)
+        path, rate = self.paths[file], int(self.rates[file])
+        count = context + int(self.samples(index))
+        try:
+            wav = read_samples(path, rate, start - context, count)
+            return FilePiece(wav, path, context=context)
+        except UnusableAudio as error:
+            return FilePiece(None, path, str(error))
+
+
+class StoredTargets:
+    """Stored targets of the files of a manifest, for `RandomCrops` and `FixedCrops`.
+
+    Subclasses say where they are: `read(file, first, count)` gives an array, shape
+    [count] or [count, Q].
+
+    Arguments
+    ---------
+    paths : Texts
+        The files.
+    rates : numpy.ndarray of int
+        Their own rates in Hz, shape [files].
+    frames : numpy.ndarray of int
+        How many frames of each have targets, shape [files].
+    """
+
+    def __init__(self, paths, rates, frames):
+        self.paths = paths
+        self.rates = rates
+        self.frames = frames
+
+    @property
+    def seconds(self):
+        """Length of each file as far as it has targets."""
+        return self.frames * (HOP / SAMPLE_RATE)
+
+    def read(self, file, first, count):
+        """Targets of a file's frames `first` to `first + count - 1`."""
+        raise NotImplementedError
+
+    def cut(self, file, position, crop_seconds):
+        """A crop that begins on a frame.
+
+        Arguments
+        ---------
+        file : int
+            Number of the file in the manifest.
+        position : float
+            Start of the crop as a fraction of the latest possible start, in [0, 1).
+        crop_seconds : float
+            Length; shorter files are taken whole.
+
+        Returns
+        -------
+        dict
+            `wav`, float32, shape [320 T], and `targets`, int64, shape [T] or [T, Q].
+
+        Raises
+        ------
+        UnusableAudio
+            If it cannot be read, or the file has no targets.
+        """
+        available = int(self.frames[file])
+        frames = min(max(1, round(crop_seconds * SAMPLE_RATE / HOP)), available)
+        if frames < 1:
+            raise UnusableAudio("it has no targets: too short, or unreadable")
+        first = int(position * (available - frames + 1))
+        path, rate = self.paths[file], int(self.rates[file])
+        wav = read_samples(path, rate, HOP * first, HOP * frames)
+        targets = self.read(file, first, frames).astype(np.int64)
+        return {"wav": wav, "targets": torch.from_numpy(targets)}
+
+
+class FileTargets(StoredTargets):
+    """Targets that were stored piece by piece.
+
+    Of a file with a piece that could not be read, or that has fewer frames than its
+    samples give, only what stands before counts.
+
+    Arguments
+    ---------
+    pieces : FilePieces
+        What the targets were computed of.
+    stored : RowFile
+        An item per piece.
+    """
+
+    def __init__(self, pieces, stored):
+        self.values = stored.rows
+        counts = stored.counts
+        self.offsets = np.concatenate([[0], np.cumsum(counts)])[pieces.first[:-1]]
+        full = pieces.samples(np.arange(len(pieces))) // HOP
+        # A last frame that is not full is none.
+        usable, short = np.minimum(counts, full), counts < full
+        frames = []
+        for first, stop in zip(pieces.first[:-1], pieces.first[1:], strict=True):
+            if short[first:stop].any():
+                stop = first + int(short[first:stop].argmax()) + 1
+            frames.append(int(usable[first:stop].sum()))
+        super().__init__(pieces.paths, pieces.rates, np.array(frames))
+
+    def read(self, file, first, count):
+        """Targets of a file's frames, shape [count]."""
+        start = int(self.offsets[file]) + first
+        return self.values[start : start + count]

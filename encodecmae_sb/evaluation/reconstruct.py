@@ -1,0 +1,389 @@
+"""What a pretrained model imagines where audio is hidden."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.checkpoints import Checkpointer
+from torch import nn
+
+from encodecmae_sb.data.stored import HOP, SAMPLE_RATE
+from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
+from encodecmae_sb.nnet.encodecmae import MaskedCodecModel, frame_mask
+from encodecmae_sb.utils.errors import UserError
+
+
+@dataclass
+class PretrainingRun:
+    """What a pretraining run left, ready to predict.
+
+    Arguments
+    ---------
+    model : MaskedCodecModel
+        Of the newest checkpoint, in eval mode.
+    masker : GapMasker
+        That of the training.
+    codec : Codec
+        Whose codes the model predicts.
+    crop : int
+        Samples of a training crop.
+    metrics : dict
+        The run's `metrics.json`; empty if it has not finished.
+    checkpoint : Path
+        The folder of the checkpoint.
+    """
+
+    model: nn.Module
+    masker: nn.Module
+    codec: nn.Module
+    crop: int
+    metrics: dict
+    checkpoint: Path
+
+
+def load_run(folder, codec=None):
+    """Loads the newest checkpoint of a pretraining run.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The output folder of recipes/pretrain.py.
+    codec : str, optional
+        Source of the codec; default: the one that the run's metrics.json names.
+
+    Returns
+    -------
+    PretrainingRun
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it is not a pretraining run, has no readable checkpoint of its own, or
+        the codec is unknown.
+    """
+    folder = Path(folder).expanduser()
+    hparams = _read_hparams(folder)
+    metrics = {}
+    if (folder / "metrics.json").is_file():
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    source = codec or metrics.get("codec")
+    if source is None:
+        raise UserError(
+            f"{folder} does not say what codec it was trained with (metrics.json is "
+            "written when a run ends). Name it: --codec bundled, --codec encodec_24khz "
+            "or --codec FILE"
+        )
+    codec, model = Codec(source, hparams["n_codebooks"]), hparams["model"]
+    if isinstance(model.encoder.front_end, CodecLatents):
+        model.encoder.front_end.use(codec)
+    save = folder / "save"
+    checkpoint = Checkpointer(save).find_checkpoint() if save.is_dir() else None
+    if checkpoint is None:
+        raise UserError(
+            f"{folder} holds no checkpoint (save/CKPT+*). Let the run save."
+        )
+    _load_weights(model, checkpoint.path / "model.ckpt")
+    return PretrainingRun(
+        model=model.eval(),
+        masker=hparams["masker"],
+        codec=codec,
+        crop=HOP * round(hparams["crop_seconds"] * hparams["sample_rate"] / HOP),
+        metrics=metrics,
+        checkpoint=checkpoint.path,
+    )
+
+
+def _read_hparams(folder):
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"No such folder: {folder}. Give the output folder of recipes/pretrain.py, "
+            "e.g. results/mini/1234"
+        )
+    advice = "Give the output folder of recipes/pretrain.py, e.g. results/mini/1234"
+    path = folder / "hyperparams.yaml"
+    keys = set()
+    if path.is_file():
+        try:
+            node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+            keys = {name.value for name, _ in node.value}
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+            keys = set()
+    if "teacher" in keys:
+        raise UserError(
+            f"{folder} is a self-training run: its targets are clusters, which no "
+            f"codec can turn into sound. {advice}"
+        )
+    needed = {"model", "masker", "n_codebooks", "crop_seconds", "sample_rate"}
+    if missing := needed - keys:
+        raise UserError(
+            f"{folder} is not a pretraining run: hyperparams.yaml in it lacks "
+            f"{', '.join(sorted(missing))}. {advice}"
+        )
+    # Neither a folder is made, nor are seeds of the whole process set.
+    unwanted = {"checkpointer", "__set_seed"} & keys
+    try:
+        with open(path, encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(file, dict.fromkeys(unwanted))
+    except Exception as error:  # whatever building from a broken yaml raises
+        raise UserError(f"{path} cannot be used: {error}. {advice}") from error
+    model, masker = hparams["model"], hparams["masker"]
+    if not isinstance(model, MaskedCodecModel) or not isinstance(masker, GapMasker):
+        raise UserError(f"{path} describes another kind of model. {advice}")
+    return hparams
+
+
+def _load_weights(model, path):
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(weights, strict=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(
+            f"Checkpoint {path} cannot be read, or is not of the model that "
+            f"hyperparams.yaml in the run's folder describes: {error}\nDelete its "
+            "folder to use the checkpoint before it, or give another run."
+        ) from error
+
+
+@dataclass
+class Reconstruction:
+    """Codes of a recording, and what the model put in the place of hidden ones.
+
+    Arguments
+    ---------
+    codes : torch.Tensor
+        The codec's, int64, shape [T, Q].
+    hidden : torch.Tensor
+        bool, shape [T].
+    predicted : torch.Tensor
+        Most probable codes where hidden, the codec's elsewhere, shape [T, Q].
+    filled : torch.Tensor
+        The same, or with a temperature drawn codes where hidden, shape [T, Q].
+    """
+
+    codes: torch.Tensor
+    hidden: torch.Tensor
+    predicted: torch.Tensor
+    filled: torch.Tensor
+
+    @property
+    def accuracy(self):
+        """Share of hidden frames whose most probable code is right, shape [Q]."""
+        right = self.predicted[self.hidden] == self.codes[self.hidden]
+        return right.double().mean(0)
+
+    @property
+    def constant_accuracy(self):
+        """What always answering the commonest visible code gets, shape [Q]."""
+        commonest = self.codes[~self.hidden].mode(dim=0).values
+        return (self.codes[self.hidden] == commonest).double().mean(0)
+
+
+def random_gaps(run, num_samples, seed=0):
+    """Gaps as in training, drawn for each piece as long as a training crop.
+
+    Arguments
+    ---------
+    run : PretrainingRun
+    num_samples : int
+        Of the recording at 24 kHz.
+    seed : int
+
+    Returns
+    -------
+    torch.Tensor
+        True where hidden, bool, shape [ceil(num_samples / 320)].
+    """
+    parts = []
+    for i, start in enumerate(range(0, num_samples, run.crop)):
+        size = min(run.crop, num_samples - start)
+        draw = np.random.Generator(np.random.Philox(key=[seed, i])).integers(2**62)
+        parts.append(draw_mask(run.masker, size, int(draw)))
+    return torch.cat(parts)
+
+
+def draw_mask(masker, num_samples, seed):
+    """The mask of one crop, as pretraining draws it, bool, shape [T]."""
+    frames = torch.tensor([num_samples // HOP])
+    return masker(frames, torch.tensor([seed]), -(-num_samples // HOP))[0]
+
+
+def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
+    """Gaps from seconds.
+
+    Arguments
+    ---------
+    text : str
+        Such as "0.5-0.7,1.2-1.5".
+    num_samples : int
+        Of the recording.
+    sample_rate : int
+
+    Returns
+    -------
+    torch.Tensor
+        True where hidden, bool, shape [ceil(num_samples / 320)]; whole frames.
+
+    Raises
+    ------
+    ValueError
+        If a gap is not within the recording.
+
+    Example
+    -------
+    >>> given_gaps("0.1-0.2", 24000).nonzero().flatten()
+    tensor([ 8,  9, 10, 11, 12, 13, 14])
+    """
+    hidden = torch.zeros(-(-num_samples // HOP), dtype=torch.bool)
+    seconds = num_samples / sample_rate
+    for part in text.split(","):
+        try:
+            start, stop = map(float, part.split("-"))
+        except ValueError:
+            raise UserError(
+                f"gaps={text!r}: {part!r} is not START-STOP in seconds, as in "
+                "--gaps 0.5-0.7,1.2-1.5"
+            ) from None
+        if not 0 <= start < stop <= seconds:
+            raise UserError(
+                f"gaps={text!r}: {part} does not lie, beginning before its end, in the "
+                f"file, which is {seconds:.2f} s long."
+            )
+        first, last = (round(t * sample_rate / HOP) for t in (start, stop))
+        hidden[first : max(last, first + 1)] = True
+    # What is left of a last frame is never predicted.
+    hidden[num_samples // HOP :] = False
+    if not hidden.any():
+        raise UserError(f"gaps={text!r} hide no whole frame (13 ms).")
+    return hidden
+
+
+@torch.no_grad()
+def fill_in(run, wav, hidden, temperature=0.0, seed=0):
+    """Predicts hidden codes, in pieces as long as a training crop.
+
+    Arguments
+    ---------
+    run : PretrainingRun
+    wav : torch.Tensor
+        Samples at 24 kHz in [-1, 1], shape [N].
+    hidden : torch.Tensor
+        True where hidden, bool, shape [ceil(N / 320)].
+    temperature : float
+        0: the most probable codes; else codes drawn from the predicted
+        distribution, whose logits are divided by it.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    Reconstruction
+
+    Raises
+    ------
+    ValueError
+        If a whole piece is hidden.
+    """
+    if not temperature >= 0:
+        raise UserError(f"temperature={temperature}: 0 or more is allowed.")
+    generator = torch.Generator().manual_seed(seed)
+    codes, predicted, filled = [], [], []
+    for start in range(0, len(wav), run.crop):
+        piece = wav[start : start + run.crop]
+        masked = hidden[start // HOP :][: -(-len(piece) // HOP)][None]  # [1, T]
+        padded = F.pad(piece, (0, -len(piece) % HOP))[None]
+        true = run.codec.encode(padded)[0]  # [T, Q]
+        codes.append(true)
+        best = drawn = true
+        if masked.any():
+            valid = None
+            if len(piece) % HOP:
+                frames = torch.tensor([len(piece) // HOP])
+                valid = frame_mask(frames, len(true))
+            if not (~masked if valid is None else ~masked & valid).any():
+                begin, end = start / SAMPLE_RATE, (start + len(piece)) / SAMPLE_RATE
+                raise UserError(
+                    f"The gaps hide everything from {begin:.2f} to {end:.2f} s, one "
+                    "piece of the training's length: leave something to go by."
+                )
+            logits = run.model(padded, masked, valid)[0].float()  # [T, Q, K]
+            where = masked[0, :, None]
+            best = drawn = torch.where(where, logits.argmax(-1), true)
+            if temperature:
+                shares = (logits / temperature).softmax(-1).flatten(0, 1)
+                draws = torch.multinomial(shares, 1, generator=generator)
+                drawn = torch.where(where, draws.view(true.shape), true)
+        predicted.append(best)
+        filled.append(drawn)
+    return Reconstruction(
+        torch.cat(codes), hidden, torch.cat(predicted), torch.cat(filled)
+    )
+
+
+def silence(wav, hidden):
+    """A waveform [N] with the samples of hidden frames [T] set to zero."""
+    return wav * ~hidden.repeat_interleave(HOP)[: len(wav)]
+
+
+def draw_spectrograms(wavs, hidden, path, sample_rate=SAMPLE_RATE):
+    """Draws spectrograms one below the other, with the gaps marked.
+
+    Arguments
+    ---------
+    wavs : dict of str to torch.Tensor
+        Titles and waveforms [N].
+    hidden : torch.Tensor
+        True where hidden, bool, shape [T].
+    path : str or Path
+        The PNG file to write.
+    sample_rate : int
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    edges = torch.diff(F.pad(hidden.int(), (1, 1))).nonzero().flatten().tolist()
+    seconds = HOP / sample_rate
+    gaps = [
+        (seconds * a, seconds * b) for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]
+    length = len(next(iter(wavs.values()))) / sample_rate
+    figure, rows = pyplot.subplots(
+        len(wavs),
+        1,
+        figsize=(min(40, max(9, 3 * length)), 2.4 * len(wavs)),
+        sharex=True,
+        layout="constrained",
+    )
+    images, loudest = {}, -120.0
+    for title, wav in wavs.items():
+        spectrum = torch.stft(
+            wav, 1024, 240, window=torch.hann_window(1024), return_complex=True
+        )
+        images[title] = 20 * spectrum.abs().clamp(min=1e-6).log10()
+        loudest = max(loudest, images[title].max().item())
+    for axes, (title, image) in zip(rows, images.items(), strict=True):
+        axes.imshow(
+            image,
+            origin="lower",
+            aspect="auto",
+            extent=(0, length, 0, sample_rate / 2000),
+            cmap="magma",
+            vmin=loudest - 80,
+            vmax=loudest,
+        )
+        for start, stop in gaps:
+            axes.axvspan(start, stop, facecolor="none", edgecolor="cyan", linewidth=1.2)
+            # A bar on top, to find narrow gaps by.
+            axes.axvspan(start, stop, 0.96, 1.0, color="cyan")
+        axes.set(title=title, ylabel="kHz", ylim=(0, sample_rate / 2000))
+    rows[-1].set(xlabel="seconds (cyan: hidden from the model)", xlim=(0, length))
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

@@ -1,0 +1,294 @@
+"""A trained classifier: its interface, and its folder that `foreign_class` loads."""
+
+import json
+from pathlib import Path
+
+import torch
+from speechbrain.inference.interfaces import Pretrained
+
+from encodecmae_sb import __version__
+from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.nnet.pooling import probabilities
+from encodecmae_sb.pretrained.folder import FORMAT, INTERFACE, encoder_yaml, yaml_value
+
+from .encoder import check_batch, read_file
+
+_YAML = """\
+# An EnCodecMAE classifier, made by encodecmae_sb {version}.
+format: {format}
+sample_rate: {sample_rate}
+multi_label: {multi_label}
+labels:
+{labels}
+
+{lobe}
+
+head: !new:encodecmae_sb.nnet.pooling.ClipHead
+    dim: {head.dim}
+    num_classes: {head.num_classes}
+    num_layers: {head.num_layers}
+    pooling: {head.pooling}
+    hidden_size: {hidden_size}
+    dropout: {head.dropout}
+
+classifier: !new:encodecmae_sb.nnet.pooling.ClipClassifier
+    lobe: !ref <lobe>
+    head: !ref <head>
+
+modules:
+    classifier: !ref <classifier>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        classifier: !ref <classifier>
+    custom_hooks:
+        classifier: !name:encodecmae_sb.pretrained.folder.load_weights
+"""
+
+_ENCODER = """\
+{encoder}
+
+lobe: !new:encodecmae_sb.lobes.EnCodecMAE
+    source: !ref <encoder>
+    input_sample_rate: {lobe.input_sample_rate}
+    output_all_hiddens: {lobe.output_all_hiddens}
+    layer: {lobe.layer}
+    output_norm: {lobe.output_norm}
+    piece_seconds: {piece_seconds}
+    whole_codec_frames: {lobe.whole_codec_frames}"""
+
+_LOG_MEL = "lobe: !new:encodecmae_sb.nnet.pooling.LogMelFrames"
+
+_README = """\
+# An EnCodecMAE classifier
+
+{number} classes{several}. {origin}
+
+    from speechbrain.inference.interfaces import foreign_class
+
+    classifier = foreign_class(
+        source="{folder}",
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEClassifier",
+    )
+    probabilities, score, index, label = classifier.classify_file("sound.wav")
+
+{figures}"""
+
+
+class EnCodecMAEClassifier(Pretrained):
+    """Says what a recording is.
+
+    The four results are those of SpeechBrain's `EncoderClassifier`, but
+    **probabilities, not their logarithms**: softmax over the classes, or, where a
+    clip may have several labels, a sigmoid for each; then every label with a
+    probability above 0.5 is given.
+
+    Example
+    -------
+    >>> from speechbrain.inference.interfaces import foreign_class
+    >>> from encodecmae_sb.bundled import sound_folder
+    >>> from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
+    >>> lobe = LogMelFrames()
+    >>> model = ClipClassifier(lobe, ClipHead(lobe.dim, 2, pooling="mean_std"))
+    >>> folder = getfixture("tmp_path") / "classifier"
+    >>> export_classifier(model, ["no", "yes"], folder)
+    >>> classifier = foreign_class(
+    ...     source=str(folder),
+    ...     pymodule_file="custom_interface.py",
+    ...     classname="EnCodecMAEClassifier",
+    ... )
+    >>> path = sorted(sound_folder().rglob("*.flac"))[0]
+    >>> probabilities, score, index, label = classifier.classify_file(path)
+    >>> probabilities.shape, score.shape, index.shape, len(label)
+    (torch.Size([1, 2]), torch.Size([1]), torch.Size([1]), 1)
+    """
+
+    MODULES_NEEDED = ["classifier"]
+    HPARAMS_NEEDED = ["labels", "multi_label", "sample_rate"]
+
+    @property
+    def sample_rate(self):
+        """Rate that `classify_batch` expects, in Hz."""
+        return self.hparams.sample_rate
+
+    @property
+    def labels(self):
+        """The classes, in the order of the probabilities."""
+        return self.hparams.labels
+
+    def classify_file(self, path):
+        """Classifies an audio file of any rate, mono or not.
+
+        Arguments
+        ---------
+        path : str or Path
+            WAV, FLAC, OGG or MP3.
+
+        Returns
+        -------
+        probabilities, score, index, label
+            As `classify_batch` for a batch of one.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it cannot be read.
+        """
+        wav = read_file(path, self.sample_rate)
+        return self._classify(wav[None], None)
+
+    def classify_batch(self, wavs, wav_lens=None, sample_rate=None):
+        """Classifies a padded batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Mono samples in [-1, 1], shape [B, N].
+        wav_lens : torch.Tensor, optional
+            Lengths relative to N, shape [B]; default: all 1.
+        sample_rate : int, optional
+            Rate of `wavs`; default: 24 000 Hz.
+
+        Returns
+        -------
+        probabilities : torch.Tensor
+            Not logarithms; shape [B, classes].
+        score : torch.Tensor
+            Probability of the most probable class, shape [B]; multi-label: a list
+            of B tensors, the probabilities of the labels given.
+        index : torch.Tensor
+            The class, int64, shape [B]; multi-label: a list of B tensors.
+        label : list of str
+            Its name; multi-label: a list of B lists of names, the most probable
+            first, possibly empty.
+
+        Raises
+        ------
+        ValueError
+            If shapes or values are off.
+        """
+        wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
+        wav_lens = torch.tensor(lengths) / wavs.shape[1]
+        return self._classify(wavs, wav_lens)
+
+    def forward(self, wavs, wav_lens=None):
+        """Same as `classify_batch`."""
+        return self.classify_batch(wavs, wav_lens)
+
+    @torch.no_grad()
+    def _classify(self, wavs, wav_lens):
+        wavs = wavs.to(self.device)
+        if wav_lens is not None:
+            wav_lens = wav_lens.to(self.device)
+        logits = self.mods.classifier(wavs, wav_lens)
+        return decide(
+            probabilities(logits, self.hparams.multi_label),
+            self.labels,
+            self.hparams.multi_label,
+        )
+
+
+def decide(probabilities, labels, multi_label, threshold=0.5):
+    """From probabilities to labels.
+
+    Arguments
+    ---------
+    probabilities : torch.Tensor
+        Shape [B, classes].
+    labels : list of str
+    multi_label : bool
+    threshold : float
+        With `multi_label`: probability above which a label is given.
+
+    Returns
+    -------
+    probabilities, score, index, label
+        See `EnCodecMAEClassifier.classify_batch`.
+
+    Example
+    -------
+    >>> decide(torch.tensor([[0.6, 0.7, 0.1]]), ["a", "b", "c"], multi_label=True)[3]
+    [['b', 'a']]
+    """
+    if not multi_label:
+        score, index = probabilities.max(-1)
+        return probabilities, score, index, [labels[i] for i in index.tolist()]
+    score, index = [], []
+    for row in probabilities:
+        order = row.argsort(descending=True, stable=True)
+        order = order[row[order] > threshold]
+        index.append(order)
+        score.append(row[order])
+    return probabilities, score, index, [[labels[i] for i in row] for row in index]
+
+
+def export_classifier(
+    classifier, labels, folder, multi_label=False, origin="", figures=None
+):
+    """Writes a classifier folder.
+
+    Arguments
+    ---------
+    classifier : ClipClassifier
+        What to write.
+    labels : list of str
+        Names of the classes, in their order.
+    folder : str or Path
+        Made if needed; files in it are replaced.
+    multi_label : bool
+        Whether a clip may have several labels.
+    origin : str
+        A sentence or two for the folder's README.
+    figures : dict of str to float, optional
+        Metrics for the folder's README.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = classifier.state_dict()
+    torch.save(
+        {name: tensor.cpu() for name, tensor in weights.items()},
+        folder / "classifier.ckpt",
+    )
+    lobe, head = classifier.lobe, classifier.head
+    lobe_yaml, sample_rate = _LOG_MEL, 24000
+    if isinstance(lobe, EnCodecMAE):
+        sample_rate = lobe.input_sample_rate
+        seconds = None
+        if lobe.piece is not None:
+            seconds = lobe.piece / lobe.encoder.front_end.sample_rate
+        lobe_yaml = _ENCODER.format(
+            encoder=encoder_yaml(lobe.encoder),
+            lobe=lobe,
+            piece_seconds=yaml_value(seconds),
+        )
+    text = _YAML.format(
+        version=__version__,
+        format=FORMAT,
+        sample_rate=sample_rate,
+        multi_label=multi_label,
+        # Quoted, so that "yes" or "7" stays a string.
+        labels="\n".join(
+            f"    - {json.dumps(label, ensure_ascii=False)}" for label in labels
+        ),
+        lobe=lobe_yaml,
+        head=head,
+        hidden_size=yaml_value(head.hidden_size),
+    )
+    (folder / "hyperparams.yaml").write_text(text, encoding="utf-8")
+    (folder / "custom_interface.py").write_text(INTERFACE, encoding="utf-8")
+    table = "".join(
+        f"| {name} | {value:.4g} |\n" for name, value in (figures or {}).items()
+    )
+    shown = ", ".join(labels[:50]) + (", ..." if len(labels) > 50 else "")
+    readme = _README.format(
+        number=len(labels),
+        several=", any number of them in a clip" if multi_label else "",
+        origin=origin,
+        folder=folder.name,
+        figures=(f"| measured | |\n| --- | --- |\n{table}\n" if table else "")
+        + f"Classes: {shown}\n",
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")

@@ -1,0 +1,335 @@
+"""How audio of any length is cut into pieces, encoded, and its frames joined.
+
+One rule for the lobe, the interfaces, HEAR, X-ARES, classification and probes:
+
+- A piece is 4 s long, as the crops of pretraining are, unless another length is given.
+- What is left after whole pieces is a piece, too; but a tail of 2048 samples or fewer
+  is dropped.
+- Every frame that the front end gives for a piece alone is valid, the last, partial one
+  of codec latents, too. So the frames of an item do not depend on its batch.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from encodecmae_sb.utils.errors import UserError
+
+# Raise it when an item's frames change: what was stored of them is then computed anew.
+FRAMES_VERSION = 2
+# As long as the crops of pretraining: 4 s.
+PIECE = 96000
+# A tail of at most this many samples after whole pieces is dropped.
+SHORTEST_TAIL = 2048
+# Samples that a frame of the codec describes.
+CODEC_HOP = 320
+
+
+@dataclass
+class _Piece:
+    """Samples of an item, and the frames that they become."""
+
+    item: int
+    start: int
+    samples: int
+    first_frame: int
+    frames: int
+
+
+def is_dropped(tail, num_whole):
+    """Whether `tail` samples that are left after `num_whole` whole pieces are dropped.
+
+    Example
+    -------
+    >>> is_dropped(2048, 1), is_dropped(2049, 1), is_dropped(2048, 0)
+    (True, False, False)
+    """
+    return num_whole > 0 and tail <= SHORTEST_TAIL
+
+
+def _piece_sizes(samples, piece):
+    """Samples of each piece of an item; there is at least one."""
+    if piece is None:
+        return [samples]
+    whole, tail = divmod(samples, piece)
+    return [piece] * whole + [tail] * (not is_dropped(tail, whole))
+
+
+def _num_frames(front_end, samples, whole_codec_frames):
+    """Frames of a piece; below 1 it is too short."""
+    return samples // CODEC_HOP if whole_codec_frames else front_end.num_frames(samples)
+
+
+def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False):
+    """Frames that `encode_in_pieces` makes of an item; below 1 it is too short.
+
+    Arguments
+    ---------
+    front_end : LogMel or CodecLatents
+    samples : int
+        Length at 24 kHz.
+    piece, whole_codec_frames
+        As for `encode_in_pieces`.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> [num_joined_frames(LogMel(), n) for n in (96000, 97000, 150000)]
+    [300, 300, 469]
+    """
+    sizes = _piece_sizes(samples, piece)
+    return sum(_num_frames(front_end, size, whole_codec_frames) for size in sizes)
+
+
+def shortest_item(front_end, whole_codec_frames=False):
+    """Samples from which on an item has a frame.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> shortest_item(LogMel()), shortest_item(LogMel(hop_length=318, centered=False))
+    (1, 637)
+    """
+    if whole_codec_frames:
+        return CODEC_HOP
+    return 1 if front_end.num_frames(1) > 0 else front_end.win_length
+
+
+def seconds_per_frame(front_end):
+    """Distance of joined frames in seconds, on average.
+
+    (In published log-mel encoders it is less within a piece.)
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> round(1 / seconds_per_frame(LogMel(hop_length=318, centered=False)), 6)
+    75.0
+    """
+    return PIECE / front_end.sample_rate / front_end.num_frames(PIECE)
+
+
+def frame_starts(front_end, frames):
+    """Samples at which joined frames start.
+
+    Arguments
+    ---------
+    front_end : LogMel or CodecLatents
+    frames : torch.Tensor
+        Numbers of frames counted from 0, any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the same shape.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> published = LogMel(hop_length=318, centered=False)
+    >>> frame_starts(published, torch.tensor([0, 1, 299, 300]))
+    tensor([    0,   318, 95082, 96000])
+    """
+    per_piece = front_end.num_frames(PIECE)
+    whole = frames.div(per_piece, rounding_mode="floor")
+    return whole * PIECE + frames % per_piece * front_end.hop_length
+
+
+def encode_in_pieces(
+    encoder,
+    wavs,
+    lengths=None,
+    layer="last",
+    batch_size=16,
+    piece=PIECE,
+    whole_codec_frames=False,
+):
+    """Encodes each item in pieces and joins their frames.
+
+    The result for an item does not depend on the batch it came in, beyond float noise.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+    wavs : torch.Tensor
+        Samples at 24 kHz in [-1, 1], shape [B, N], on any device.
+    lengths : list of int, optional
+        Valid samples of each item; default: all.
+    layer : int or str
+        `"last"`: the output; `"last_no_norm"`: the last layer's activation without
+        the final norm; a number: the activation of that layer, counted from 0,
+        the last one being the output; `"all"`: all of them.
+    batch_size : int, optional
+        Pieces encoded at once; None: all.
+    piece : int, optional
+        Samples of a piece; None: items are encoded whole.
+    whole_codec_frames : bool
+        Let a piece have `samples // 320` frames, the codec's whole ones, and silence
+        after its end: the way of the published implementation with padded batches
+        (not with long audio).
+
+    Returns
+    -------
+    list of torch.Tensor
+        For each item [T_i, D], with `"all"` [layers, T_i, D], on the encoder's
+        device.
+
+    Raises
+    ------
+    ValueError
+        If an item is shorter than a frame or `layer` is unknown.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96)).eval()
+    >>> frames, = encode_in_pieces(encoder, torch.zeros(1, 150000))
+    >>> frames.shape
+    torch.Size([469, 64])
+    """
+    check_layer(encoder, layer)
+    lengths = [wavs.shape[1]] * len(wavs) if lengths is None else lengths
+    front_end = encoder.front_end
+    pieces, totals = [], []
+    for item, length in enumerate(lengths):
+        start = total = 0
+        for size in _piece_sizes(length, piece):
+            frames = _num_frames(front_end, size, whole_codec_frames)
+            if frames < 1:
+                raise UserError(
+                    f"item {item} is {length} samples long, which is less than a frame "
+                    "of the encoder's front end"
+                )
+            pieces.append(_Piece(item, start, size, total, frames))
+            start, total = start + size, total + frames
+        totals.append(total)
+
+    device = next(encoder.parameters()).device
+    joined = [None] * len(lengths)
+    pieces.sort(key=lambda piece: -piece.samples)
+    batch_size = batch_size or len(pieces)
+    for first in range(0, len(pieces), batch_size):
+        group = pieces[first : first + batch_size]
+        waves = [wavs[p.item, p.start : p.start + p.samples] for p in group]
+        counts = [p.frames for p in group]
+        frames = _front_end_frames(front_end, waves, max(counts), device)
+        num_frames = None
+        if min(counts) < frames.shape[1]:
+            num_frames = torch.tensor(counts).to(device)
+        output = encoder.encode(frames, num_frames, num_layers_of(encoder, layer))
+        # Unbound, so that a gradient of one row is not as large as all of them.
+        rows = select_layer(output, layer).unbind(-3)
+        for p, row in zip(group, rows, strict=True):
+            if joined[p.item] is None:
+                # Allocate the whole output now: collecting pieces first would double
+                # the memory.
+                shape = (*row.shape[:-2], totals[p.item], row.shape[-1])
+                joined[p.item] = row.new_empty(shape)
+            place = slice(p.first_frame, p.first_frame + p.frames)
+            joined[p.item][..., place, :] = row[..., : p.frames, :]
+    return joined
+
+
+def _front_end_frames(front_end, waves, num_frames, device):
+    """Frames of waveforms, the longest first, padded: [B, num_frames or more, F]."""
+    if front_end.needs_equal_lengths:
+        frames = []
+        for _, same in itertools.groupby(waves, key=len):
+            frames += front_end(torch.stack(list(same)).to(device))
+        return pad_sequence(frames, batch_first=True)
+    wavs = pad_sequence(waves, batch_first=True)
+    needed = (num_frames - 1) * front_end.hop_length + shortest_item(front_end)
+    return front_end(F.pad(wavs, (0, max(0, needed - wavs.shape[1]))).to(device))
+
+
+def pad_items(items, num_frames):
+    """Makes a batch of what `encode_in_pieces` gives.
+
+    Arguments
+    ---------
+    items : list of torch.Tensor
+        Each [T_i, D] or [layers, T_i, D].
+    num_frames : int
+        Length of the result, T.
+
+    Returns
+    -------
+    torch.Tensor
+        [B, T, D] or [layers, B, T, D], zeros after the end of an item.
+
+    Example
+    -------
+    >>> pad_items([torch.ones(4, 2, 8), torch.ones(4, 3, 8)], 5).shape
+    torch.Size([4, 2, 5, 8])
+    """
+    missing = [num_frames - item.shape[-2] for item in items]
+    padded = [
+        F.pad(item, (0, 0, 0, n)) if n else item
+        for item, n in zip(items, missing, strict=True)
+    ]
+    return torch.stack(padded, dim=-3)
+
+
+def check_layer(encoder, layer):
+    """Raises a ValueError if `layer` is not one that `select_layer` knows."""
+    if layer in ("last", "last_no_norm", "all"):
+        return
+    if isinstance(layer, int) and 0 <= layer < encoder.num_layers:
+        return
+    raise UserError(
+        f"layer={layer!r}: allowed are 'last', 'last_no_norm', 'all' and the numbers "
+        f"0 to {encoder.num_layers - 1}."
+    )
+
+
+def select_layer(output, layer):
+    """Chooses from a `TransformerOutput`: [B, T, D], or [layers, B, T, D]."""
+    if layer == "last_no_norm":
+        return output.layers[-1]
+    layers = output.layers
+    if output.last is not None:
+        layers = layers[:-1] + [output.last]
+    if layer == "all":
+        return torch.stack(layers)
+    return layers[-1 if layer == "last" else layer]
+
+
+def num_layers_of(encoder, layer):
+    """Layers that have to be computed for what `layer` stands for."""
+    return layer + 1 if isinstance(layer, int) else encoder.num_layers
+
+
+def unused_modules(encoder, layer):
+    """Parts of an encoder that `layer` does not depend on.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+    layer : int or str
+        As for `encode_in_pieces`.
+
+    Returns
+    -------
+    list of torch.nn.Module
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 3, 4, 96))
+    >>> len(unused_modules(encoder, "last")), len(unused_modules(encoder, 0))
+    (0, 3)
+    """
+    transformer, needed = encoder.transformer, num_layers_of(encoder, layer)
+    unused = [*transformer.layers[needed:]]
+    if not transformer.shared_ffn:
+        unused += transformer.feed_forwards[needed:]
+    if needed < encoder.num_layers or layer == "last_no_norm":
+        unused.append(transformer.final_norm)
+    return unused

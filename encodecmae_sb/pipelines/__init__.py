@@ -1,0 +1,1 @@
+"""What needs data and a model but is no Brain."""

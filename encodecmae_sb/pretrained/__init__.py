@@ -1,0 +1,1 @@
+"""Folders that recipes export, published weights, codec files."""

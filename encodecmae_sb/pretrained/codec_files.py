@@ -1,0 +1,217 @@
+"""Codec files: read safely, written, fetched, told apart by a checksum."""
+
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import torch
+from encodec.model import ROOT_URL
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from encodecmae_sb.bundled import codec_file
+from encodecmae_sb.nnet.encodec import (
+    HOP,
+    SAMPLE_RATE,
+    TRAINING_STATE,
+    CodecError,
+    network_from_weights,
+)
+from encodecmae_sb.utils.files import is_out_of_space, whole_file
+
+OFFICIAL = "encodec_24khz"
+BUNDLED = "bundled"
+_OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"
+_CONNECT_SECONDS = 20
+
+
+def load_network(source):
+    """The network of a codec.
+
+    Arguments
+    ---------
+    source : str
+        As for `encodecmae_sb.lobes.Codec`.
+
+    Returns
+    -------
+    encodec.EncodecModel
+
+    Raises
+    ------
+    CodecError
+        If there is no such codec, or it cannot be had or serve.
+    """
+    if source == OFFICIAL:
+        weights = _fetch_official()
+    else:
+        weights = _read_checkpoint(_find(source))
+    return network_from_weights(weights, source)
+
+
+def save_codec(net, path, metadata=None, dtype=torch.float16):
+    """Writes a trained network as a safetensors file that `Codec` reads.
+
+    Weights are rounded to 16-bit floats, which halves the file; what is only
+    needed to train the codebooks (their running averages) is left out.
+
+    Arguments
+    ---------
+    net : encodec.EncodecModel
+        As built by `build_encodec`; its decoder may be None.
+    path : str or Path
+        The file to write.
+    metadata : dict of str to str, optional
+        Notes kept in the file's header.
+    dtype : torch.dtype
+        Of the weights; `torch.float32` keeps the codes exactly as they are.
+    """
+    weights = {
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in net.state_dict().items()
+        if not name.endswith(TRAINING_STATE)
+    }
+    header = {"sample_rate": str(SAMPLE_RATE), "hop_length": str(HOP)}
+    save_file(weights, str(path), metadata={**(metadata or {}), **header})
+
+
+def checksum(source):
+    """What tells codecs apart without building them, or fetching the official one.
+
+    Arguments
+    ---------
+    source : str
+        As for `Codec`.
+
+    Returns
+    -------
+    str
+        The first 8 hexadecimal digits of the SHA-256 of the codec's file, as in the
+        name of the official one.
+
+    Raises
+    ------
+    CodecError
+        If there is no such codec.
+
+    Example
+    -------
+    >>> checksum("encodec_24khz")
+    'd7cc33bc'
+    """
+    if source == OFFICIAL:
+        return _OFFICIAL_FILE.split("-")[1].split(".")[0]
+    return hashlib.sha256(_find(source).read_bytes()).hexdigest()[:8]
+
+
+def _find(source):
+    """The file of a codec that is not the official one."""
+    if source == BUNDLED:
+        return codec_file()
+    if Path(source).expanduser().is_file():
+        return Path(source).expanduser()
+    raise CodecError(
+        f"codec={source}: no such file. Allowed: {OFFICIAL} (the official "
+        f"weights), {BUNDLED} (shipped with this package), or the path of a "
+        "checkpoint (.safetensors, .th, .pt)."
+    )
+
+
+def _read_checkpoint(path):
+    if not path.exists():
+        raise CodecError(
+            f"{path} is missing: the installed package is incomplete. Install it "
+            "again, or train a codec: "
+            "python recipes/train_codec.py hparams/codec_mini.yaml"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                weights = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise CodecError(f"codec={path} cannot be read: {error}") from error
+        rate = metadata.get("sample_rate", str(SAMPLE_RATE))
+        if rate != str(SAMPLE_RATE):
+            raise CodecError(f"codec={path} works at {rate} Hz; 24000 Hz is needed.")
+        return weights
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises KeyError, IndexError, ... for junk
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise CodecError(
+            f"codec={path} is not a file of plain tensors (only those are read, "
+            f"weights_only=True): {why}"
+        ) from error
+    if not isinstance(weights, dict):
+        raise CodecError(f"codec={path} holds a {type(weights)}, not a state dict.")
+    return weights.get("best_state", weights)
+
+
+def _fetch_official():
+    """Reads the official weights from torch's cache, where they may be fetched to."""
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / _OFFICIAL_FILE
+    if not cached.exists():
+        with _as_unreachable():
+            check_reachable(ROOT_URL)
+            # Processes that start together do not read each other's half.
+            with whole_file(cached) as scratch:
+                url = ROOT_URL + _OFFICIAL_FILE
+                torch.hub.download_url_to_file(
+                    url, str(scratch), hash_prefix=checksum(OFFICIAL)
+                )
+    return _read_checkpoint(cached)
+
+
+def check_reachable(url):
+    """Fails within seconds where a download would hang.
+
+    Arguments
+    ---------
+    url : str
+        An address on the host in question.
+
+    Raises
+    ------
+    OSError
+        If the host takes no connection.
+    """
+    if urllib.request.getproxies():  # the proxy answers for the host
+        return
+    parts = urllib.parse.urlsplit(url)
+    host, port = parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)
+    outcome = [f"no answer from {host} within {_CONNECT_SECONDS} s"]
+
+    def connect():
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+            outcome[0] = None
+        except OSError as error:
+            outcome[0] = f"no connection to {host}: {error}"
+
+    # A thread, since a name look-up has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_CONNECT_SECONDS)
+    if outcome[0]:
+        raise OSError(outcome[0])
+
+
+@contextlib.contextmanager
+def _as_unreachable():
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if is_out_of_space(error):
+            raise
+        raise CodecError(
+            f"EnCodec's official weights could not be fetched from {ROOT_URL}"
+            f"{_OFFICIAL_FILE}: {error}. Either use the codec shipped with this "
+            "package, --codec bundled, or give a checkpoint file, --codec FILE. "
+            "They are different targets: results are not comparable."
+        ) from error

@@ -1,0 +1,299 @@
+"""How every recipe begins and ends."""
+
+import contextlib
+import difflib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+import yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+
+from .errors import UserError
+from .files import check_path, check_writable, is_out_of_space, write_text
+from .identity import yaml_identity
+
+# Keys of yaml files whose value is a path, or null where that is allowed; of some
+# also a list of them.
+_PATHS = (
+    *("output_folder", "save_folder", "data_folder", "valid_folder", "codes_folder"),
+    *("encoder_folder", "teacher", "codec", "csv", "train_csv", "valid_csv"),
+    *("test_csv", "kenlm_model_path"),
+)
+_NEEDED = {"output_folder", "save_folder", "codec", "teacher"}
+_SEVERAL = {"data_folder", "valid_folder", "test_csv"}
+
+
+def start_experiment(argv, can_test=False):
+    """Parses the command line, loads the yaml, makes the output folder.
+
+    With `--debug` all that is made goes to a folder `debug` in the output folder, which
+    is emptied first: a few batches must not take the place of a trained model.
+
+    Arguments
+    ---------
+    argv : list of str
+        A yaml file, run options of SpeechBrain, and overrides of yaml keys.
+    can_test : bool
+        Whether the recipe knows what to do with `--test_only`.
+
+    Returns
+    -------
+    hparams : dict
+    run_opts : speechbrain.core.RunOptions
+    named : set of str
+        The yaml keys given on the command line.
+
+    Raises
+    ------
+    UserError
+        If the yaml has no such key, one is given twice, what should be a path is none,
+        the recipe does not test, or the output folder cannot be written to.
+    """
+    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
+    if not Path(hparams_file).is_file():
+        raise FileNotFoundError(f"No such hyperparameter file: {hparams_file}")
+    sb.utils.distributed.ddp_init_group(run_opts)
+    named = re.findall(r"^(\w+):", overrides, flags=re.MULTILINE)
+    text = Path(hparams_file).read_text(encoding="utf-8")
+    _check_keys(named, text, hparams_file)
+    if run_opts.test_only and not can_test:
+        raise UserError(
+            "--test_only: this recipe tests nothing apart from its training: leave it "
+            "out. What a finished run measured stands in its metrics.json."
+        )
+    # Tags name what to build; here only what is plain matters.
+    resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+    values = {key.value: value for key, value in resolved.value}
+    for key in _PATHS:
+        if key in values:
+            _check_path(key, values[key])
+    if run_opts.debug and not run_opts.debug_persistently:
+        # The checkpoints, too: otherwise SpeechBrain forgets them where they are
+        # needed, and the next run would find those of this one.
+        run_opts = replace(
+            run_opts,
+            debug_persistently=True,
+            overridden_args={*run_opts.overridden_args, "debug_persistently"},
+        )
+        folder = str(Path(values["output_folder"].value) / "debug")
+        overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
+        overrides += f"\noutput_folder: {json.dumps(folder)}\n"
+        if if_main_process():
+            shutil.rmtree(folder, ignore_errors=True)
+        ddp_barrier()
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    check_writable(hparams["output_folder"])
+
+    def record():
+        sb.create_experiment_directory(
+            experiment_directory=hparams["output_folder"],
+            hyperparams_to_save=hparams_file,
+            overrides=overrides,
+            # SpeechBrain asks pip, which takes a second or two.
+            save_env_desc=False,
+        )
+        if if_main_process():
+            write_text(Path(hparams["output_folder"]) / "env.log", _environment())
+
+    checkpointer = hparams.get("checkpointer")
+    if checkpointer is not None:
+        hparams["yaml_identity"] = yaml_identity(text, overrides, named)
+    if checkpointer is not None and checkpointer.list_checkpoints():
+        # What stands there belongs to these checkpoints: `identify` of the Brain
+        # replaces it once it is sure that they are of this training.
+        hparams["record_experiment"] = record
+    else:
+        record()
+    return hparams, run_opts, set(named)
+
+
+def _environment():
+    """What a run was made with: versions of Python and of all packages, and the GPU."""
+    packages = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return "\n".join([f"Python {sys.version}", f"GPU: {gpu}", *sorted(packages), ""])
+
+
+def _check_keys(named, text, hparams_file):
+    """Makes sure that a yaml has the keys that are to be overridden, each once."""
+    known = re.findall(r"(?m)^(\w+):", text)
+    for key in named:
+        if named.count(key) > 1:
+            raise UserError(f"--{key} is given {named.count(key)} times: give it once.")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 3)
+            raise UserError(
+                f"--{key}: there is no such key in {hparams_file}, nor such a run "
+                "option of SpeechBrain. "
+                + (f"Is it --{' or --'.join(close)}?" if close else "See the file.")
+            )
+
+
+def _check_path(key, node):
+    """Makes sure that the value of a key is a path, or is built by the yaml."""
+    try:
+        value = yaml.SafeLoader("").construct_document(node)
+    except yaml.constructor.ConstructorError:  # of a tag
+        return
+    if value is not None or key in _NEEDED:
+        check_path(key, value, several=key in _SEVERAL)
+
+
+@contextlib.contextmanager
+def quit_on_user_errors():
+    """Ends a script with the message alone where the user can mend the cause.
+
+    That includes a lack of memory or of space on a disk: the message says what to do.
+    Everything else keeps its traceback.
+    """
+    try:
+        yield
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+            # With gloo, torch 2.11 now and then aborts ("terminate called without an
+            # active exception") while the interpreter shuts down after all is done.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+    except (UserError, FileNotFoundError) as error:
+        _quit(f"\nError: {error}")
+    except Exception as error:
+        if is_out_of_memory(error):
+            _quit(
+                f"\nError: out of memory: {str(error).splitlines()[0]}\n"
+                "A pretraining or self-training goes on from its last checkpoint when "
+                "the command is given again with a smaller batch_size (raising "
+                "grad_accumulation_factor by the same factor, which leaves a step "
+                "what it is) or with --activation_checkpointing True. With another "
+                "--output_folder, and as far as the yaml has these keys: a smaller "
+                "batch_size, batch_seconds or crop_seconds, or --precision bf16."
+            )
+        if is_out_of_space(error):
+            _quit(
+                f"\nError: the disk is full, or a quota is used up: {error}\n"
+                "Free some space, or choose a folder on another disk, and give the "
+                "same command again: what is finished is kept, and a training run "
+                "goes on from its last checkpoint."
+            )
+        if torch.distributed.is_initialized():
+            _quit(traceback.format_exc())
+        raise
+
+
+def _quit(message):
+    """Ends the process with a message and exit code 1.
+
+    One of several ends at once: while it shuts down in good order it may wait for
+    the others, which are waiting for it.
+    """
+    if not torch.distributed.is_initialized():
+        sys.exit(message)
+    print(message, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def is_out_of_memory(error):
+    """Whether a device, or the system, had no more memory to give.
+
+    Arguments
+    ---------
+    error : Exception
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError())
+    (True, False)
+    """
+    # On a CPU torch has no class for it.
+    return isinstance(
+        error, (MemoryError, torch.OutOfMemoryError)
+    ) or "DefaultCPUAllocator" in str(error)
+
+
+def choose_device(name=None):
+    """The device of this process, after a trial.
+
+    Arguments
+    ---------
+    name : str, optional
+        Such as `cpu` or `cuda:1`; plain `cuda` is the GPU of this process under
+        torchrun, else the first. Default: `cuda` where there is one, else `cpu`.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    UserError
+        If it cannot be used.
+
+    Example
+    -------
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    exact = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
+    try:
+        torch.empty(0, device=exact)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(
+            f"--device {name}: device={exact} cannot be used: {why}. Without --device "
+            "a GPU is taken if there is one, else the CPU."
+        ) from error
+    return torch.device(exact)
+
+
+def main_process_first(function, *args):
+    """Calls a function in every process, in the others after the main one.
+
+    For what the main process fetches or writes and the others then find.
+
+    Arguments
+    ---------
+    function : callable
+    *args
+        Its arguments.
+
+    Returns
+    -------
+    object
+        The function's result in this process.
+    """
+    if if_main_process():
+        result = function(*args)
+        ddp_barrier()
+        return result
+    ddp_barrier()
+    return function(*args)
+
+
+def write_metrics(folder, metrics):
+    """Writes `metrics.json`: one flat object of what a recipe measured.
+
+    Arguments
+    ---------
+    folder : str or Path
+    metrics : dict of str to number or str
+    """
+    write_text(Path(folder) / "metrics.json", json.dumps(metrics, indent=2) + "\n")

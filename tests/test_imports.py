@@ -1,0 +1,82 @@
+"""Which room of the package may import which: arrows never run back."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "encodecmae_sb"
+# Lowest first. A room imports only from rooms below it; those on one line do not know
+# each other.
+FLOORS = [
+    {"bundled", "utils"},
+    {"nnet", "data"},
+    {"pretrained"},
+    {"lobes"},
+    {"inference"},
+    {"evaluation"},
+    {"brains"},
+    {"pipelines"},
+    {"hear"},
+    {"xares"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imported(path, package=PACKAGE):
+    """Rooms that a file imports from, lazily or not, with the line of each."""
+    here = path.relative_to(package.parent).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = list(here[: -node.level]) if node.level else []
+            base = start + (node.module or "").split(".") if node.module else start
+            names = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name[0] == "encodecmae_sb" and len(name) > 1:
+                yield node.lineno, name[1]
+
+
+def backward(package=PACKAGE):
+    """The arrows that run back, as text."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        room = path.relative_to(package).parts[0].removesuffix(".py")
+        for line, other in imported(path, package):
+            if room == "__init__" or other in (room, "__version__"):
+                continue
+            if FLOOR[other] >= FLOOR[room]:
+                found.append(f"{path.relative_to(package)}:{line} imports {other}")
+    return found
+
+
+def test_arrows_run_one_way():
+    """recipes -> ... -> utils, lazy imports included."""
+    assert backward() == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from encodecmae_sb.data.crops import RandomCrops",
+        "from ..lobes import EnCodecMAE",
+        "import encodecmae_sb.pretrained.folder",
+        "def f():\n    from encodecmae_sb import brains",
+    ],
+)
+def test_a_planted_arrow_is_seen(tmp_path, planted):
+    """In every spelling."""
+    nnet = tmp_path / "encodecmae_sb" / "nnet"
+    nnet.mkdir(parents=True)
+    (nnet / "planted.py").write_text(planted)
+    assert len(backward(tmp_path / "encodecmae_sb")) == 1
+
+
+def test_few_loose_modules():
+    """A thing is found by the name of its room."""
+    loose = {path.name for path in PACKAGE.glob("*.py")}
+    assert loose == {"__init__.py", "hear.py", "xares.py"}
