@@ -3,7 +3,6 @@ killed at any of them, reports as it goes, and remembers what it measured."""
 
 import json
 import math
-import sys
 import time
 
 import torch
@@ -24,16 +23,12 @@ from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
 from encodecmae_sb.lobes import CodecLatents
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.precision import AUTO, best_precision
+from encodecmae_sb.utils.progress import open_bar
 
 logger = get_logger(__name__)
 
 # Steps whose losses are read from the device together.
 _READ_EVERY = 20
-
-_BAR = (
-    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
-    "[{elapsed}, {remaining} left{postfix}]"
-)
 
 
 def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
@@ -90,32 +85,6 @@ def share_crops(crops_per_step, batch_size, num_processes):
             + ", or another crops_per_step."
         )
     return crops_per_step // at_once
-
-
-def open_bar(total, initial=0):
-    """A progress bar over the optimizer steps of a whole run.
-
-    Arguments
-    ---------
-    total : int
-        Steps of the run.
-    initial : int
-        Steps done before.
-
-    Returns
-    -------
-    tqdm.tqdm
-    """
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc="Training",
-        unit=" steps",
-        bar_format=_BAR,
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-        smoothing=0.1,
-    )
 
 
 @register_checkpoint_hooks
@@ -353,7 +322,9 @@ class StepBrain(ResumableBrain):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
         if if_main_process() and not self.noprogressbar:
-            self.bar = open_bar(self.hparams.training_steps, self.optimizer_step)
+            self.bar = open_bar(
+                self.hparams.training_steps, initial=self.optimizer_step
+            )
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the clock of a training stretch."""

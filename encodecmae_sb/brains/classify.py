@@ -28,8 +28,9 @@ from encodecmae_sb.pretrained.published import PUBLISHED
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file, write_text
+from encodecmae_sb.utils.progress import open_bar
 
-from .base import ResumableBrain, open_bar
+from .base import ResumableBrain
 
 CLASS_WEIGHTS = (None, "balanced")
 
@@ -223,7 +224,7 @@ class ClassifyBrain(ResumableBrain):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
         if not self.noprogressbar:
-            self.bar = open_bar(self.total_steps, self.optimizer_step)
+            self.bar = open_bar(self.total_steps, initial=self.optimizer_step)
 
     def on_fit_batch_start(self, batch, should_step):
         """Seeds dropout, by the step alone."""

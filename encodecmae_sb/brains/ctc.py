@@ -16,8 +16,9 @@ from tqdm import tqdm
 from encodecmae_sb.data.speech import collate_speech, is_empty
 from encodecmae_sb.data.tokenizer import BLANK
 from encodecmae_sb.inference.recogniser import search
+from encodecmae_sb.utils.progress import open_bar
 
-from .base import ResumableBrain, open_bar
+from .base import ResumableBrain
 
 
 class CTCBrain(ResumableBrain):
@@ -119,7 +120,7 @@ class CTCBrain(ResumableBrain):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
         if if_main_process() and not self.noprogressbar:
-            self.bar = open_bar(self.total_steps, self.optimizer_step)
+            self.bar = open_bar(self.total_steps, initial=self.optimizer_step)
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets seeds and learning rates; both depend on the step alone."""

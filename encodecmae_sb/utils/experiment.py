@@ -288,6 +288,23 @@ def main_process_first(function, *args):
     return function(*args)
 
 
+def announce_demonstration(does):
+    """Says that a run was given no data of the user's own.
+
+    Arguments
+    ---------
+    does : str
+        What the run does with the bundled corpus, such as "trains on".
+    """
+    if if_main_process():
+        print(
+            f"DEMONSTRATION: no --data_folder was given, so this run {does} the small\n"
+            "synthetic corpus in this repository (speech of 10 synthetic voices, and\n"
+            "sounds). For a real model: --data_folder FOLDER, any folder of audio.",
+            flush=True,
+        )
+
+
 def write_metrics(folder, metrics):
     """Writes `metrics.json`: one flat object of what a recipe measured.
 

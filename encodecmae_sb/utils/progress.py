@@ -1,0 +1,49 @@
+"""The one progress bar of this package."""
+
+import sys
+
+from tqdm import tqdm
+
+_BAR = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} "
+    "[{elapsed}, {remaining} left{postfix}]"
+)
+
+
+def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
+    """A progress bar; in a log file it writes a line every 10 s at most.
+
+    Arguments
+    ---------
+    total : int
+        Units of the whole work.
+    what : str
+        What is being done.
+    unit : str
+        What is counted, in the plural.
+    initial : int
+        Units done before, by a run that was interrupted.
+    quiet : bool
+        Show nothing.
+
+    Returns
+    -------
+    tqdm.tqdm
+        Also a context manager that closes it.
+
+    Example
+    -------
+    >>> with open_bar(10, "Embedding", "files", quiet=True) as bar:
+    ...     bar.update(10)
+    """
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=what,
+        unit=f" {unit}",
+        bar_format=_BAR,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+        smoothing=0.1,
+        disable=quiet,
+    )
