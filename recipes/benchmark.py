@@ -169,7 +169,7 @@ def build(args, keys, scratch):
         front_end.use(codec)
     hparams["grad_accumulation_factor"] = 1
     brain = bench.BenchmarkBrain(
-        modules={**hparams["modules"], "codec": codec},
+        modules={**hparams["modules"], "targets": codec},
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,

@@ -145,7 +145,7 @@ def load_codes(args, corpora):
         stored.of_manifests(
             [getattr(corpus, f"{split}_csv") for corpus in corpora],
             info.n_codebooks,
-            stored.extract_command(args.data_folder, info.codec),
+            stored.extract_command(args.data_folder),
         )
         for split in SPLITS
     ]

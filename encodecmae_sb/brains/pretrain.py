@@ -14,6 +14,7 @@ from speechbrain.utils.checkpoints import (
 from encodecmae_sb.data.crops import CropCollator
 from encodecmae_sb.data.stored import HOP
 from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.nnet.targets import on_frames_of
 
 from .base import StepBrain
 
@@ -46,11 +47,11 @@ class Unigrams:
 
 
 class PretrainBrain(StepBrain):
-    """Pretrains a `MaskedCodecModel` on the codes of a frozen codec.
+    """Pretrains a `MaskedCodecModel` on the codes of its targets.
 
     Modules: `model` (`MaskedCodecModel`), `masker` (`GapMasker`), `loss_fn`
     (`MaskedCodecLoss`) and, unless the crops bring their codes (see `data.codes`),
-    `codec` (`Codec`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
+    `targets` (`Targets`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
     there is one (the paper has none).
 
     Validation measures, per codebook q = 1, 2, ... and over all frames of the
@@ -60,9 +61,17 @@ class PretrainBrain(StepBrain):
     code occurs and nothing else. All in nats; with several corpora each figure is
     given for every one of them, too, as `<corpus>/<name>`, with the distribution of
     that corpus alone.
+
+    With one codebook, as in self-training, it also measures `majority_accuracy`, what
+    the best constant answer gets on hidden frames; and over all frames of the
+    validation set `clusters_used`, the share of the codes that occur, and
+    `cluster_perplexity`, e to the entropy of their distribution.
     """
 
-    reported = ("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1")
+    reported = (
+        *("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1"),
+        *("majority_accuracy", "clusters_used"),
+    )
 
     def __init__(self, *args, corpora=("all",), **kwargs):
         super().__init__(*args, **kwargs)
@@ -143,7 +152,7 @@ class PretrainBrain(StepBrain):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
         if batch.targets is not None:
             return batch.targets
-        return self.modules.codec.encode(batch.wavs)
+        return self.modules.targets.encode(batch.wavs, batch.lengths)
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the sums of the validation."""
@@ -156,6 +165,9 @@ class PretrainBrain(StepBrain):
                 dtype=torch.float64,
             )
             self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
+            # How often each code of the only codebook occurs: hidden, and in all.
+            size = self.hparams.codebook_size
+            self.code_counts = torch.zeros(2, size, dtype=torch.int64)
 
     def on_fit_batch_start(self, batches, should_step):
         """Counts the frames of the step; sets the learning rate by the schedule."""
@@ -188,14 +200,15 @@ class PretrainBrain(StepBrain):
         """
         batch = batch.to(self.device)
         masker = self.modules.masker
-        codes = self.codes(batch)
+        front_end = self.hparams.model.encoder.front_end
+        wavs, codes = on_frames_of(front_end, batch.wavs, self.codes(batch))
         num_frames = codes.shape[1]
         # A last frame that is not full counts as padding.
         frames = batch.lengths // HOP
         masked = masker(frames, batch.seeds, num_frames)
         valid = None if batch.full else frame_mask(frames, num_frames)
         max_visible = masker.max_visible(num_frames)
-        logits = self.modules.model(batch.wavs, masked, valid, max_visible)
+        logits = self.modules.model(wavs, masked, valid, max_visible)
         return logits, codes, masked, valid
 
     def compute_objectives(self, predictions, batch, stage):
@@ -211,6 +224,9 @@ class PretrainBrain(StepBrain):
             }
         else:
             self.add_to_sums(loss, codes, masked, batch.corpus)
+            if self.hparams.n_codebooks == 1:
+                every = frame_mask(batch.lengths // HOP, codes.shape[1])
+                self.add_to_counts(codes[..., 0].cpu(), masked.cpu(), every.cpu())
         return loss.loss
 
     def add_to_sums(self, loss, codes, masked, corpus):
@@ -225,6 +241,11 @@ class PretrainBrain(StepBrain):
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
         self.frames.index_add_(0, corpus.cpu(), masked.sum(1).cpu().double())
 
+    def add_to_counts(self, codes, *masks):
+        """Counts the codes of a validation batch, [B, T], where each mask is True."""
+        for row, mask in zip(self.code_counts, masks, strict=True):
+            row += torch.bincount(codes[mask], minlength=len(row))
+
     def validation_row(self, stage_loss):
         """The metrics of the class docstring, overall and per corpus."""
         row = {"valid_loss": stage_loss}
@@ -235,6 +256,8 @@ class PretrainBrain(StepBrain):
                 figures = _figures(sums / self.frames[i].clamp(min=1))
                 known = {k: v for k, v in figures.items() if not math.isnan(v)}
                 row.update({f"{name}/{key}": value for key, value in known.items()})
+        if self.hparams.n_codebooks == 1:
+            row.update(_cluster_figures(*self.code_counts.double()))
         return row
 
 
@@ -245,6 +268,17 @@ def _figures(means):
         f"{name}_{q + 1}": value.item()
         for name, row in zip(names, means, strict=True)
         for q, value in enumerate(row)
+    }
+
+
+def _cluster_figures(hidden, every):
+    """Figures of one codebook from the counts of its codes, each of shape [K]."""
+    shares = every / every.sum()
+    entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
+    return {
+        "majority_accuracy": (hidden.max() / hidden.sum()).item(),
+        "clusters_used": (every > 0).double().mean().item(),
+        "cluster_perplexity": entropy.exp().item(),
     }
 
 

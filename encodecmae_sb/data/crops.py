@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .audio import UnusableAudio, read_audio
 from .columns import read_columns
@@ -85,7 +86,7 @@ class CropCollator:
         Samples per frame.
     """
 
-    def __init__(self, hop_length=320):
+    def __init__(self, hop_length=HOP):
         self.hop_length = hop_length
 
     def __call__(self, items):
@@ -153,7 +154,7 @@ class RandomCrops(Dataset):
         self,
         manifests,
         crop_seconds=4.0,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         seed=0,
         weights=None,
         targets=None,
@@ -303,7 +304,7 @@ class FixedCrops(Dataset):
         manifests,
         max_items=64,
         crop_seconds=4.0,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         seed=0,
         targets=None,
     ):
