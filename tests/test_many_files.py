@@ -16,13 +16,12 @@ PEAK = {
     "manifests": 600,
     "from_audio": 180,
     "from_codes": 500,
-    "extraction": 900,
+    "extraction": 600,
     "from_shards": 400,
 }
 KEPT = {
     "from_audio": 160,
     "from_codes": 200,
-    "extraction": 600,
     "from_shards": 350,
 }
 
