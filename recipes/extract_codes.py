@@ -14,9 +14,8 @@ of processes. Later runs encode only what is new or has changed. An hour of audi
 4.3 MB with 8 codebooks. Codes of files that have changed or gone stay in the folder,
 unused; to be rid of them, delete it and extract again.
 
-Codes are those of whole files; how long files are cut is said in `nnet.encodec`. At the
-end it says how many codes differ between stored ones and those of a crop alone, as
-pretraining from audio would encode it.
+Codes are those of whole files. At the end it says how many of them differ from those of
+a crop alone, as pretraining from audio would encode it.
 """
 
 import argparse
@@ -95,8 +94,8 @@ def report(args, targets, corpora, manifests, device):
         f"\nCodes of {files} files, {hours:.2f} h; {len(unusable)} files left out or "
         f"cut short (unusable_files.csv).\n{folder} takes {size / 1e6:.1f} MB."
     )
-    batch_seconds = args.batch_seconds
-    pipeline.print_differences(targets, manifests, codes, device, batch_seconds)
+    given = targets, manifests, codes, device, args.batch_seconds
+    pipeline.print_differences(*given)
     options = ["--codec", targets.name] if targets.kind == "codec" else []
     options = [*data_folder_option(args.data_folder), *options]
     default = f"hparams/{'base' if args.data_folder else 'mini'}.yaml"
@@ -118,10 +117,10 @@ def main(argv):
     if if_main_process():
         print(f"Targets: {targets.label}, {targets.n_codebooks} codebooks", flush=True)
     pipeline.open_folder(targets, folder)
-    given = folders, folder / "manifests", args.max_unusable
-    corpora = main_process_first(prepare_corpora, *given)
+    where, most = folder / "manifests", args.max_unusable
+    corpora = main_process_first(prepare_corpora, folders, where, most)
     manifests = [file for c in corpora for file in (c.train_csv, c.valid_csv)]
-    settings = args.batch_seconds, args.num_workers, args.max_unusable
+    settings = args.batch_seconds, args.num_workers, most
     pipeline.extract(targets, manifests, folder, device, *settings)
     if if_main_process():
         report(args, targets, corpora, manifests, device)

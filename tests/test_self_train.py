@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from commands import run_recipe
-from test_pretrain import ROOT
+from test_pretrain import ROOT, execute
 from test_reconstruct import flags
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
@@ -405,26 +406,27 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
+SETTINGS = {
+    "dim": 16,
+    "ffn_dim": 32,
+    "n_clusters": 8,
+    "cluster_clips": 6,
+    "encode_batch_size": 2,
+    "training_steps": 4,
+    "valid_interval": 2,
+    "ckpt_interval_minutes": 0,
+    "ckpt_interval_steps": 1,
+    "precision": "fp32",
+}
+
+
 @pytest.fixture(scope="module")
 def self_train(corpus, teacher_folder):
     """Runs the recipe; returns what two runs must agree on, bit for bit."""
 
     def run(output, **options):
-        given = {
-            "data_folder": corpus,
-            "teacher": teacher_folder,
-            "dim": 16,
-            "ffn_dim": 32,
-            "n_clusters": 8,
-            "cluster_clips": 6,
-            "encode_batch_size": 2,
-            "training_steps": 4,
-            "valid_interval": 2,
-            "ckpt_interval_minutes": 0,
-            "ckpt_interval_steps": 1,
-            "precision": "fp32",
-            **options,
-        }
+        given = {"data_folder": corpus, "teacher": teacher_folder}
+        given |= {**SETTINGS, **options}
         yaml = str(ROOT / "hparams/self_train_mini.yaml")
         run_recipe("self_train", yaml, *flags(output, **given), "--noprogressbar")
         weights = (output / "encoder/encoder.ckpt").read_bytes()
@@ -497,6 +499,40 @@ def test_killed_at_every_stage_it_ends_the_same(
     killed_when(PretrainBrain, "compute_forward", 4)  # training
     assert list(output.glob("save/CKPT*"))
     assert self_train(output) == finished[1]
+
+
+def test_two_processes_store_the_targets_of_one(
+    finished, corpus, teacher_folder, tmp_path
+):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    yaml = ROOT / "hparams/self_train_mini.yaml"
+    given = {
+        **SETTINGS,
+        "data_folder": corpus,
+        "teacher": teacher_folder,
+        "distributed_backend": "gloo",
+        "batch_size": 2,
+        "training_steps": 1,
+    }
+    options = flags(tmp_path / "run", **given)
+    script = ROOT / "recipes/self_train.py"
+    text = execute([sys.executable, *launcher, script, yaml, *options], tmp_path)
+    assert text.count("Next:") == 1
+    stored, other = (
+        StoredCodes(output / "save/targets")
+        for output in (finished[0], tmp_path / "run")
+    )
+    assert stored.info.fingerprint == other.info.fingerprint
+    assert len(other.parts) == 2
+    manifests = [finished[0] / f"save/speech_{part}.csv" for part in ("train", "valid")]
+    for one, two in zip(
+        stored.of_manifests(manifests, 1, ""),
+        other.of_manifests(manifests, 1, ""),
+        strict=True,
+    ):
+        for file, frames in enumerate(one.frames):
+            both = (codes.read(file, 0, frames) for codes in (one, two))
+            assert np.array_equal(*both)
 
 
 def test_another_student_of_the_same_clusters(self_train, finished, tmp_path):

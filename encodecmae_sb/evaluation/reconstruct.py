@@ -73,6 +73,11 @@ def load_run(folder, codec=None):
     metrics = {}
     if (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if "targets" in metrics:
+        raise UserError(
+            f"{folder} was trained on the targets {metrics['targets']}, which no codec "
+            "can turn into sound. Give a run that was trained on the codes of a codec."
+        )
     source = codec or metrics.get("codec")
     if source is None:
         raise UserError(

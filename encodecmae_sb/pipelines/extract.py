@@ -63,7 +63,8 @@ def encode(targets, batch, device):
     if not batch.wavs.shape[1]:  # none could be read
         return [np.zeros((0, targets.n_codebooks), np.uint16) for _ in batch.lengths]
     try:
-        codes = targets.encode(batch.wavs.to(device), torch.tensor(batch.lengths))
+        lengths = torch.tensor(batch.lengths, device=device)
+        codes = targets.encode(batch.wavs.to(device), lengths)
         codes = codes.cpu().numpy().astype(np.uint16)
     except torch.OutOfMemoryError as error:
         seconds = batch.wavs.numel() / SAMPLE_RATE
