@@ -33,7 +33,7 @@ from encodecmae_sb.data.manifest import check_folders, prepare_corpora
 from encodecmae_sb.data.unusable import write_unusable
 from encodecmae_sb.lobes import Codec
 from encodecmae_sb.pipelines import extract as pipeline
-from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL
+from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL, demonstration_codec
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
@@ -64,19 +64,20 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.data_folder is not None:
         check_path("data_folder", args.data_folder, several=True)
-    if args.batch_seconds is not None and args.batch_seconds <= 0:
-        raise UserError(f"batch_seconds={args.batch_seconds}: give a positive number.")
+    for key in ("batch_seconds", "n_codebooks"):
+        if vars(args)[key] is not None and vars(args)[key] <= 0:
+            raise UserError(f"{key}={vars(args)[key]}: give a positive number.")
     return args
 
 
 def choose_targets(args):
     """What builds the targets: a codec, or what a yaml names."""
-    codec = args.codec or (None if args.data_folder else BUNDLED)
-    options = {"codec": codec, "n_codebooks": args.n_codebooks}
-    options = {key: value for key, value in options.items() if value is not None}
+    given = vars(args)
+    given = {k: given[k] for k in ("data_folder", "codec", "n_codebooks") if given[k]}
     if args.hparams:
-        return load_key(args.hparams, "targets", options)
-    return functools.partial(Codec, codec or OFFICIAL, options.get("n_codebooks", 8))
+        return load_key(args.hparams, "targets", given, demonstration_codec)
+    codec = args.codec or (OFFICIAL if args.data_folder else BUNDLED)
+    return functools.partial(Codec, codec, given.get("n_codebooks", 8))
 
 
 def report(args, targets, corpora, manifests, device):
@@ -94,8 +95,7 @@ def report(args, targets, corpora, manifests, device):
         f"\nCodes of {files} files, {hours:.2f} h; {len(unusable)} files left out or "
         f"cut short (unusable_files.csv).\n{folder} takes {size / 1e6:.1f} MB."
     )
-    given = targets, manifests, codes, device, args.batch_seconds
-    pipeline.print_differences(*given)
+    pipeline.print_differences(targets, manifests, codes, device, args.batch_seconds)
     options = ["--codec", targets.name] if targets.kind == "codec" else []
     options = [*data_folder_option(args.data_folder), *options]
     default = f"hparams/{'base' if args.data_folder else 'mini'}.yaml"
@@ -114,8 +114,6 @@ def main(argv):
     if not args.data_folder:
         announce_demonstration("encodes")
     targets = main_process_first(choose_targets(args)).to(device)
-    if if_main_process():
-        print(f"Targets: {targets.label}, {targets.n_codebooks} codebooks", flush=True)
     pipeline.open_folder(targets, folder)
     where, most = folder / "manifests", args.max_unusable
     corpora = main_process_first(prepare_corpora, folders, where, most)

@@ -273,6 +273,13 @@ def extract(
     )
     seconds = sum(chunks.lengths[group].sum() for group in share) / SAMPLE_RATE
     left = sum(chunks.lengths[job.files].sum() for job in jobs) / SAMPLE_RATE
+    if rank == 0 and jobs:
+        print(
+            f"Targets: {targets.label}, {targets.n_codebooks} codebooks; {total} files,"
+            f" {chunks.lengths.sum() / SAMPLE_RATE / 3600:.2f} h; {world_size} x "
+            f"{device.type}",
+            flush=True,
+        )
     bar = open_bar(
         seconds,
         "Encoding" + (f", process 1 of {world_size}" if world_size > 1 else ""),

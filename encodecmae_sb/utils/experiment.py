@@ -150,7 +150,7 @@ def _check_keys(named, text, hparams_file):
             )
 
 
-def load_key(hparams_file, key, overrides):
+def load_key(hparams_file, key, overrides, choose=None):
     r"""What a yaml file says under one key; the rest of the file is not built.
 
     Arguments
@@ -159,6 +159,8 @@ def load_key(hparams_file, key, overrides):
     key : str
     overrides : dict
         Values that replace those of other keys of the file.
+    choose : callable, optional
+        As for `start_experiment`.
 
     Returns
     -------
@@ -180,6 +182,10 @@ def load_key(hparams_file, key, overrides):
         raise UserError(f"No such hyperparameter file: {hparams_file}")
     text = Path(hparams_file).read_text(encoding="utf-8")
     tree = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+    if choose is not None:
+        plain = {name.value: _plain_value(node) for name, node in tree.value}
+        overrides = {**overrides, **choose(plain, overrides)}
+        tree = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
     tree.value = [item for item in tree.value if item[0].value == key]
     if not tree.value:
         raise UserError(f"{hparams_file} has no key {key}.")
