@@ -25,7 +25,7 @@ from speechbrain.utils.distributed import if_main_process
 from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
 from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.nnet.front_ends import check_grid
-from encodecmae_sb.nnet.targets import Targets, identify
+from encodecmae_sb.nnet.targets import class_of, identify
 from encodecmae_sb.pipelines.pretrain import (
     build_crops,
     build_targets,
@@ -49,8 +49,8 @@ def main(argv):
     hparams, run_opts, _ = start_experiment(argv, choose=demonstration_codec)
     output = Path(hparams["output_folder"])
     front_end = hparams["model"].encoder.front_end
-    grid = Targets.sample_rate, Targets.hop_length
-    check_grid(front_end, hparams["sample_rate"], *grid)
+    kind = class_of(hparams["targets"])
+    check_grid(front_end, hparams["sample_rate"], kind.sample_rate, kind.hop_length)
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"])
     else:

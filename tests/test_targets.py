@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import run_recipe
 from test_pretrain import ROOT, TINY, execute
 
 from encodecmae_sb.data.codes import StoredCodes
@@ -124,6 +125,14 @@ def test_another_target_is_a_class_and_a_yaml_line(mine):
         assert "Traceback" not in text
     text, _ = run(mine, mine / "other", 1, n_codebooks=3)
     assert "Give --n_codebooks 2 --codebook_size 16" in text
+
+
+def test_targets_on_another_grid(mine):
+    with open(mine / "my_targets.py", "a") as file:
+        file.write("    hop_length = 240\n")
+    options = ["--output_folder", mine / "run", "--device", "cpu"]
+    with pytest.raises(SystemExit, match="(?s)every 320 samples.*every 240 samples"):
+        run_recipe("pretrain", mine / "mine.yaml", *options)
 
 
 def test_codecs_are_known_without_loading_them(monkeypatch):

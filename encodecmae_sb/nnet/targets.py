@@ -129,6 +129,11 @@ class Targets(nn.Module):
         return super().train(False)
 
 
+def class_of(named):
+    """The class of the targets that a yaml names, with arguments or without."""
+    return getattr(named, "func", named)
+
+
 def identify(named):
     """`Label` of the targets that a yaml names, without loading where possible.
 
@@ -141,8 +146,8 @@ def identify(named):
     -------
     Label
     """
-    make = getattr(named, "func", named)
-    return make.label_of(*getattr(named, "args", ()), **getattr(named, "keywords", {}))
+    args, keywords = getattr(named, "args", ()), getattr(named, "keywords", {})
+    return class_of(named).label_of(*args, **keywords)
 
 
 def frame_middles(front_end, num_frames):
