@@ -19,7 +19,7 @@ MAY_CHANGE = frozenset(
     [
         # Where things are. What is found there is identified by its content.
         *("output_folder", "save_folder", "data_folder", "valid_folder"),
-        *("train_csv", "valid_csv", "codes_folder", "codec", "teacher"),
+        *("csv", "train_csv", "valid_csv", "codes_folder", "codec", "teacher"),
         *("encoder_folder",),
         # How long to train, and how often to validate and to save.
         *("training_steps", "number_of_epochs", "valid_interval"),

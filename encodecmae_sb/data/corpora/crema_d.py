@@ -9,6 +9,8 @@ import re
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
 
+RATE = 16000
+MAX_UNUSABLE = 0.001  # 1076_MTI_SAD_XX is damaged
 LAYOUT = """\
   AudioWAV/1001_DFA_ANG_XX.wav   ACTOR_SENTENCE_EMOTION_LEVEL"""
 

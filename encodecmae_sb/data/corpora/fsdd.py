@@ -9,6 +9,8 @@ import re
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
 
+RATE = 8000
+VALID_SHARE = 0.1  # with a whole speaker in validation, too few would train
 LAYOUT = """\
   recordings/7_jackson_32.wav   DIGIT_SPEAKER_INDEX"""
 

@@ -11,6 +11,8 @@ from torchaudio.datasets import gtzan
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
 
+RATE = 22050
+MAX_UNUSABLE = 0.01  # jazz.00054
 LAYOUT = """\
   genres/blues/blues.00000.wav (or .au)   and so on, one folder a genre
 The folder may also be called genres_original, or be given itself."""

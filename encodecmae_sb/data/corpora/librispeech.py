@@ -12,6 +12,7 @@ from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing
 from encodecmae_sb.data.folders import find_paths
 
+RATE = 16000
 LAYOUT = """\
   train-clean-100/103/1240/103-1240-0000.flac   PART/SPEAKER/CHAPTER/
 The part may also be called train."""

@@ -10,6 +10,7 @@ import json
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
 
+RATE = 16000
 LAYOUT = """\
   nsynth-train/examples.json   nsynth-train/audio/bass_synthetic_033-022-050.wav
   nsynth-valid/...   nsynth-test/..."""
