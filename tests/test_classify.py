@@ -425,6 +425,9 @@ def test_average_precision_by_hand():
     # The same score for all: no order helps.
     assert average_precision(torch.zeros(4), wanted) == pytest.approx(0.5)
     assert average_precision(-scores, wanted) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    # A probe whose training diverged is no better than that.
+    nothing = torch.full((4,), torch.nan)
+    assert average_precision(nothing, wanted) == pytest.approx(0.5)
 
 
 def test_figures_of_classes():

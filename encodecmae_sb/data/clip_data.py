@@ -108,7 +108,7 @@ def find_data(hparams, output):
     >>> hparams |= dict.fromkeys(("multi_label", "valid_share", "max_unusable"), "auto")
     >>> data = find_data(hparams, getfixture("tmp_path"))
     >>> data.describe()
-    '200 clips, 0.11 h, 10 classes, 5 folds; 0 files left out.'
+    '200 clips, 0.08 h, 10 classes, 5 folds; 0 files left out.'
     >>> hparams["multi_label"]
     False
     """

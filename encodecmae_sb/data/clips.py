@@ -20,7 +20,7 @@ SEPARATOR = ";"  # between the labels of a clip, in manifests of multi-label cor
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording and what is known of it.
+    """A recording with its labels.
 
     Arguments
     ---------
@@ -65,9 +65,9 @@ def read_manifests(multi_label=False, **manifests):
     r"""Reads clips from CSV files.
 
     Columns: ID, wav (absolute, or relative to the CSV file), label, and, in a
-    single `csv`, fold: names of folds, or train, valid and test. Others, such as
-    duration, may be there; the files themselves say how long they are. Labels of a
-    clip in a multi-label manifest are separated by ";".
+    single `csv`, fold: names of folds, or train, valid and test. Other columns, such as
+    duration, are ignored; lengths are read from the files. Labels of a clip in a
+    multi-label manifest are separated by ";".
 
     Arguments
     ---------
@@ -159,7 +159,7 @@ def write_manifest(path, clips):
 
 
 def inspect_clips(clips, rate=None):
-    """Looks at every file: which can be used, and how long they are.
+    """Inspects every file: whether it can be used, and how long it is.
 
     Arguments
     ---------
@@ -306,7 +306,7 @@ def make_folds(clips, valid_share=None):
 
 
 def _draw(clip):
-    """A number in [0, 1), evenly distributed, always the same for a clip."""
+    """A random number in [0, 1) that is always the same for a clip."""
     return zlib.crc32(clip.id.encode()) / 2**32
 
 
@@ -319,8 +319,8 @@ def _check_labels(fold):
             where = "" if fold.name == "test" else f" (test fold {fold.name})"
             raise UserError(
                 f"{len(unseen)} labels are in {part} but not in train{where}: {shown}. "
-                "What was never trained cannot be recognised: add clips of them to "
-                "train, spread them over the folds, or remove them."
+                "A classifier cannot recognise labels without training clips: add "
+                "clips of them to train, spread them over the folds, or remove them."
             )
 
 
@@ -345,7 +345,7 @@ def in_order(names):
 
 
 def targets_of(clips, labels, multi_label):
-    """What a classifier should say.
+    """What a classifier should predict.
 
     Arguments
     ---------

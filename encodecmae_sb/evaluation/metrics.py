@@ -25,6 +25,7 @@ def clip_scores(probabilities, targets):
 
     Example
     -------
+    >>> import torch
     >>> list(clip_scores(torch.eye(2), torch.eye(2)))
     ['mAP', 'micro_f1']
     """
@@ -52,6 +53,7 @@ def accuracy_scores(probabilities, targets):
 
     Example
     -------
+    >>> import torch
     >>> accuracy_scores(torch.eye(2), torch.tensor([0, 1]))["accuracy"]
     1.0
     """
@@ -84,6 +86,7 @@ def multi_label_scores(probabilities, targets, threshold=0.5):
 
     Example
     -------
+    >>> import torch
     >>> multi_label_scores(torch.eye(2), torch.eye(2))["mAP"]
     1.0
     """
@@ -114,6 +117,7 @@ def average_precision(scores, wanted):
 
     Example
     -------
+    >>> import torch
     >>> average_precision(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 0, 1]))
     0.8333333333333333
     """
@@ -143,6 +147,7 @@ def resampled_scores(probabilities, targets, draws=1000, seed=0):
 
     Example
     -------
+    >>> import torch
     >>> targets = torch.tensor([0, 1, 1, 1])
     >>> resampled_scores(torch.eye(2)[[0, 1, 1, 0]], targets, draws=3).shape
     (3,)
@@ -209,6 +214,7 @@ def class_rows(probabilities, targets, labels, threshold=0.5):
 
     Example
     -------
+    >>> import torch
     >>> class_rows(torch.eye(2), torch.tensor([0, 0]), ["a", "b"])[0]["recall"]
     0.5
     """

@@ -33,9 +33,8 @@ from encodecmae_sb.utils.identity import MAY_CHANGE
 from .clip_features import clips_key, in_fold, store_summaries
 
 LOGMEL_POOLING = "mean_std"  # of the baseline, whatever the yaml says
-CLASS_WEIGHTS = (None, "balanced")
-# A longer training of the same kind goes on from its checkpoints. A finished fold does
-# not: these, which MAY_CHANGE there, make another result here.
+# A training that goes on from a checkpoint may change these. The result of a finished
+# fold depends on them.
 _MATTER = {"batch_size", "number_of_epochs", "grad_accumulation_factor"}
 
 
@@ -46,7 +45,7 @@ def check_settings(hparams):
         "head": ("linear", "mlp"),
         "freeze": (False, True),
         "pretrained": (False, True),
-        "class_weights": CLASS_WEIGHTS,
+        "class_weights": (None, "balanced"),
     }
     for key, values in allowed.items():
         if hparams[key] not in values:

@@ -1,9 +1,9 @@
 """LibriSpeech, who speaks: a closed set of speakers.
 
-https://www.openslr.org/12. The official parts share no speaker, so that they cannot
-serve: of every ten utterances of a speaker in the `train-*` folders, in order, the
-ninth validates and the tenth tests. (Only part of the corpus need be there;
-train-clean-100 has 251 speakers.)
+https://www.openslr.org/12. The official parts cannot be used, because they share no
+speaker. Instead, of every ten utterances of a speaker in the `train-*` folders, in
+order, the ninth is for validation and the tenth for the test. A part of the corpus is
+enough; train-clean-100 has 251 speakers.
 """
 
 from collections import defaultdict

@@ -15,7 +15,7 @@ LAYOUT = """\
 
 
 def find_clips(folder):
-    """Clips; what is in neither list is trained on."""
+    """Clips. Those in neither list are for training."""
     lists = {"valid": "validation_list.txt", "test": "testing_list.txt"}
     part_of = {}
     for part, name in lists.items():
