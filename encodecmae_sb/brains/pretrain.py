@@ -171,10 +171,11 @@ class PretrainBrain(StepBrain):
         # frames of the step together, however they are shared.
         counts = counts.to(self.device, non_blocking=True) / len(batches)
         self.step_counts = self.mean_over_processes(counts)
-        if hasattr(self.hparams, "lr_schedule"):
+        schedule = getattr(self.hparams, "lr_schedule", None)
+        if schedule is not None:
             progress = self.optimizer_step / self.hparams.training_steps
             for group in self.optimizer.param_groups:
-                group["lr"] = self.hparams.lr_schedule(progress)
+                group["lr"] = schedule(progress)
 
     def compute_forward(self, batch, stage):
         """Hides frames and predicts codes.
