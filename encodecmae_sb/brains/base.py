@@ -1,17 +1,11 @@
 """What pretraining and codec training share: a run counted in steps that can be
 killed at any of them, reports as it goes, and remembers what it measured."""
 
-import json
 import math
 import time
 
 import torch
 from speechbrain import Brain, Stage
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from torch._functorch import config as partitioner
@@ -29,20 +23,6 @@ logger = get_logger(__name__)
 
 # Steps whose losses are read from the device together.
 _READ_EVERY = 20
-
-
-def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
-    """Learning rate after a share of a run: linear warm-up, then half a cosine.
-
-    Example
-    -------
-    >>> cosine_schedule(0.01, lr=1.0), round(cosine_schedule(1.0, lr=1.0), 2)
-    (1.0, 0.05)
-    """
-    if progress < warmup:
-        return lr * progress / warmup
-    done = min(1.0, (progress - warmup) / (1 - warmup))
-    return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def share_crops(crops_per_step, batch_size, num_processes):
@@ -85,42 +65,6 @@ def share_crops(crops_per_step, batch_size, num_processes):
             + ", or another crops_per_step."
         )
     return crops_per_step // at_once
-
-
-@register_checkpoint_hooks
-class History:
-    """What each validation measured, saved with every checkpoint.
-
-    Example
-    -------
-    >>> history = History()
-    >>> history.append({"step": 10, "loss": 0.5})
-    >>> history.column("loss")
-    [0.5]
-    """
-
-    def __init__(self):
-        self.rows = []
-
-    def append(self, row):
-        """Adds a row: a dict of plain numbers."""
-        self.rows.append(row)
-
-    def column(self, name):
-        """All values of one measurement, oldest first."""
-        return [row[name] for row in self.rows if name in row]
-
-    @mark_as_saver
-    def save(self, path):
-        """Writes the rows as JSON."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.rows, file)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Reads the rows back."""
-        with open(path, encoding="utf-8") as file:
-            self.rows = json.load(file)
 
 
 class ResumableBrain(Brain):

@@ -5,42 +5,14 @@ import math
 import numpy as np
 import torch
 from speechbrain import Stage
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.utils.recoverables import Unigrams
 
 from .base import StepBrain
 
 # Crops in which codes are counted, if a run draws as many.
 _UNIGRAM_CROPS = 512
-
-
-@register_checkpoint_hooks
-class Unigrams:
-    """How often codes occur, counted once in a run and kept in its checkpoints.
-
-    Attributes
-    ----------
-    log_probs : torch.Tensor or None
-        See `PretrainBrain.count_codes`.
-    """
-
-    def __init__(self):
-        self.log_probs = None
-
-    @mark_as_saver
-    def save(self, path):
-        """Writes the tensor."""
-        torch.save(self.log_probs.cpu(), path)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Reads the tensor back."""
-        self.log_probs = torch.load(path, map_location="cpu", weights_only=True)
 
 
 class PretrainBrain(StepBrain):
