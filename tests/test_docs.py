@@ -250,6 +250,8 @@ def test_wrong_commands_are_found(command):
 
 @pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
 def test_options_in_the_text(page):
+    if page.name == "CHANGELOG.md":
+        return  # it names what has gone, too
     for span in spans(page.read_text(encoding="utf-8")):
         for option in re.findall(r"(?:^|\s)--([a-z]\w+)", span):
             if not re.match(r"pip |ruff |torchrun ", span):
