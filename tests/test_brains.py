@@ -203,7 +203,7 @@ def test_levels_vary_and_repeat():
 
 
 def test_bundled_codec_on_unheard_voices(corpus):
-    """What the README says of the codec that the repository ships."""
+    """The figures in docs/codec_and_corpus.md of the codec in this repository."""
     valid = FixedCrops([corpus.valid_csv], 24)
     loader = torch.utils.data.DataLoader(valid, 8, collate_fn=CropCollator())
     report = codec_report(Codec("bundled").net, loader)

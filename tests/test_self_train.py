@@ -105,7 +105,7 @@ def test_a_row_file_goes_on_after_any_kill(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
 def test_crops_begin_on_a_frame(tmp_path, rate):
-    """A crop is where its targets say, to the sample, at any rate."""
+    """A crop starts at the sample that its targets say, at any rate."""
     samples = np.random.default_rng(0).normal(size=3 * rate) * 0.1
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, "FLOAT")
@@ -301,7 +301,7 @@ def test_a_student_of_a_published_teacher(self_train, tmp_path, capsys):
 
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
 def test_frames_of_a_student_as_published_get_the_nearest_target(seconds):
-    """As many frames as targets, and each its own window's."""
+    """There are as many frames as targets, and each has the target of its window."""
     frames = int(75 * seconds)
     batch = CropCollator()(
         [

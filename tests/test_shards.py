@@ -1,4 +1,4 @@
-"""Tar shards: packed, read in place, gone through once per pass, whatever happens."""
+"""Tar shards: packing, reading in place, one pass over all items, damage."""
 
 import collections
 import hashlib
@@ -402,7 +402,7 @@ def test_a_loader_goes_on_at_any_step(packed, tmp_path, workers):
 
 
 def damage(folder):
-    """Cuts a shard in half, replaces one, deletes one; what is lost of each."""
+    """Cuts a shard in half, replaces one, deletes one; returns what is lost of each."""
     cut, changed, gone = sorted(folder.glob("train-*.tar"))[:3]
     rows = [read_manifest(f"{path}.csv") for path in (cut, changed, gone)]
     half = cut.stat().st_size // 2
