@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from tqdm import tqdm
 
 from encodecmae_sb.utils.files import whole_file
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.signal import LOWPASS_WIDTH, resample, resampling_ratio
 
 from .tars import Member, open_source
@@ -67,7 +68,7 @@ class AudioInfo:
         return -(-self.num_samples * new // orig)
 
 
-def inspect_audio(path, min_seconds=320 / 24000, check_values=True):
+def inspect_audio(path, min_seconds=HOP / SAMPLE_RATE, check_values=True):
     """Reads the header and the end of a file, and says whether it can be used.
 
     Integer files are judged by their header and last block alone, so the cost
@@ -217,11 +218,10 @@ def inspect_files(paths, total, desc):
 
     paths = iter(paths)
     portions = iter(lambda: list(itertools.islice(paths, _PORTION)), [])
-    bar = tqdm(
-        total=total, desc=desc, unit=" files", dynamic_ncols=True, disable=total < 200
-    )
-    # Threads, not processes: the work is waiting for the disk, and libsndfile runs
-    # outside the interpreter's lock. Some at a time: a portion that waits takes 2 kB.
+    bar = open_bar(total, desc, "files", quiet=total < 200)
+    # Use threads, not processes: most of the time is spent waiting for the disk, and
+    # libsndfile releases the interpreter's lock. Limit the queue: a waiting portion
+    # takes 2 kB.
     with bar, ThreadPoolExecutor(max_workers=16) as pool:
         while some := list(itertools.islice(portions, _WAITING)):
             for results in pool.map(lambda paths: [*map(inspect, paths)], some):
@@ -282,8 +282,9 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     """
     try:
         with open_source(path) as source, soundfile.SoundFile(source) as file:
-            orig, new = resampling_ratio(file.samplerate, target_rate)
-            first_block = int(start * file.samplerate / orig)
+            rate = file.samplerate
+            orig, new = resampling_ratio(rate, target_rate)
+            first_block = int(start * rate / orig)
             margin_blocks = _margin_blocks(orig, new)
             read_block = max(0, first_block - margin_blocks)
             read_from = read_block * orig
@@ -304,7 +305,7 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     if not np.isfinite(samples).all():
         raise UnusableAudio("non-finite samples (NaN or Inf)")
     waveform = torch.from_numpy(samples.mean(axis=1))
-    waveform = resample(waveform, orig, new)
+    waveform = resample(waveform, rate, target_rate)
     skip = (first_block - read_block) * new
     return waveform[skip:] if wanted is None else waveform[skip : skip + wanted]
 
@@ -347,7 +348,7 @@ def stream_audio(path, target_rate, samples):
         file = _Sequential(str(path))
     with file:
         info = AudioInfo(file.frames, file.samplerate, file.channels)
-        orig, new = resampling_ratio(file.samplerate, target_rate)
+        orig, new = resampling_ratio(info.sample_rate, target_rate)
         margin = _margin_blocks(orig, new)
         total = info.samples_at(target_rate)
         held, held_from = np.zeros(0, np.float32), 0
@@ -363,7 +364,7 @@ def stream_audio(path, target_rate, samples):
             held = np.concatenate([held, more])
             # Of whole blocks it is certain how many samples they become.
             padded = np.pad(held, (0, -len(held) % orig))
-            wave = resample(torch.from_numpy(padded), orig, new)
+            wave = resample(torch.from_numpy(padded), info.sample_rate, target_rate)
             skip = first - read_block * new
             yield wave[skip : skip + count]
 

@@ -50,7 +50,9 @@ class Member:
     @classmethod
     def at(cls, path):
         """The member that a path stands for; None for a file of its own."""
-        match = _PATH.fullmatch(str(path))
+        path = str(path)
+        # Nearly every path is that of a plain file: this test is much faster.
+        match = _PATH.fullmatch(path) if ".tar::" in path else None
         if match is None:
             return None
         tar, name, offset, size = match.groups()

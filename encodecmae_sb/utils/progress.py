@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 _BAR = (
-    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} "
+    "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} "
     "[{elapsed}, {remaining} left{postfix}]"
 )
 
@@ -15,13 +15,13 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
 
     Arguments
     ---------
-    total : int
+    total : int or float
         Units of the whole work.
     what : str
         What is being done.
     unit : str
         What is counted, in the plural.
-    initial : int
+    initial : int or float
         Units done before, by a run that was interrupted.
     quiet : bool
         Show nothing.

@@ -313,11 +313,12 @@ class ShardCrops(RandomCrops):
     Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
-    >>> from encodecmae_sb.data.manifest import prepare_split, read_manifest
-    >>> from encodecmae_sb.data.shards.packing import PackItem, write_index, write_shard
+    >>> from encodecmae_sb.data.manifest import prepare_split
+    >>> from encodecmae_sb.data.shards.indexing import write_index
+    >>> from encodecmae_sb.data.shards.packing import PackItems, write_shard
     >>> tmp = getfixture("tmp_path")
-    >>> rows = read_manifest(prepare_split(speech_folder() / "dev", tmp)[0])
-    >>> items = [PackItem("dev", row, 1) for row in rows]
+    >>> manifest, _ = prepare_split(speech_folder() / "dev", tmp)
+    >>> items = list(PackItems("dev", manifest))
     >>> shards = [tmp / "train-000000.tar", tmp / "valid-000000.tar"]
     >>> [write_shard(path, items[:9], first_key=0) for path in shards]
     [[], []]
