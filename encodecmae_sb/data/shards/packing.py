@@ -116,7 +116,7 @@ def deal(sizes, shard_bytes, seed):
     Example
     -------
     >>> [len(numbers) for numbers in deal(np.full(10, 100), 250, seed=0)]
-    [3, 2, 3, 2]
+    [2, 3, 2, 3]
     """
     order = np.random.default_rng(seed).permutation(len(sizes))
     sizes = sizes[order]
