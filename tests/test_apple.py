@@ -25,7 +25,6 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.nnet.encodecmae import frame_mask
 
 # Float64
 
@@ -100,9 +99,9 @@ def test_the_pretended_device():
 
 def test_masks():
     lengths, seeds = torch.arange(1, 76), torch.arange(75)
-    expected = GapMasker()(lengths, seeds, 75)
+    expected = GapMasker()(lengths, seeds, 75).hidden
     with Apple():
-        masked = GapMasker()(There(lengths), There(seeds), 75)
+        masked = GapMasker()(There(lengths), There(seeds), 75).hidden
         assert masked.is_mps
         assert masked.cpu().equal(expected)
 
@@ -134,15 +133,16 @@ def test_a_validation_step():
             sums=torch.zeros(2, 4, 2, dtype=torch.float64),
             frames=torch.zeros(2, dtype=torch.float64),
         )
-        masked = GapMasker()(device(lengths), device(lengths), 75)
-        valid = frame_mask(device(lengths), 75)
+        mask = GapMasker()(device(lengths), device(lengths), 75)
         weights = parts(model) if device is There else {}
-        logits = functional_call(model, weights, (device(wavs), masked, valid, 38))
+        logits = functional_call(model, weights, (device(wavs), mask))
         loss_fn = MaskedCodecLoss(2)
         weights = parts(loss_fn) if device is There else {}
-        given = (logits, device(codes), masked, valid)
+        given = (logits, device(codes), mask)
         loss = functional_call(loss_fn, weights, given)
-        PretrainBrain.add_to_sums(brain, loss, device(codes), masked, device(corpus))
+        PretrainBrain.add_to_sums(
+            brain, loss, device(codes), mask.hidden, device(corpus)
+        )
         return brain
 
     with torch.no_grad():

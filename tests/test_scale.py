@@ -24,7 +24,7 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.nnet.masking import FrameMask, frame_mask
 from encodecmae_sb.pipelines import benchmark as bench
 from encodecmae_sb.utils.experiment import quit_on_user_errors
 
@@ -34,17 +34,21 @@ def torchrun(processes):
     return (*launcher, f"--nproc_per_node={processes}")
 
 
+HALF, REST = slice(0, 2), slice(2, 4)
+
+
 def test_shares_of_unequal_size_add_up():
     loss_fn = MaskedCodecLoss(2)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 50, 2, 16, generator=generator)
     codes = torch.randint(16, (4, 50, 2), generator=generator)
     lengths = torch.tensor([50, 40, 3, 9])
-    masked, valid = GapMasker()(lengths, lengths, 50), frame_mask(lengths, 50)
-    whole = loss_fn(logits, codes, masked, valid).loss
-    shares = [(x[:2], x[2:]) for x in (logits, codes, masked, valid)]
-    shares = list(zip(*shares, strict=True))
-    counts = sum(loss_fn.count(*share[2:]) for share in shares) / 2
+    mask = GapMasker()(lengths, lengths, 50)
+    whole = loss_fn(logits, codes, mask).loss
+    masks = [FrameMask.of(mask.hidden[x], lengths[x]) for x in (HALF, REST)]
+    shares = [(logits[x], codes[x]) for x in (HALF, REST)]
+    shares = [(*share, part) for share, part in zip(shares, masks, strict=True)]
+    counts = sum(part.counts for part in masks) / 2
     together = sum(loss_fn(*share, counts).loss for share in shares) / 2
     assert float(together) == pytest.approx(float(whole), rel=1e-6)
     # Each by its own count would be something else.
@@ -278,20 +282,19 @@ def test_compiles_whole_and_once():
     model, loss_fn, masker = small_model(), MaskedCodecLoss(2), GapMasker()
     counter = CompileCounter()
 
-    def forward(wavs, masked, codes):
-        logits = model(wavs, masked, None, 38)
-        return loss_fn(logits, codes, masked).loss
+    def forward(wavs, mask, codes):
+        return loss_fn(model(wavs, mask), codes, mask).loss
 
     compiled = torch.compile(forward, backend=counter, fullgraph=True)
     lengths = torch.tensor([75, 75])
     for seed in range(3):
-        masked = masker(lengths, lengths + seed, 75)
+        mask = masker(lengths, lengths + seed, 75, padded=False)
         generator = torch.Generator().manual_seed(seed)
         wavs = torch.randn(2, 24000, generator=generator)
         codes = torch.randint(16, (2, 75, 2), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            expected = forward(wavs, masked, codes)
-            got = compiled(wavs, masked, codes)
+            expected = forward(wavs, mask, codes)
+            got = compiled(wavs, mask, codes)
         assert torch.allclose(got, expected, rtol=1e-3)
         got.backward()
     assert counter.frame_count == 1

@@ -126,8 +126,8 @@ class History:
 class ResumableBrain(Brain):
     """A Brain with a history, that can be stopped between any two optimizer steps.
 
-    Reads from the yaml: `history`, and `precision`, which may be `auto` (see
-    `precision.best_precision`).
+    Reads from the yaml: `history`; `precision`, which may be `auto` (see
+    `precision.best_precision`); and, if there is one, `train_logger`.
 
     Raises
     ------
@@ -192,6 +192,32 @@ class ResumableBrain(Brain):
         if hasattr(self.hparams, "record_experiment") and not self.test_only:
             self.hparams.record_experiment()
 
+    def report(self, row, shown, **checkpoint):
+        """Notes what a validation measured, everywhere it is wanted, and saves.
+
+        The row goes to the history, the terminal, the yaml's `train_logger` where there
+        is one (SpeechBrain's loggers fit as they are), and into a checkpoint.
+
+        Arguments
+        ---------
+        row : dict of str to number
+            `step` or `epoch`, or both, and what was measured. What begins with
+            `train_` is of the training, all else of the validation.
+        shown : str
+            The line for the terminal.
+        **checkpoint
+            Of SpeechBrain's `Checkpointer.save_and_keep_only`.
+        """
+        row = {name: float(value) for name, value in row.items()}
+        self.history.append(row)
+        if if_main_process():
+            tqdm.write(shown)
+            logger = getattr(self.hparams, "train_logger", None)
+            if logger is not None:
+                _log(logger, row)
+        # logging.DEBUG: the line above is news enough.
+        self.checkpointer.save_and_keep_only(**checkpoint, verbosity=10)
+
     def between_steps(self):
         """Whether no part of an accumulated gradient waits for the others."""
         return self.step % self.grad_accumulation_factor == 0
@@ -199,6 +225,15 @@ class ResumableBrain(Brain):
     def _should_save_intra_epoch_ckpt(self, *args):
         # A checkpoint does not hold gradients.
         return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
+
+
+def _log(logger, row):
+    """Hands a row to one of SpeechBrain's loggers."""
+    meta = {name: int(row[name]) for name in ("epoch", "step") if name in row}
+    train = {k.removeprefix("train_"): v for k, v in row.items() if k[:6] == "train_"}
+    measured = (k for k in row if k not in meta and k[:6] != "train_")
+    valid = {k.removeprefix("valid_"): row[k] for k in measured}
+    logger.log_stats(meta, train_stats=train, valid_stats=valid)
 
 
 def _choose_precision(device=None):
@@ -519,18 +554,12 @@ class StepBrain(ResumableBrain):
             return
         row = {"step": self.optimizer_step, "train_loss": self.train_loss}
         row.update(self.validation_row(stage_loss))
-        self.history.append({name: float(value) for name, value in row.items()})
-        if if_main_process():
-            line = "  ".join(
-                f"{name} {value:.3f}"
-                for name, value in self.history.rows[-1].items()
-                if name in self.reported
-            )
-            tqdm.write(f"step {self.optimizer_step}: {line}")
-        self.checkpointer.save_and_keep_only(
+        shown = [f"{k} {v:.3f}" for k, v in row.items() if k in self.reported]
+        self.report(
+            row,
+            f"step {self.optimizer_step}: " + "  ".join(shown),
             meta={"step": self.optimizer_step, "loss": float(stage_loss)},
             num_to_keep=2,
-            verbosity=10,  # logging.DEBUG: the line above is news enough
         )
 
     # Names in the validation row that are printed after each validation.

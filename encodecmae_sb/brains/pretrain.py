@@ -12,8 +12,6 @@ from speechbrain.utils.checkpoints import (
 )
 
 from encodecmae_sb.data.crops import CropCollator
-from encodecmae_sb.data.stored import HOP
-from encodecmae_sb.nnet.encodecmae import frame_mask
 
 from .base import StepBrain
 
@@ -51,7 +49,11 @@ class PretrainBrain(StepBrain):
     Modules: `model` (`MaskedCodecModel`), `masker` (`GapMasker`), `loss_fn`
     (`MaskedCodecLoss`) and, unless the crops bring their codes (see `data.codes`),
     `codec` (`Codec`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
-    there is one (the paper has none).
+    there is one (the paper has none), and `input_augment`, if there is one: a function
+    `(wavs [B, N], lengths [B], seeds [B]) -> wavs` of what the model hears in training,
+    called once in each forward pass, after the targets were taken from the clean audio.
+    Whatever it draws must follow from the seeds, or a resumed run would hear something
+    else.
 
     Validation measures, per codebook q = 1, 2, ... and over all frames of the
     validation set together: `masked_ce_q` and `masked_accuracy_q` on hidden
@@ -109,13 +111,15 @@ class PretrainBrain(StepBrain):
             chosen = draws[start : start + size]
             batch = collate([crops[draw] for draw in chosen])
             codes = self.codes(batch.to(self.device)).cpu()
-            valid = frame_mask(batch.lengths // HOP, codes.shape[1])
-            parts = [torch.tensor(chosen) < self._sample_size]
-            parts += [batch.corpus == i for i in range(len(self.corpora))]
-            for table, part in zip(counts, parts, strict=True):
-                here = codes[valid & part[:, None]]
-                for row, found in zip(table, here.T, strict=True):
-                    row += torch.bincount(found, minlength=len(row))
+            rows = chosen, batch.corpus.tolist(), codes, batch.num_frames
+            for draw, corpus, item, num_frames in zip(*rows, strict=True):
+                tables = [counts[1 + corpus]]
+                if draw < self._sample_size:
+                    tables.append(counts[0])
+                for q, found in enumerate(item[:num_frames].T):
+                    found = torch.bincount(found, minlength=counts.shape[-1])
+                    for table in tables:
+                        table[q] += found
         counts[1:][~enough] = torch.nan
         return (counts / counts.sum(-1, keepdim=True)).log().to(self.device)
 
@@ -160,7 +164,7 @@ class PretrainBrain(StepBrain):
     def on_fit_batch_start(self, batches, should_step):
         """Counts the frames of the step; sets the learning rate by the schedule."""
         super().on_fit_batch_start(batches, should_step)
-        frames = torch.cat([batch.lengths for batch in batches]) // HOP
+        frames = torch.cat([batch.num_frames for batch in batches])
         hidden = self.modules.masker.num_hidden(frames)
         counts = torch.stack([hidden.sum(), (frames - hidden).sum()]).float()
         # Per batch and process: the mean of all their losses is then that of all
@@ -181,49 +185,47 @@ class PretrainBrain(StepBrain):
             Shape [B, T, Q, K].
         codes : torch.Tensor
             int64, shape [B, T, Q].
-        masked : torch.Tensor
-            True at hidden frames, shape [B, T].
-        valid : torch.Tensor or None
-            False at padding; None if there is none.
+        mask : FrameMask
+            Which frames are hidden, visible and padding.
         """
         batch = batch.to(self.device)
-        masker = self.modules.masker
         codes = self.codes(batch)
-        num_frames = codes.shape[1]
-        # A last frame that is not full counts as padding.
-        frames = batch.lengths // HOP
-        masked = masker(frames, batch.seeds, num_frames)
-        valid = None if batch.full else frame_mask(frames, num_frames)
-        max_visible = masker.max_visible(num_frames)
-        logits = self.modules.model(batch.wavs, masked, valid, max_visible)
-        return logits, codes, masked, valid
+        wavs = batch.wavs
+        augment = getattr(self.hparams, "input_augment", None)
+        if augment is not None and stage == Stage.TRAIN:
+            # After the targets: they stay those of the clean audio.
+            wavs = augment(wavs, batch.lengths, batch.seeds)
+        mask = self.modules.masker(
+            batch.num_frames, batch.seeds, codes.shape[1], padded=not batch.full
+        )
+        return self.modules.model(wavs, mask), codes, mask
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss; in validation also the sums that the metrics come from."""
-        logits, codes, masked, valid = predictions
+        logits, codes, mask = predictions
         # In validation every process has all items.
         counts = self.step_counts if stage == Stage.TRAIN else None
-        loss = self.modules.loss_fn(logits, codes, masked, valid, counts)
+        loss = self.modules.loss_fn(logits, codes, mask, counts)
         if stage == Stage.TRAIN:
             self.shown = {
                 "loss": loss.loss.detach(),
                 "acc": loss.masked_accuracy.mean(),
             }
         else:
-            self.add_to_sums(loss, codes, masked, batch.corpus)
+            self.add_to_sums(loss, codes, mask.hidden, batch.corpus)
         return loss.loss
 
-    def add_to_sums(self, loss, codes, masked, corpus):
+    def add_to_sums(self, loss, codes, hidden, corpus):
         """Adds a validation batch to the sums over hidden frames per corpus."""
         q = torch.arange(codes.shape[-1], device=codes.device)
         mixture = -self.unigram[0, q, codes]
         own = -self.unigram[1 + corpus.to(codes.device)[:, None, None], q, codes]
-        hidden = masked[..., None].to(mixture)
+        counted = hidden[..., None].to(mixture)
         for i, values in enumerate((loss.ce, loss.right, mixture, own)):
             # Moved first: not every device has double precision.
-            per_item = (values * hidden).sum(1).cpu().double()
+            per_item = (values * counted).sum(1).cpu().double()
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
-        self.frames.index_add_(0, corpus.cpu(), masked.sum(1).cpu().double())
+        self.frames.index_add_(0, corpus.cpu(), hidden.sum(1).cpu().double())
 
     def validation_row(self, stage_loss):
         """The metrics of the class docstring, overall and per corpus."""

@@ -21,7 +21,6 @@ from encodecmae_sb.nnet.chunks import (
     encode_in_pieces,
 )
 from encodecmae_sb.nnet.clusters import nearest
-from encodecmae_sb.nnet.encodecmae import frame_mask
 from encodecmae_sb.pretrained.folder import encoder_yaml
 from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
@@ -405,10 +404,10 @@ class SelfTrainBrain(PretrainBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The loss; in validation also the counts of the clusters."""
         if stage != Stage.TRAIN:
-            _, codes, masked, _ = predictions
-            codes, masked = codes[..., 0].cpu(), masked.cpu()
-            valid = frame_mask(batch.lengths.cpu() // HOP, codes.shape[1])
-            for row, where in zip(self.counts, (masked, valid), strict=True):
+            _, codes, mask = predictions
+            codes, hidden = codes[..., 0].cpu(), mask.hidden.cpu()
+            valid = hidden | mask.visible.cpu()
+            for row, where in zip(self.counts, (hidden, valid), strict=True):
                 row += torch.bincount(codes[where], minlength=len(row))
         return super().compute_objectives(predictions, batch, stage)
 

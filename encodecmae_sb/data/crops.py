@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .audio import UnusableAudio, read_audio
 from .columns import read_columns
@@ -37,6 +38,9 @@ class CropBatch:
         multiple of the hop.
     lengths : torch.Tensor
         True lengths in samples, int64, shape [B].
+    num_frames : torch.Tensor
+        Whole frames of each item, int64, shape [B]. A last frame that is not full
+        counts as padding.
     seeds : torch.Tensor
         A seed per item, for its mask, int64, shape [B].
     corpus : torch.Tensor
@@ -53,6 +57,7 @@ class CropBatch:
 
     wavs: torch.Tensor
     lengths: torch.Tensor
+    num_frames: torch.Tensor
     seeds: torch.Tensor
     corpus: torch.Tensor
     full: bool
@@ -85,7 +90,7 @@ class CropCollator:
         Samples per frame.
     """
 
-    def __init__(self, hop_length=320):
+    def __init__(self, hop_length=HOP):
         self.hop_length = hop_length
 
     def __call__(self, items):
@@ -106,6 +111,7 @@ class CropCollator:
         return CropBatch(
             wavs=wavs,
             lengths=lengths,
+            num_frames=lengths // self.hop_length,
             seeds=torch.tensor([item["seed"] for item in items]),
             corpus=torch.tensor([item["corpus"] for item in items]),
             full=bool((lengths == longest).all()),
@@ -153,7 +159,7 @@ class RandomCrops(Dataset):
         self,
         manifests,
         crop_seconds=4.0,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         seed=0,
         weights=None,
         targets=None,
@@ -303,7 +309,7 @@ class FixedCrops(Dataset):
         manifests,
         max_items=64,
         crop_seconds=4.0,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         seed=0,
         targets=None,
     ):

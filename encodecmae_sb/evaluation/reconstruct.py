@@ -13,7 +13,8 @@ from speechbrain.utils.checkpoints import Checkpointer
 from torch import nn
 
 from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
-from encodecmae_sb.nnet.encodecmae import MaskedCodecModel, frame_mask
+from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
+from encodecmae_sb.nnet.masking import FrameMask
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
@@ -219,7 +220,7 @@ def random_gaps(run, num_samples, seed=0):
 def draw_mask(masker, num_samples, seed):
     """The mask of one crop, as pretraining draws it, bool, shape [T]."""
     frames = torch.tensor([num_samples // HOP])
-    return masker(frames, torch.tensor([seed]), -(-num_samples // HOP))[0]
+    return masker(frames, torch.tensor([seed]), -(-num_samples // HOP)).hidden[0]
 
 
 def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
@@ -310,17 +311,15 @@ def fill_in(run, wav, hidden, temperature=0.0, seed=0):
         codes.append(true)
         best = drawn = true
         if masked.any():
-            valid = None
-            if len(piece) % HOP:
-                frames = torch.tensor([len(piece) // HOP])
-                valid = frame_mask(frames, len(true))
-            if not (~masked if valid is None else ~masked & valid).any():
+            frames = torch.tensor([len(piece) // HOP]) if len(piece) % HOP else None
+            mask = FrameMask.of(masked, frames)
+            if not mask.max_visible:
                 begin, end = start / SAMPLE_RATE, (start + len(piece)) / SAMPLE_RATE
                 raise UserError(
                     f"The gaps hide everything from {begin:.2f} to {end:.2f} s, one "
                     "piece of the training's length: leave something to go by."
                 )
-            logits = run.model(padded, masked, valid)[0].float()  # [T, Q, K]
+            logits = run.model(padded, mask)[0].float()  # [T, Q, K]
             where = masked[0, :, None]
             best = drawn = torch.where(where, logits.argmax(-1), true)
             if temperature:

@@ -1,4 +1,7 @@
-"""Front ends: from a waveform to the frames that the encoder sees."""
+"""Front ends: from a waveform to the frames that the encoder sees.
+
+Shapes: B items, N samples, T frames, W samples per window, F channels.
+"""
 
 import math
 
@@ -8,9 +11,13 @@ import torchaudio
 from torch import nn
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.precision import exact_float32
 
 from .encodec import build_encodec, freeze
+
+# Channels of EnCodec before quantisation, whatever its width.
+_LATENT_DIM = 128
 
 
 class LogMel(nn.Module):
@@ -61,9 +68,9 @@ class LogMel(nn.Module):
     def __init__(
         self,
         n_mels=256,
-        hop_length=320,
+        hop_length=HOP,
         win_length=637,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         centered=True,
         mean=-6.12,
         std=4.82,
@@ -183,10 +190,10 @@ class CodecLatents(nn.Module):
 
     Arguments
     ---------
-    codec : Codec, optional
-        Whose encoder to use; without it the weights are to be loaded.
-    n_filters : int
-        Width of the encoder where no codec is given.
+    codec : FrozenCodec, optional
+        Whose encoder to use. None: `use` gives it one later.
+    n_filters : int, optional
+        Builds an encoder of this width instead, whose weights are then loaded.
 
     Example
     -------
@@ -199,25 +206,29 @@ class CodecLatents(nn.Module):
     # item depends on where the item ends.
     needs_equal_lengths = True
 
-    def __init__(self, codec=None, n_filters=32):
+    def __init__(self, codec=None, n_filters=None):
         super().__init__()
-        self._use(build_encodec(n_filters, 1) if codec is None else codec.net)
-        self.hop_length = 320
-        self.sample_rate = 24000
+        self.dim = _LATENT_DIM
+        self.hop_length = HOP
+        self.sample_rate = SAMPLE_RATE
+        self.encoder = self.n_filters = None
+        if codec is not None:
+            self.use(codec)
+        elif n_filters is not None:
+            self._use(build_encodec(n_filters, 1))
 
     def use(self, codec):
         """Takes over the encoder of a codec, whatever its width.
 
         Arguments
         ---------
-        codec : Codec
+        codec : FrozenCodec
         """
         self._use(codec.net)
 
     def _use(self, net):
         self.encoder = freeze(net.encoder)
         self.n_filters = self.encoder.n_filters
-        self.dim = self.encoder.dimension
         self.train(False)
 
     def train(self, mode=True):
@@ -249,6 +260,16 @@ class CodecLatents(nn.Module):
         -------
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].
+
+        Raises
+        ------
+        UserError
+            If it has no codec yet.
         """
+        if self.encoder is None:
+            raise UserError(
+                "CodecLatents has no codec yet: give it one with use(codec), or build "
+                "it with CodecLatents(codec)."
+            )
         with exact_float32(wavs.device.type):
             return self.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)

@@ -1,4 +1,7 @@
-"""What pretraining minimises."""
+"""What pretraining minimises.
+
+Shapes: B items, T frames, Q codebooks, K classes per codebook.
+"""
 
 from dataclasses import dataclass
 
@@ -67,9 +70,10 @@ class MaskedCodecLoss(nn.Module):
 
     Example
     -------
+    >>> from encodecmae_sb.nnet.masking import FrameMask
     >>> logits, codes = torch.zeros(2, 10, 8, 1024), torch.zeros(2, 10, 8).long()
-    >>> masked = torch.arange(10).expand(2, 10) < 5
-    >>> loss = MaskedCodecLoss()(logits, codes, masked)
+    >>> mask = FrameMask.of(torch.arange(10).expand(2, 10) < 5)
+    >>> loss = MaskedCodecLoss()(logits, codes, mask)
     >>> round(loss.masked_ce[0].item(), 3)  # log(1024)
     6.931
     """
@@ -84,23 +88,7 @@ class MaskedCodecLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.masked_weight = masked_weight
 
-    @staticmethod
-    def count(masked, valid=None):
-        """Numbers of hidden and of visible frames of a batch, float32, shape [2].
-
-        Arguments
-        ---------
-        masked, valid : torch.Tensor
-            As for `forward`.
-
-        Returns
-        -------
-        torch.Tensor
-        """
-        hidden, visible = _split(masked, valid)
-        return torch.stack([hidden.sum(), visible.sum()]).float()
-
-    def forward(self, logits, codes, masked, valid=None, counts=None):
+    def forward(self, logits, codes, mask, counts=None):
         """Computes the loss, in float32 whatever autocast says.
 
         Arguments
@@ -109,10 +97,8 @@ class MaskedCodecLoss(nn.Module):
             Shape [B, T, Q, K].
         codes : torch.Tensor
             int64, shape [B, T, Q].
-        masked : torch.Tensor
-            True at hidden frames, bool, shape [B, T].
-        valid : torch.Tensor, optional
-            False at padding, which counts neither as hidden nor as visible.
+        mask : FrameMask
+            Padding counts neither as hidden nor as visible.
         counts : torch.Tensor, optional
             What the sums over hidden and over visible frames are divided by, shape
             [2]; default: the numbers of such frames in the batch. Processes that
@@ -123,8 +109,8 @@ class MaskedCodecLoss(nn.Module):
         -------
         MaskedLoss
         """
-        counts = self.count(masked, valid) if counts is None else counts
-        hidden, visible = _split(masked, valid)
+        counts = mask.counts if counts is None else counts
+        hidden, visible = mask.hidden, mask.visible
         with torch.autocast(logits.device.type, enabled=False):
             ce, right = _CrossEntropy.apply(logits.flatten(0, 2), codes.flatten())
             ce, right = ce.view(codes.shape), right.view(codes.shape)
@@ -148,13 +134,6 @@ class MaskedCodecLoss(nn.Module):
                 ce=ce.detach(),
                 right=right,
             )
-
-
-def _split(masked, valid):
-    """Which frames are hidden and which visible, both bool, [B, T]."""
-    if valid is None:
-        return masked, ~masked
-    return masked & valid, ~masked & valid
 
 
 class _CrossEntropy(torch.autograd.Function):

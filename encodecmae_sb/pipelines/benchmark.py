@@ -31,6 +31,7 @@ from encodecmae_sb.data.crops import CropBatch, CropCollator, DrawSampler, Rando
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.nnet import transformer
 from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.masking import FrameMask
 from encodecmae_sb.utils.precision import tf32_allowed
 
 # Where the time of a step goes, in the order of the step.
@@ -203,7 +204,7 @@ def count_flops(model, masker, samples):
     device = next(model.parameters()).device
     frames = -(-samples // _HOP)
     lengths = torch.full((1,), frames, device=device)
-    masked = masker(lengths, torch.zeros_like(lengths), frames)
+    mask = masker(lengths, torch.zeros_like(lengths), frames, padded=False)
     wavs = torch.zeros(1, samples, device=device)
 
     def counted(function):
@@ -216,7 +217,7 @@ def count_flops(model, masker, samples):
             function()
         return counter.get_total_flops()
 
-    whole = counted(lambda: model(wavs, masked, None, masker.max_visible(frames)))
+    whole = counted(lambda: model(wavs, mask))
     return 3 * (whole - counted(lambda: model.encoder.front_end(wavs)))
 
 
@@ -413,6 +414,7 @@ def random_batch(batch_size, samples, n_codebooks, codebook_size, seed=0):
     return CropBatch(
         wavs=0.2 * torch.randn(batch_size, samples, generator=generator),
         lengths=torch.full((batch_size,), samples),
+        num_frames=torch.full((batch_size,), samples // _HOP),
         seeds=torch.arange(batch_size),
         corpus=torch.zeros(batch_size, dtype=torch.int64),
         full=samples % _HOP == 0,
@@ -522,16 +524,16 @@ class LoopMasker(nn.Module):
     -------
     >>> from encodecmae_sb.lobes import GapMasker
     >>> masker = LoopMasker(GapMasker(0.5, 15))
-    >>> masker(torch.tensor([300, 100]), torch.tensor([1, 2]), 300).sum(1)
+    >>> masker(torch.tensor([300, 100]), torch.tensor([1, 2]), 300).hidden.sum(1)
     tensor([150,  50])
     """
 
     def __init__(self, masker):
         super().__init__()
         self.ratio, self.gap = masker.ratio, masker.gap
-        self.num_hidden, self.max_visible = masker.num_hidden, masker.max_visible
+        self.num_hidden = masker.num_hidden
 
-    def forward(self, lengths, seeds, num_frames):
+    def forward(self, lengths, seeds, num_frames, padded=True):
         """As `GapMasker`, of which it draws other gaps."""
         masks = []
         for length, seed in zip(lengths.tolist(), seeds.tolist(), strict=True):
@@ -545,7 +547,9 @@ class LoopMasker(nn.Module):
                         mask[frame] = True
                         hidden += 1
             masks.append(mask)
-        return torch.tensor(masks, device=lengths.device)
+        hidden = torch.tensor(masks, device=lengths.device)
+        max_visible = num_frames - self.num_hidden(num_frames)
+        return FrameMask.of(hidden, lengths if padded else None, max_visible)
 
 
 @contextlib.contextmanager
