@@ -47,3 +47,24 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
         smoothing=0.1,
         disable=quiet,
     )
+
+
+def track(items, what, unit, total=None):
+    """Yields items and shows the progress through them; see `open_bar`.
+
+    Arguments
+    ---------
+    items : iterable
+    what, unit : str
+    total : int, optional
+        How many there are; default: `len(items)`.
+
+    Example
+    -------
+    >>> list(track("ab", "Reading", "letters"))
+    ['a', 'b']
+    """
+    with open_bar(len(items) if total is None else total, what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
