@@ -5,42 +5,14 @@ import math
 import numpy as np
 import torch
 from speechbrain import Stage
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.utils.recoverables import Unigrams
 
 from .base import StepBrain
 
 # Crops in which codes are counted, if a run draws as many.
 _UNIGRAM_CROPS = 512
-
-
-@register_checkpoint_hooks
-class Unigrams:
-    """How often codes occur, counted once in a run and kept in its checkpoints.
-
-    Attributes
-    ----------
-    log_probs : torch.Tensor or None
-        See `PretrainBrain.count_codes`.
-    """
-
-    def __init__(self):
-        self.log_probs = None
-
-    @mark_as_saver
-    def save(self, path):
-        """Writes the tensor."""
-        torch.save(self.log_probs.cpu(), path)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Reads the tensor back."""
-        self.log_probs = torch.load(path, map_location="cpu", weights_only=True)
 
 
 class PretrainBrain(StepBrain):
@@ -55,13 +27,16 @@ class PretrainBrain(StepBrain):
     Whatever it draws must follow from the seeds, or a resumed run would hear something
     else.
 
-    Validation measures, per codebook q = 1, 2, ... and over all frames of the
-    validation set together: `masked_ce_q` and `masked_accuracy_q` on hidden
-    frames, and `unigram_ce_q`, the cross-entropy, on the same frames, of the code
-    distribution of the training set: what a model knows that knows how often each
-    code occurs and nothing else. All in nats; with several corpora each figure is
-    given for every one of them, too, as `<corpus>/<name>`, with the distribution of
-    that corpus alone.
+    Validation measures on all hidden frames of the validation set, for each codebook
+    q = 1, 2, ...:
+
+    * `masked_ce_q`: the cross-entropy, in nats.
+    * `masked_accuracy_q`: the share of frames whose most probable code is right.
+    * `unigram_ce_q`: the cross-entropy, in nats, of a model that knows how often each
+      code occurs in the training set, and nothing else.
+
+    With several corpora each of these is given for every corpus, too, as
+    `<corpus>/<name>`; the unigram is then that of this corpus alone.
     """
 
     reported = ("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1")
@@ -87,21 +62,21 @@ class PretrainBrain(StepBrain):
 
     @torch.no_grad()
     def count_codes(self, crops):
-        """Distributions of the codes in samples of the training crops.
+        """Counts codes in training crops: for the mixture, and for each corpus.
 
         Arguments
         ---------
         crops : RandomCrops
-            Its first 512 draws, or all draws of a shorter run, are the sample of the
-            mixture. The sample of a corpus is its crops among them, and of further
-            draws until they are half as many.
+            The mixture is counted in its first 512 draws, or in all draws of a shorter
+            run. A corpus is counted in its crops among them. Further draws are added
+            until there are half as many.
 
         Returns
         -------
         torch.Tensor
             Log-probabilities of the mixture and then of each corpus, float32, shape
-            [1 + corpora, Q, K]; every code is counted once more than it occurs. NaN
-            for a corpus that is too rarely drawn.
+            [1 + corpora, Q, K]. Each count is increased by 1, so that no probability
+            is 0. NaN for a corpus that is drawn too rarely.
         """
         sizes = self.hparams.n_codebooks, self.hparams.codebook_size
         counts = torch.ones(1 + len(self.corpora), *sizes)
@@ -129,7 +104,7 @@ class PretrainBrain(StepBrain):
         return min(_UNIGRAM_CROPS, draws)
 
     def _draws_to_count(self, crops):
-        """Draws that `count_codes` looks at, and which corpora have enough of them."""
+        """The draws in which codes are counted, and which corpora have enough."""
         size = self._sample_size
         draws = list(range(size))
         corpora = [crops.corpus_of(draw) for draw in draws]
@@ -162,19 +137,20 @@ class PretrainBrain(StepBrain):
             self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
 
     def on_fit_batch_start(self, batches, should_step):
-        """Counts the frames of the step; sets the learning rate by the schedule."""
+        """Counts the frames of the step, and sets the learning rate."""
         super().on_fit_batch_start(batches, should_step)
         frames = torch.cat([batch.num_frames for batch in batches])
         hidden = self.modules.masker.num_hidden(frames)
         counts = torch.stack([hidden.sum(), (frames - hidden).sum()]).float()
-        # Per batch and process: the mean of all their losses is then that of all
-        # frames of the step together, however they are shared.
+        # The counts of one batch on average. With these, the mean of the losses of all
+        # batches is the loss of all frames of the step, however they are shared.
         counts = counts.to(self.device, non_blocking=True) / len(batches)
         self.step_counts = self.mean_over_processes(counts)
-        if hasattr(self.hparams, "lr_schedule"):
+        schedule = getattr(self.hparams, "lr_schedule", None)
+        if schedule is not None:
             progress = self.optimizer_step / self.hparams.training_steps
             for group in self.optimizer.param_groups:
-                group["lr"] = self.hparams.lr_schedule(progress)
+                group["lr"] = schedule(progress)
 
     def compute_forward(self, batch, stage):
         """Hides frames and predicts codes.
@@ -201,9 +177,9 @@ class PretrainBrain(StepBrain):
         return self.modules.model(wavs, mask), codes, mask
 
     def compute_objectives(self, predictions, batch, stage):
-        """The loss; in validation also the sums that the metrics come from."""
+        """The loss. In validation it also adds to the sums behind the metrics."""
         logits, codes, mask = predictions
-        # In validation every process has all items.
+        # In validation every process sees all items.
         counts = self.step_counts if stage == Stage.TRAIN else None
         loss = self.modules.loss_fn(logits, codes, mask, counts)
         if stage == Stage.TRAIN:

@@ -21,9 +21,9 @@ from .columns import read_columns
 
 _MAX_ATTEMPTS = 20
 
-# Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding,
-# 6 frames of it at the deepest layer: of a shorter batch, the codes would depend on
-# how long it is, and so on which crops happen to be batched together.
+# Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding, at
+# the deepest layer 6 frames of it. In a shorter batch the codes of a crop would depend
+# on the length of the batch, and so on the other crops in it.
 _MIN_FRAMES = 8
 
 
@@ -46,8 +46,8 @@ class CropBatch:
     corpus : torch.Tensor
         Index of each item's corpus, int64, shape [B].
     full : bool
-        Whether all items are N samples long. Known on the host, so that batches
-        of equal length never ask the device.
+        Whether all items are N samples long. Known on the host, so that nothing has
+        to ask the device.
     unusable : list of (str, str)
         Path and reason of files that could not be read and were replaced.
     targets : torch.Tensor, optional

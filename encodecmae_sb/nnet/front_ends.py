@@ -25,7 +25,7 @@ class LogMel(nn.Module):
 
     Frames equal those of `torchaudio.compliance.kaldi.fbank` (Hann window, no
     dither, DC removal, pre-emphasis 0.97, FFT 1024) and are then normalised.
-    Neither autocast nor TF32 reaches in here.
+    Autocast and TF32 have no effect on them.
 
     A waveform of N samples gives, with hop H and window W,
 
@@ -122,8 +122,8 @@ class LogMel(nn.Module):
             float32, shape [B, T, n_mels].
         """
         with torch.autocast(wavs.device.type, enabled=False):
-            # Where there is next to no sound, single precision leaves an error of
-            # 1e-4 and more in the logarithm, another on every machine.
+            # In near silence, single precision would make an error of 1e-4 and more in
+            # the logarithm, and a different one on every machine.
             wavs = wavs.to(torch.float32 if wavs.is_mps else torch.float64)
             if self.centered:
                 left = (self.win_length - self.hop_length) // 2
@@ -137,16 +137,16 @@ class LogMel(nn.Module):
             spectrum = torch.fft.rfft(frames, self.n_fft)
             power = spectrum.real.square() + spectrum.imag.square()
             if power.is_cpu:
-                power = power.float()  # sums of positive terms lose nothing
-            # On other devices the product stays in float64, which TF32 never
-            # affects. (Turning TF32 off here would not work: this may be compiled.)
+                power = power.float()  # exact enough: all terms are positive
+            # On other devices the product stays in float64, because TF32 never affects
+            # float64. (TF32 cannot be turned off in here: this may be compiled.)
             energies = (power @ self.banks.to(power.dtype)).float()
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std
 
 
 def check_grid(front_end, audio_rate, target_rate, target_hop):
-    """Makes sure that input frame t and target t are of the same audio.
+    """Checks that input frame t and target t describe the same audio.
 
     Arguments
     ---------
@@ -161,7 +161,7 @@ def check_grid(front_end, audio_rate, target_rate, target_hop):
     Raises
     ------
     UserError
-        If they are not: it names both grids.
+        If they do not. The message names both grids.
 
     Example
     -------
@@ -169,7 +169,8 @@ def check_grid(front_end, audio_rate, target_rate, target_hop):
     """
     rates = {front_end.sample_rate, audio_rate, target_rate}
     hops = {front_end.hop_length, target_hop}
-    # As many frames as targets, too: not every front end fills up the last one.
+    # There must be as many frames as targets: some front ends drop a last frame that
+    # is not full.
     if len(rates) == len(hops) == front_end.num_frames(target_hop) == 1:
         return
     raise UserError(
@@ -186,7 +187,7 @@ def check_grid(front_end, audio_rate, target_rate, target_hop):
 
 
 class CodecLatents(nn.Module):
-    """EnCodec's encoder before quantisation, frozen: the "ec-ec" models' input.
+    """EnCodec's encoder without quantisation, frozen: the input of the "ec-ec" models.
 
     Arguments
     ---------
@@ -202,8 +203,8 @@ class CodecLatents(nn.Module):
     torch.Size([2, 10, 128])
     """
 
-    # EnCodec mirrors the end of a signal, so that the last, partial frame of an
-    # item depends on where the item ends.
+    # EnCodec mirrors the end of a signal. So the last, partial frame of an item depends
+    # on where the item ends.
     needs_equal_lengths = True
 
     def __init__(self, codec=None, n_filters=None):
@@ -218,7 +219,7 @@ class CodecLatents(nn.Module):
             self._use(build_encodec(n_filters, 1))
 
     def use(self, codec):
-        """Takes over the encoder of a codec, whatever its width.
+        """Takes the encoder of a codec, of any width.
 
         Arguments
         ---------
@@ -236,11 +237,11 @@ class CodecLatents(nn.Module):
         return super().train(False)
 
     def stay_uncompiled(self):
-        """Keeps this out of the graph when a module around it is compiled.
+        """Keeps this module out of the graph when a module around it is compiled.
 
-        Its LSTM and its weight normalisation would cut that graph to pieces.
+        Its LSTM and its weight normalisation would break the graph many times.
         """
-        # Not at the class: with this, torch imports its compiler, which takes seconds.
+        # Not as a decorator: this makes torch import its compiler, for seconds.
         self.forward = torch.compiler.disable(self.forward)
 
     def num_frames(self, num_samples):

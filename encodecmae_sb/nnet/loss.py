@@ -21,20 +21,20 @@ CODEBOOK_WEIGHTS = (
     0.06589669,
 )
 
-# Logits of which there is a copy in float32 at a time: as many as the caches of a CPU
-# hold; elsewhere enough to keep the device busy (256 MiB).
+# Logits are copied to float32 in blocks of this size: on a CPU as many as its caches
+# hold, elsewhere enough to keep the device busy (256 MiB).
 _BLOCK = {"cpu": 2**21}
 _BLOCK_ELSEWHERE = 2**26
 
 
 @dataclass
 class MaskedLoss:
-    """The loss and what it is made of; all tensors stay on the device.
+    """The loss and its parts. All tensors stay on the device.
 
     Arguments
     ---------
     loss : torch.Tensor
-        What is minimised, scalar.
+        The loss to minimise, scalar.
     masked_loss, visible_loss : torch.Tensor
         Weighted cross-entropy on hidden and on visible frames, scalars.
     masked_ce, visible_ce : torch.Tensor
@@ -100,10 +100,10 @@ class MaskedCodecLoss(nn.Module):
         mask : FrameMask
             Padding counts neither as hidden nor as visible.
         counts : torch.Tensor, optional
-            What the sums over hidden and over visible frames are divided by, shape
-            [2]; default: the numbers of such frames in the batch. Processes that
-            share a step give the mean of theirs: the mean of their losses is then
-            that of all their frames together.
+            Divisors of the sums over hidden and over visible frames, shape [2].
+            Default: the numbers of such frames in the batch. Processes that share a
+            step give the mean of their numbers. The mean of their losses is then the
+            loss of all their frames together.
 
         Returns
         -------
@@ -137,10 +137,10 @@ class MaskedCodecLoss(nn.Module):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy in float32, block of rows by block of rows.
+    """Cross-entropy in float32, one block of rows after another.
 
-    What torch's own computes, which keeps tables in float32 of all logits, of all
-    log-probabilities, and of the gradients of both.
+    torch's own keeps float32 tables of all logits, of all log-probabilities, and of
+    the gradients of both. This keeps none of them.
     """
 
     @staticmethod
@@ -150,7 +150,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.rows = _rows_at_once(logits)
         entropy, right = [], []
         for x, code in zip(logits.split(ctx.rows), codes.split(ctx.rows), strict=True):
-            x = x.float()  # for argmax, too: in bf16 it is several times slower
+            x = x.float()  # also for argmax, which is several times slower in bf16
             entropy.append(-x.log_softmax(-1).gather(1, code[:, None])[:, 0])
             right.append(x.argmax(-1) == code)
         right = torch.cat(right)

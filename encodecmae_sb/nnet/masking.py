@@ -134,23 +134,23 @@ class FrameMask(NamedTuple):
 class GapMasker(nn.Module):
     """Hides a share of the frames of each item, in gaps of fixed length.
 
-    Of L frames exactly floor(ratio * L) are hidden: gaps of `gap` frames, one of
-    which is shorter where the numbers ask for it, at least one visible frame
-    between any two. The start of a gap is equally likely everywhere, so every
-    frame that is at least `gap` - 1 frames from both ends is hidden with the same
-    probability (and frames nearer to an end with a lower one, for no gap reaches
-    beyond it).
+    Of L frames exactly floor(ratio * L) are hidden, in gaps of `gap` frames. If
+    floor(ratio * L) is no multiple of `gap`, one gap is shorter. Between two gaps there
+    is at least one visible frame. A gap starts everywhere with the same probability.
+    So every frame that is at least `gap` - 1 frames from both ends is hidden with the
+    same probability. Frames nearer to an end are hidden less often, because no gap
+    reaches beyond the end.
 
-    How: the gaps are laid out at random on a circle of C = L - gap + 1 frames and
-    the circle is turned at random; a gap that begins at position p < C then
+    How: the gaps are laid out at random on a circle of C = L - gap + 1 frames. Then
+    the circle is turned at random. A gap that begins at position p < C of the circle
     covers [p, p + gap) of the line of L frames, and never leaves it::
 
         circle   |------C------|
         line     |------C------|gap-1|
         gap                  [=====]
 
-    Too short an item, or too high a ratio, leaves no room for that; its gaps are
-    then laid out on the line itself, and may touch.
+    If an item is too short for that, or the ratio too high, the gaps are laid out on
+    the line itself, and may touch.
 
     Arguments
     ---------
@@ -175,12 +175,12 @@ class GapMasker(nn.Module):
             raise UserError(f"mask gap={gap}: at least 1 frame is needed")
         self.ratio = ratio
         self.gap = gap
-        # Whole numbers: 0.29 * 100 must not round to below 29 in single precision,
-        # and not every device has double.
+        # As whole numbers: in single precision 0.29 * 100 is less than 29, and not
+        # every device has double precision.
         self.share = Fraction(ratio).limit_denominator(10**9).as_integer_ratio()
 
     def num_hidden(self, num_frames):
-        """Hidden frames of an item of so many: an integer, or a tensor of them."""
+        """How many of so many frames are hidden: for an int or for a tensor."""
         part, whole = self.share
         return num_frames * part // whole
 
@@ -213,16 +213,16 @@ class GapMasker(nn.Module):
         hidden = self.num_hidden(lengths)
         gap = hidden.clamp(min=1, max=self.gap)
         gaps = (hidden + gap - 1) // gap
-        # On the circle each gap is followed by one visible frame.
+        # On the circle one visible frame follows each gap.
         circle = lengths - gap + 1
         roomy = circle - hidden >= gaps
         circle = torch.where(roomy, circle, lengths).clamp(min=1)  # L may be 0
         after = roomy.long()
         spare = circle - hidden - gaps * after
 
-        # Tokens in random order: each is a gap (with the frame after it) or one
-        # spare visible frame. `rank` tells gaps from frames, and one gap, the
-        # shorter, from the others.
+        # Tokens in random order. Each is a gap with the frame after it, or one spare
+        # visible frame. `rank` says which tokens are gaps: those below `gaps`. The one
+        # with rank 0 is the shorter gap.
         token = torch.arange(num_frames, device=lengths.device)[None]
         keys = _hash(seeds[:, None], token + 1)
         keys = torch.where(token < gaps + spare, keys, torch.iinfo(torch.int64).max)
@@ -237,7 +237,7 @@ class GapMasker(nn.Module):
         turn = _hash(seeds[:, None], torch.zeros_like(token[:, :1])) % circle
         start = torch.where(roomy, (start + turn) % circle, start)
 
-        # +1 where a gap begins, -1 after its end; tokens that are no gap add 0.
+        # +1 where a gap begins, -1 after its end. Other tokens add 0.
         steps = torch.zeros(
             len(lengths), num_frames + 1, dtype=torch.int64, device=lengths.device
         )
@@ -250,7 +250,7 @@ class GapMasker(nn.Module):
 def _hash(seeds, counter):
     """Non-negative pseudo-random int64 from pairs (splitmix64's finaliser)."""
     x = seeds + counter * -7046029254386353131  # 2^64 / golden ratio
-    # torch's >> keeps the sign, hence the masks.
+    # torch's >> copies the sign bit; the masks clear the copies.
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     x = x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -32,7 +32,7 @@ MAY_CHANGE = frozenset(
         *("num_workers", "encode_batch_size", "test_batch_size"),
         # What to check, and what to do about trouble.
         *("source_sample_rate", "max_unusable"),
-        *("skip_nonfinite_grads", "nonfinite_patience"),
+        *("skip_nonfinite_grads", "nonfinite_patience", "train_logger"),
         # What is measured after training.
         *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
     ]
