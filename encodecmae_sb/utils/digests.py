@@ -40,7 +40,7 @@ def digest_each(items, *before):
 
 
 def weights_key(module):
-    """Tells modules of the same make apart by their weights."""
+    """A digest of the weights of a module, as hexadecimal text."""
     content = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         content.update(name.encode())

@@ -24,7 +24,7 @@ _AUDIO = tuple(extension.lstrip(".") for extension in AUDIO_EXTENSIONS)
 
 
 def read_shard(path, n_codebooks=None):
-    """Reads from a shard what lies where in it.
+    """Finds the items of a shard, and the places of their files.
 
     Arguments
     ---------
@@ -40,7 +40,7 @@ def read_shard(path, n_codebooks=None):
         `data.tars`), num_samples, sample_rate (Hz), corpus, codes (where the rows
         of its codes lie, or empty).
     unusable : list of (str, str)
-        Path and reason of what cannot be used.
+        Path and reason of each item that cannot be used.
     """
     groups, unusable = {}, []
     try:
@@ -77,7 +77,7 @@ def read_shard(path, n_codebooks=None):
             why = f"it has no codes of {n_codebooks} codebooks, as others in its folder"
             unusable.append((audio.path, why))
             continue
-        # Of shards from elsewhere, the JSON may hold anything.
+        # The JSON of shards from elsewhere may hold anything.
         name, corpus = known.get("ID"), known.get("corpus")
         if not isinstance(name, (str, int, float)) or name == "":
             name = audio.name.rpartition(".")[0]
@@ -103,7 +103,7 @@ def read_shard(path, n_codebooks=None):
 
 
 def _known(member):
-    """What is written of an item, a dict, or None if that is no JSON object."""
+    """The JSON object of an item, a dict, or None if it is no JSON object."""
     try:
         known = json.loads(member.read())
     except (ValueError, RecursionError):
@@ -117,7 +117,7 @@ def _printable(text):
 
 
 def _codes_rows(member, n_codebooks):
-    """Where the codes in a NumPy file begin; None if they are not as we write them."""
+    """The place of the codes in a NumPy file; None if the format is not ours."""
     if member is None:
         return None
     with open_source(member.path) as file:
@@ -138,11 +138,11 @@ def _relative(member, shard):
 
 
 def index_shards(folder, max_unusable=0.05):
-    """Makes the indices of shards that were not packed here.
+    """Makes the indexes of shards that were not packed here.
 
-    Shards named as a part for validation (`valid*`, `dev*`, `val`) are that, those
-    named as one for the test (`test*`, `eval`) are left out; where there are none for
-    validation, one item in twenty is held out.
+    Shards named as a part for validation (`valid*`, `dev*`, `val`) are used for it;
+    those named as a part for the test (`test*`, `eval`) are left out. Without shards
+    for validation, one item in twenty is held out.
 
     Arguments
     ---------
@@ -161,7 +161,8 @@ def index_shards(folder, max_unusable=0.05):
     UserError
         If nothing, or too little, can be used.
     """
-    # What was packed here stays known; codes from elsewhere say nothing of their codec.
+    # Keep what is known of shards packed here. Codes from elsewhere do not say which
+    # codec made them.
     codes, plan = None, ""
     if (folder / INDEX).exists():
         with contextlib.suppress(UserError):
@@ -226,7 +227,7 @@ def write_index(folder, shards, codes, plan=""):
     shards : list of Path
     codes : CodesInfo or None
     plan : str
-        Key of what was packed, if it was packed here.
+        Key of the packed files and settings, if they were packed here.
 
     Returns
     -------
