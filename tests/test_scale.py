@@ -25,7 +25,8 @@ from encodecmae_sb.lobes import (
     ResiDualTransformer,
 )
 from encodecmae_sb.nnet.masking import FrameMask, frame_mask
-from encodecmae_sb.pipelines import benchmark as bench
+from encodecmae_sb.pipelines.benchmark.audio import spoken
+from encodecmae_sb.pipelines.benchmark.brain import random_batch
 from encodecmae_sb.utils.experiment import quit_on_user_errors
 
 
@@ -161,7 +162,7 @@ def step(brain, batch):
 @pytest.mark.parametrize("full", [True, False])
 def test_a_step_never_waits_for_the_device(tmp_path, full):
     brain = ready(tmp_path, skip_nonfinite_grads=True, max_grad_norm=1.0)
-    batch = bench.random_batch(2, 12160, 8, 1024)
+    batch = random_batch(2, 12160, 8, 1024)
     batch.full = full
     with Questions() as questions:
         for _ in range(3):
@@ -173,7 +174,7 @@ def test_a_step_never_waits_for_the_device(tmp_path, full):
 
 def test_losses_read_late_are_the_same_mean(tmp_path):
     brain = ready(tmp_path)
-    seen = [float(step(brain, bench.random_batch(2, 3200, 8, 1024))) for _ in range(25)]
+    seen = [float(step(brain, random_batch(2, 3200, 8, 1024))) for _ in range(25)]
     mean = brain.read_losses(brain.avg_train_loss)
     assert mean == pytest.approx(sum(seen) / len(seen), rel=1e-6)
 
@@ -186,8 +187,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, fused):
         parameters = list(brain.modules.parameters())
         brain.optimizer = torch.optim.AdamW(parameters, lr=0.1)
         brain.optimizers_dict = {"opt_class": brain.optimizer}
-    good = bench.random_batch(2, 3200, 8, 1024)
-    bad = bench.random_batch(2, 3200, 8, 1024)
+    good = random_batch(2, 3200, 8, 1024)
+    bad = random_batch(2, 3200, 8, 1024)
     bad.wavs[0] = float("nan")
     step(brain, good)
     before = [p.clone() for p in brain.modules.parameters()]
@@ -203,7 +204,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, fused):
 
 
 def test_a_fused_optimizer_clips_as_speechbrain_does(tmp_path):
-    batches = [bench.random_batch(2, 3200, 8, 1024, seed) for seed in range(4)]
+    batches = [random_batch(2, 3200, 8, 1024, seed) for seed in range(4)]
 
     def trained(folder, fused, max_grad_norm):
         torch.manual_seed(0)
@@ -307,7 +308,7 @@ def test_a_frozen_codec_stays_out_of_the_graph(tmp_path, monkeypatch):
     model.encoder = AudioEncoder(
         CodecLatents(Codec("bundled")), model.encoder.transformer
     )
-    batches = [bench.random_batch(2, 12160, 8, 1024, seed) for seed in range(3)]
+    batches = [random_batch(2, 12160, 8, 1024, seed) for seed in range(3)]
 
     def logits():
         return [brain.compute_forward(batch, Stage.TRAIN)[0] for batch in batches]
@@ -327,7 +328,7 @@ def test_a_frozen_codec_stays_out_of_the_graph(tmp_path, monkeypatch):
 
 def test_bf16_stays_close_to_float32():
     encoder = small_model().encoder.eval()
-    wavs = bench.spoken(96000)[None]
+    wavs = spoken(96000)[None]
     with torch.no_grad():
         exact = encoder(wavs).last
         with torch.autocast("cpu", torch.bfloat16):
