@@ -1,6 +1,8 @@
 """The classification recipe as a user runs it, and what it exports."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -14,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import run_recipe
 from killed import run_killed
-from run_recipe import run_recipe
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.data import clip_batches, corpora
@@ -108,7 +110,10 @@ def run(home, output, expect=0, **options):
 
 def run_here(home, output, **options):
     """The same in this process, which saves the time of starting another."""
-    return run_recipe("classify.py", *command(home, output, **options)[2:])
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        run_recipe("classify", *command(home, output, **options)[2:])
+    return said.getvalue()
 
 
 def environment():
@@ -563,24 +568,23 @@ def test_a_corpus_is_one_file(by_name, tmp_path, monkeypatch):
     given |= {"num_workers": 0}
     flags = [part for key, value in given.items() for part in (f"--{key}", value)]
     yaml = ROOT / "hparams/classify.yaml"
-    text = run_recipe("classify.py", yaml, "--device", "cpu", *flags)
-    assert "12 clips" in text
+    run_recipe("classify", yaml, "--device", "cpu", *flags)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["folds"] == 3
+    assert (metrics["folds"], metrics["clips"]) == (3, 12)
     assert ("accuracy" if by_name else "mAP") in metrics
     labels = load(tmp_path / "run/classifier").labels
     assert labels == (["high", "low"] if by_name else ["beep", "high", "low"])
     # Its rate is checked.
     soundfile.write(path, wav, 16000)
     with pytest.raises(SystemExit, match="has 16000 Hz, but corpus_rate=8000"):
-        run_recipe("classify.py", yaml, *flags)
+        run_recipe("classify", yaml, *flags)
 
 
 def test_an_unknown_corpus_names_the_known_ones(tmp_path):
     yaml = ROOT / "hparams/classify.yaml"
     given = ["--corpus", "esc51", "--output_folder", tmp_path]
     with pytest.raises(SystemExit, match="corpus=esc51: there are crema_d, esc50, "):
-        run_recipe("classify.py", yaml, *given)
+        run_recipe("classify", yaml, *given)
 
 
 def keys_of(path):

@@ -1,6 +1,8 @@
 """The probing recipe as a user runs it, and the probes themselves."""
 
+import contextlib
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 import soundfile
 import speechbrain as sb
 import torch
+from commands import run_recipe
 from hyperpyyaml import load_hyperpyyaml
-from run_recipe import run_recipe
 
 from encodecmae_sb.data.clip_data import ClipData
 from encodecmae_sb.data.clips import inspect_clips
@@ -72,7 +74,10 @@ def run(home, output, **options):
     }
     flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     yaml = ROOT / "hparams/probe_mini.yaml"
-    return run_recipe("probe.py", yaml, "--device", "cpu", "--noprogressbar", *flags)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        run_recipe("probe", yaml, "--device", "cpu", "--noprogressbar", *flags)
+    return said.getvalue()
 
 
 def metrics_of(output):
@@ -417,7 +422,7 @@ def test_spread_by_hand():
 
 
 def test_the_interval_is_that_of_other_test_clips():
-    """Of 400 clips 300 are right: the standard error is sqrt(0.75 * 0.25 / 400)."""
+    """300 of 400 clips are right, so the standard error is sqrt(0.75 * 0.25 / 400)."""
     targets = torch.arange(400) % 4
     given = torch.where(torch.arange(400) < 300, targets, (targets + 1) % 4)
     guesses = torch.eye(4)[given]

@@ -223,7 +223,9 @@ def encode_in_pieces(
         num_frames = None
         if min(counts) < frames.shape[1]:
             num_frames = torch.tensor(counts).to(device)
-        output = encoder.encode(frames, num_frames, num_layers_of(encoder, layer))
+        output = encoder.encode(
+            frames, num_frames, num_layers=num_layers_of(encoder, layer)
+        )
         # Unbound, so that a gradient of one row is not as large as all of them.
         rows = select_layer(output, layer).unbind(-3)
         for p, row in zip(group, rows, strict=True):

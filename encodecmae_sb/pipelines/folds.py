@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from encodecmae_sb.brains.base import History
 from encodecmae_sb.brains.classify import ClassifyBrain
 from encodecmae_sb.data.clip_batches import LabelledClips
 from encodecmae_sb.data.clips import SEPARATOR, Fold
@@ -29,6 +28,7 @@ from encodecmae_sb.utils.experiment import write_metrics
 from encodecmae_sb.utils.files import whole_file, write_csv
 from encodecmae_sb.utils.grid import SAMPLE_RATE
 from encodecmae_sb.utils.identity import MAY_CHANGE
+from encodecmae_sb.utils.recoverables import History
 
 from .clip_features import clips_key, in_fold, store_summaries
 
