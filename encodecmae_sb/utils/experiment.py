@@ -70,7 +70,7 @@ def start_experiment(argv, can_test=False):
     _check_keys(named, text, hparams_file)
     if run_opts.test_only and not can_test:
         raise UserError(
-            "--test_only: this recipe does not test without training. Leave it out. "
+            "--test_only: this recipe does not test without training: leave it out. "
             "What a finished run measured is in its metrics.json."
         )
     # SafeLoader does not build what the tags name; only plain values matter here.
