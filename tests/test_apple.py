@@ -30,7 +30,7 @@ from encodecmae_sb.lobes import (
 
 
 class There(torch.Tensor):
-    """A tensor on a GPU of Apple's, as far as others can tell."""
+    """A CPU tensor that says that it is on an Apple GPU."""
 
     @staticmethod
     def __new__(cls, values):
@@ -54,7 +54,7 @@ class There(torch.Tensor):
 
 
 class Apple(TorchDispatchMode):
-    """Within it "mps" is a device, and one without float64."""
+    """In this context "mps" is a device, without float64."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -80,7 +80,7 @@ class Apple(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    """It does not know the pretended device."""
+    """Autocast does not know the pretended device."""
     nothing = contextlib.nullcontext()
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nothing)
 

@@ -41,7 +41,7 @@ def make_brain(tmp_path, corpora=("speech",), **options):
     with open(ROOT / "hparams/mini.yaml") as file:
         hparams = load_hyperpyyaml(file, overrides)
     return PretrainBrain(
-        modules={**hparams["modules"], "codec": Codec("bundled")},
+        modules={**hparams["modules"], "targets": Codec("bundled")},
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts={"device": "cpu", "noprogressbar": True},
@@ -52,11 +52,11 @@ def make_brain(tmp_path, corpora=("speech",), **options):
 
 def test_training_moves_the_model_and_not_the_codec(tmp_path, corpus):
     brain = make_brain(tmp_path, training_steps=3)
-    codec = copy.deepcopy(brain.modules.codec.state_dict())
+    codec = copy.deepcopy(brain.modules.targets.state_dict())
     model = copy.deepcopy(brain.modules.model.state_dict())
     train = RandomCrops([corpus.train_csv], 0.5)
     brain.fit_crops(train, FixedCrops([corpus.valid_csv], 4, 0.5))
-    for name, tensor in brain.modules.codec.state_dict().items():
+    for name, tensor in brain.modules.targets.state_dict().items():
         assert torch.equal(tensor, codec[name]), name
     moved = [
         name
@@ -203,7 +203,7 @@ def test_levels_vary_and_repeat():
 
 
 def test_bundled_codec_on_unheard_voices(corpus):
-    """What the README says of the codec that the repository ships."""
+    """The figures in docs/codec_and_corpus.md of the codec in this repository."""
     valid = FixedCrops([corpus.valid_csv], 24)
     loader = torch.utils.data.DataLoader(valid, 8, collate_fn=CropCollator())
     report = codec_report(Codec("bundled").net, loader)

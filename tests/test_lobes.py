@@ -38,7 +38,7 @@ def noise(*shape, seed=0):
 
 
 def randomise(module, seed=0):
-    """Gives every parameter a random value: norms and biases count, too."""
+    """Gives every parameter a random value, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

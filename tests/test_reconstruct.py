@@ -1,4 +1,4 @@
-"""Hearing what a model imagines: the tool measures what validation measures."""
+"""Reconstruction: it measures what validation measures."""
 
 import json
 import shutil

@@ -302,7 +302,7 @@ def test_compiles_whole_and_once():
 
 
 def test_a_frozen_codec_stays_out_of_the_graph(tmp_path, monkeypatch):
-    """It would be cut into pieces, in every step."""
+    """Inside the graph, it would break the graph into parts, in every step."""
     brain = make_brain(tmp_path)
     model, counter, compiles = brain.hparams.model, CompileCounter(), torch.compile
     model.encoder = AudioEncoder(

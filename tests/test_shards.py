@@ -1,4 +1,4 @@
-"""Tar shards: packed, read in place, gone through once per pass, whatever happens."""
+"""Tar shards: packing, reading in place, one pass over all items, damage."""
 
 import collections
 import hashlib
@@ -40,8 +40,9 @@ from encodecmae_sb.data.shards.reading import (
 )
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.lobes import Codec
 from encodecmae_sb.pipelines.pack import pack
-from encodecmae_sb.pretrained.codec_files import BUNDLED, checksum
+from encodecmae_sb.pretrained.codec_files import BUNDLED
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv
 
@@ -418,7 +419,7 @@ def test_a_loader_goes_on_at_any_step(packed, tmp_path, workers):
 
 
 def damage(folder):
-    """Cuts a shard in half, replaces one, deletes one; what is lost of each."""
+    """Cuts a shard in half, replaces one, deletes one; returns what is lost of each."""
     cut, changed, gone = sorted(folder.glob("train-*.tar"))[:3]
     rows = [read_manifest(f"{path}.csv") for path in (cut, changed, gone)]
     half = cut.stat().st_size // 2
@@ -487,7 +488,7 @@ def with_codes(audio, tmp_path_factory):
     """Codes of the corpora, and shards that hold them."""
     folder = tmp_path_factory.mktemp("codes")
     codes, shards = folder / "codes", folder / "shards"
-    prepare_codes(codes, CodesInfo(BUNDLED, checksum(BUNDLED), 8, 1024))
+    prepare_codes(codes, CodesInfo(*Codec.label_of(BUNDLED), 8, 1024))
     part, rng = CodesPart(codes, 8), np.random.default_rng(0)
     for corpus in prepare_corpora(audio, codes / "manifests"):
         for file in (corpus.train_csv, corpus.valid_csv):
@@ -502,9 +503,9 @@ def with_codes(audio, tmp_path_factory):
 def test_codes_in_the_shards(audio, packed, with_codes, tmp_path):
     codes, shards = with_codes
     stored, here = StoredCodes(codes), find_packed_codes(shards)
-    here.check(BUNDLED, checksum(BUNDLED), 8, 1024)
+    here.check(Codec.label_of(BUNDLED), 8, 1024)
     with pytest.raises(UserError, match="--codec bundled"):
-        here.check("encodec_24khz", checksum("encodec_24khz"), 8, 1024)
+        here.check(Codec.label_of("encodec_24khz"), 8, 1024)
     for plain, corpus in zip(
         prepare_corpora(audio, tmp_path / "manifests"),
         prepare_shards(shards, tmp_path / "in_shards"),

@@ -7,6 +7,7 @@ import torch
 from speechbrain import Stage
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.utils.recoverables import Unigrams
 
 from .base import StepBrain
@@ -16,11 +17,11 @@ _UNIGRAM_CROPS = 512
 
 
 class PretrainBrain(StepBrain):
-    """Pretrains a `MaskedCodecModel` on the codes of a frozen codec.
+    """Pretrains a `MaskedCodecModel` on the codes of its targets.
 
     Modules: `model` (`MaskedCodecModel`), `masker` (`GapMasker`), `loss_fn`
     (`MaskedCodecLoss`) and, unless the crops bring their codes (see `data.codes`),
-    `codec` (`Codec`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
+    `targets` (`Targets`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
     there is one (the paper has none), and `input_augment`, if there is one: a function
     `(wavs [B, N], lengths [B], seeds [B]) -> wavs` of what the model hears in training,
     called once in each forward pass, after the targets were taken from the clean audio.
@@ -37,9 +38,18 @@ class PretrainBrain(StepBrain):
 
     With several corpora each of these is given for every corpus, too, as
     `<corpus>/<name>`; the unigram is then that of this corpus alone.
+
+    With one codebook, as in self-training, it also measures:
+
+    * `majority_accuracy`: the accuracy of the best constant answer on hidden frames.
+    * `clusters_used`: the share of the codes that occur in the validation set.
+    * `cluster_perplexity`: e to the entropy of their distribution there.
     """
 
-    reported = ("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1")
+    reported = (
+        *("train_loss", "masked_ce_1", "unigram_ce_1", "masked_accuracy_1"),
+        *("majority_accuracy", "clusters_used"),
+    )
 
     def __init__(self, *args, corpora=("all",), **kwargs):
         super().__init__(*args, **kwargs)
@@ -122,7 +132,7 @@ class PretrainBrain(StepBrain):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
         if batch.targets is not None:
             return batch.targets
-        return self.modules.codec.encode(batch.wavs)
+        return self.modules.targets.encode(batch.wavs, batch.lengths)
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the sums of the validation."""
@@ -135,6 +145,9 @@ class PretrainBrain(StepBrain):
                 dtype=torch.float64,
             )
             self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
+            # How often each code of the only codebook occurs: hidden, and in all.
+            size = self.hparams.codebook_size
+            self.code_counts = torch.zeros(2, size, dtype=torch.int64)
 
     def on_fit_batch_start(self, batches, should_step):
         """Counts the frames of the step, and sets the learning rate."""
@@ -165,12 +178,13 @@ class PretrainBrain(StepBrain):
             Which frames are hidden, visible and padding.
         """
         batch = batch.to(self.device)
-        codes = self.codes(batch)
-        wavs = batch.wavs
+        codes, wavs = self.codes(batch), batch.wavs
         augment = getattr(self.hparams, "input_augment", None)
         if augment is not None and stage == Stage.TRAIN:
             # After the targets: they stay those of the clean audio.
             wavs = augment(wavs, batch.lengths, batch.seeds)
+        front_end = self.hparams.model.encoder.front_end
+        wavs, codes = on_frames_of(front_end, wavs, codes)
         mask = self.modules.masker(
             batch.num_frames, batch.seeds, codes.shape[1], padded=not batch.full
         )
@@ -189,6 +203,8 @@ class PretrainBrain(StepBrain):
             }
         else:
             self.add_to_sums(loss, codes, mask.hidden, batch.corpus)
+            if self.hparams.n_codebooks == 1:
+                self.add_to_counts(codes[..., 0], mask)
         return loss.loss
 
     def add_to_sums(self, loss, codes, hidden, corpus):
@@ -203,6 +219,13 @@ class PretrainBrain(StepBrain):
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
         self.frames.index_add_(0, corpus.cpu(), hidden.sum(1).cpu().double())
 
+    def add_to_counts(self, codes, mask):
+        """Counts the codes of a validation batch [B, T]: hidden ones, and all."""
+        for row, where in zip(
+            self.code_counts, (mask.hidden, mask.hidden | mask.visible), strict=True
+        ):
+            row += torch.bincount(codes[where].cpu(), minlength=len(row))
+
     def validation_row(self, stage_loss):
         """The metrics of the class docstring, overall and per corpus."""
         row = {"valid_loss": stage_loss}
@@ -213,6 +236,8 @@ class PretrainBrain(StepBrain):
                 figures = _figures(sums / self.frames[i].clamp(min=1))
                 known = {k: v for k, v in figures.items() if not math.isnan(v)}
                 row.update({f"{name}/{key}": value for key, value in known.items()})
+        if self.hparams.n_codebooks == 1:
+            row.update(_cluster_figures(*self.code_counts.double()))
         return row
 
 
@@ -223,6 +248,17 @@ def _figures(means):
         f"{name}_{q + 1}": value.item()
         for name, row in zip(names, means, strict=True)
         for q, value in enumerate(row)
+    }
+
+
+def _cluster_figures(hidden, every):
+    """Figures of one codebook from the counts of its codes, each of shape [K]."""
+    shares = every / every.sum()
+    entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
+    return {
+        "majority_accuracy": (hidden.max() / hidden.sum()).item(),
+        "clusters_used": (every > 0).double().mean().item(),
+        "cluster_perplexity": entropy.exp().item(),
     }
 
 

@@ -145,7 +145,7 @@ class LogMel(nn.Module):
             return (energies.log() - self.mean) / self.std
 
 
-def check_grid(front_end, audio_rate, target_rate, target_hop):
+def check_grid(front_end, audio_rate, target_rate, target_hop, exact=True):
     """Checks that input frame t and target t describe the same audio.
 
     Arguments
@@ -157,6 +157,9 @@ def check_grid(front_end, audio_rate, target_rate, target_hop):
         Rate at which targets are counted, in Hz.
     target_hop : int
         Samples from target to target.
+    exact : bool
+        False allows frames that are nearly as long as targets, as in published
+        weights: 4 s have as many frames as targets.
 
     Raises
     ------
@@ -168,10 +171,12 @@ def check_grid(front_end, audio_rate, target_rate, target_hop):
     >>> check_grid(LogMel(), 24000, target_rate=24000, target_hop=320)
     """
     rates = {front_end.sample_rate, audio_rate, target_rate}
-    hops = {front_end.hop_length, target_hop}
     # There must be as many frames as targets: some front ends drop a last frame that
     # is not full.
-    if len(rates) == len(hops) == front_end.num_frames(target_hop) == 1:
+    same = front_end.hop_length == target_hop and front_end.num_frames(target_hop) == 1
+    seconds = 4 * target_rate
+    near = not exact and front_end.num_frames(seconds) == seconds // target_hop
+    if len(rates) == 1 and (same or near):
         return
     raise UserError(
         "Input frames and targets are not of the same audio.\n"

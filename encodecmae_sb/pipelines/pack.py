@@ -129,7 +129,7 @@ def _load_codes(codes_folder, data_folder, corpora):
         return None, {split: [None] * len(corpora) for split in SPLITS}
     stored = StoredCodes(codes_folder)
     info = stored.info
-    command = stored.extract_command(data_folder, info.codec)
+    command = stored.extract_command(data_folder)
     return info, {
         split: stored.of_manifests(
             [getattr(corpus, f"{split}_csv") for corpus in corpora],

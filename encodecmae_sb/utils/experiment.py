@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import sys
 import traceback
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import speechbrain as sb
@@ -31,9 +33,10 @@ _PATHS = (
 )
 _NEEDED = {"output_folder", "save_folder", "codec", "teacher"}
 _SEVERAL = {"data_folder", "valid_folder", "test_csv"}
+_PATIENCE = timedelta(days=30)  # for processes whose work takes unequally long
 
 
-def start_experiment(argv, can_test=False):
+def start_experiment(argv, can_test=False, choose=None):
     """Parses the command line, loads the yaml, makes the output folder.
 
     With `--debug` all results go to a folder `debug` in the output folder, which is
@@ -45,6 +48,9 @@ def start_experiment(argv, can_test=False):
         A yaml file, run options of SpeechBrain, and overrides of yaml keys.
     can_test : bool
         Whether the recipe knows what to do with `--test_only`.
+    choose : callable, optional
+        Chooses more values before anything is built. It takes the values of the plain
+        keys and the keys that the user gave, and returns a dict of overrides.
 
     Returns
     -------
@@ -79,6 +85,10 @@ def start_experiment(argv, can_test=False):
     for key in _PATHS:
         if key in values:
             _check_path(key, values[key])
+    if choose is not None:
+        plain = {key: _plain_value(node) for key, node in values.items()}
+        for key, value in choose(plain, named).items():
+            overrides += f"\n{key}: {json.dumps(value)}"
     if run_opts.debug and not run_opts.debug_persistently:
         # By default SpeechBrain drops the checkpointer of a debug run, which recipes
         # need. Its checkpoints go to the debug folder, so no other run finds them.
@@ -142,13 +152,57 @@ def _check_keys(named, text, hparams_file):
             )
 
 
+def load_key(hparams_file, key, overrides):
+    r"""What a yaml file says under one key; the rest of the file is not built.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    key : str
+    overrides : dict
+        Values that replace those of other keys of the file.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or no such key in it.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "a.yaml"
+    >>> _ = file.write_text("size: 2\nlayer: !name:torch.nn.Linear [!ref <size>, 3]\n")
+    >>> load_key(file, "layer", {"size": 5})()
+    Linear(in_features=5, out_features=3, bias=True)
+    """
+    if not Path(hparams_file).is_file():
+        raise UserError(f"No such hyperparameter file: {hparams_file}")
+    text = Path(hparams_file).read_text(encoding="utf-8")
+    tree = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+    tree.value = [item for item in tree.value if item[0].value == key]
+    if not tree.value:
+        raise UserError(f"{hparams_file} has no key {key}.")
+    return load_hyperpyyaml(yaml.serialize(tree))[key]
+
+
+_TAGGED = object()
+
+
+def _plain_value(node):
+    """What a yaml node says; `_TAGGED` if a tag says what to build."""
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except yaml.constructor.ConstructorError:
+        return _TAGGED
+
+
 def _check_path(key, node):
     """Makes sure that the value of a key is a path, or is built by the yaml."""
-    try:
-        value = yaml.SafeLoader("").construct_document(node)
-    except yaml.constructor.ConstructorError:  # of a tag
-        return
-    if value is not None or key in _NEEDED:
+    value = _plain_value(node)
+    if value is not _TAGGED and (value is not None or key in _NEEDED):
         check_path(key, value, several=key in _SEVERAL)
 
 
@@ -288,6 +342,29 @@ def main_process_first(function, *args):
         return result
     ddp_barrier()
     return function(*args)
+
+
+def join_processes():
+    """Joins the processes of torchrun, if there are several; they wait for days."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+
+
+def patient_barrier():
+    """Makes a barrier for processes whose work takes unequally long.
+
+    A barrier of SpeechBrain gives up after half an hour; this one waits for days.
+    All processes call this function at about the same time.
+
+    Returns
+    -------
+    callable
+        Returns once every process has called it.
+    """
+    if not torch.distributed.is_initialized():
+        return lambda: None
+    group = torch.distributed.new_group(timeout=_PATIENCE, backend="gloo")
+    return functools.partial(torch.distributed.barrier, group)
 
 
 def announce_demonstration(does):

@@ -159,7 +159,7 @@ def build(options, folder):
         front_end.use(codec)
     hparams["grad_accumulation_factor"] = 1
     return BenchmarkBrain(
-        modules={**hparams["modules"], "codec": codec},
+        modules={**hparams["modules"], "targets": codec},
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,
