@@ -20,6 +20,7 @@ from encodecmae_sb.nnet.chunks import (
     num_joined_frames,
     pad_items,
 )
+from encodecmae_sb.nnet.lengths import absolute_lengths
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.signal import resample
 
@@ -43,7 +44,7 @@ def read_file(path, sample_rate):
     ------
     FileNotFoundError
         If there is no such file.
-    ValueError
+    UserError
         If it cannot be read.
     """
     with _says_which_file(path):
@@ -84,7 +85,7 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
 
     Raises
     ------
-    ValueError
+    UserError
         If shapes or values are off.
     """
     if wavs.dim() != 2:
@@ -98,7 +99,7 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
             f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
             f"each of the {len(wavs)} items."
         )
-    lengths = (wav_lens.cpu().double() * wavs.shape[1]).round().long().tolist()
+    lengths = absolute_lengths(wav_lens.cpu().double(), wavs.shape[1]).tolist()
     if sample_rate is not None and sample_rate != target_rate:
         # Item by item, so that the padding does not leak into the last samples.
         items = [
@@ -174,7 +175,7 @@ class EnCodecMAEEncoder(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it cannot be read or is shorter than a frame.
         """
         shape = self.output_shape(path, layer)
@@ -209,7 +210,7 @@ class EnCodecMAEEncoder(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it is shorter than a frame; when it comes to a part that cannot be
             read.
         """
@@ -245,7 +246,7 @@ class EnCodecMAEEncoder(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it cannot be read, is truncated, or is shorter than a frame, or if
             `layer` is unknown.
         """
@@ -288,7 +289,7 @@ class EnCodecMAEEncoder(Pretrained):
 
         Raises
         ------
-        ValueError
+        UserError
             If an item is shorter than a frame, or shapes or values are off.
         """
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)

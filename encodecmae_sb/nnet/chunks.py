@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 # Raise it when an item's frames change: what was stored of them is then computed anew.
 FRAMES_VERSION = 2
 # As long as the crops of pretraining: 4 s.
-PIECE = 96000
+PIECE = 4 * SAMPLE_RATE
 # A tail of at most this many samples after whole pieces is dropped.
 SHORTEST_TAIL = 2048
-# Samples that a frame of the codec describes.
-CODEC_HOP = 320
 
 
 @dataclass
@@ -60,7 +59,7 @@ def _piece_sizes(samples, piece):
 
 def _num_frames(front_end, samples, whole_codec_frames):
     """Frames of a piece; below 1 it is too short."""
-    return samples // CODEC_HOP if whole_codec_frames else front_end.num_frames(samples)
+    return samples // HOP if whole_codec_frames else front_end.num_frames(samples)
 
 
 def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False):
@@ -98,8 +97,13 @@ def shortest_item(front_end, whole_codec_frames=False):
     (1, 637)
     """
     if whole_codec_frames:
-        return CODEC_HOP
-    return 1 if front_end.num_frames(1) > 0 else front_end.win_length
+        return HOP
+    return 1 if _fills_up(front_end) else front_end.win_length
+
+
+def _fills_up(front_end):
+    """Whether the last frame may be partial; if not, each needs a whole window."""
+    return front_end.num_frames(1) > 0
 
 
 def seconds_per_frame(front_end):
@@ -140,6 +144,21 @@ def frame_starts(front_end, frames):
     per_piece = front_end.num_frames(PIECE)
     whole = frames.div(per_piece, rounding_mode="floor")
     return whole * PIECE + frames % per_piece * front_end.hop_length
+
+
+def frame_middle(front_end):
+    """Where the middle of the first frame is: of what it describes.
+
+    Time is counted in samples; sample i lasts from i to i + 1.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> frame_middle(LogMel()), frame_middle(LogMel(hop_length=318, centered=False))
+    (160.0, 318.5)
+    """
+    fills_up = _fills_up(front_end)
+    return (front_end.hop_length if fills_up else front_end.win_length) / 2
 
 
 def encode_in_pieces(
@@ -183,7 +202,7 @@ def encode_in_pieces(
 
     Raises
     ------
-    ValueError
+    UserError
         If an item is shorter than a frame or `layer` is unknown.
 
     Example
@@ -278,7 +297,7 @@ def pad_items(items, num_frames):
 
 
 def check_layer(encoder, layer):
-    """Raises a ValueError if `layer` is not one that `select_layer` knows."""
+    """Raises a UserError if `layer` is not one that `select_layer` knows."""
     if layer in ("last", "last_no_norm", "all"):
         return
     if isinstance(layer, int) and 0 <= layer < encoder.num_layers:
