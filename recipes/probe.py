@@ -55,7 +55,7 @@ from encodecmae_sb.evaluation.probe import (
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.pretrained.describe import describe
 from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import (
@@ -233,7 +233,7 @@ class Comparison:
                 layer=hparams["layer"],
                 pretrained=name != RANDOM,
             )
-            made = encoder_yaml(lobe.encoder)
+            made = describe(lobe.encoder)
             layer = "all" if hparams["layers"] else hparams["layer"]
         # Of the head only the pooling is used, which is all before what is learnt.
         head = ClipHead(lobe.dim, len(self.labels), pooling=pooling)

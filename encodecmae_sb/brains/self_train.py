@@ -22,7 +22,7 @@ from encodecmae_sb.nnet.chunks import (
 )
 from encodecmae_sb.nnet.clusters import nearest
 from encodecmae_sb.nnet.encodecmae import frame_mask
-from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.pretrained.describe import describe
 from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
 
@@ -103,11 +103,11 @@ def start_student(encoder, teacher, student):
     if student == "teacher" and _both_log_mel(encoder, teacher):
         encoder.front_end = teacher.front_end  # which has no weights
     _check_frames(encoder.front_end)
-    same = encoder_yaml(encoder) == encoder_yaml(teacher)
+    same = describe(encoder) == describe(teacher)
     if student == "teacher" and not same:
         raise UserError(
             "student=teacher, but the student is built otherwise than its teacher:\n"
-            f"{encoder_yaml(encoder)}\ninstead of\n{encoder_yaml(teacher)}\n"
+            f"{describe(encoder)}\ninstead of\n{describe(teacher)}\n"
             "Give the teacher's sizes, or --student fresh."
         )
     if same and student != "fresh":
