@@ -2,13 +2,17 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb import lobes
+from encodecmae_sb.data.tokenizer import Tokens
+from encodecmae_sb.inference import recogniser
 from encodecmae_sb.inference.classifier import export_classifier
+from encodecmae_sb.inference.recogniser import export_recogniser
 from encodecmae_sb.lobes import AudioEncoder, CTCHead, EnCodecMAE, LogMel
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.pretrained.describe import build_like, describe
@@ -190,6 +194,28 @@ def test_labels_stay_what_they_are(tmp_path):
         classname="EnCodecMAEClassifier",
     )
     assert loaded.labels == labels
+
+
+def test_a_language_model_goes_with_the_recogniser(tmp_path, monkeypatch):
+    (tmp_path / "words.arpa").write_text("stands for a KenLM model")
+    tokens = Tokens.of_characters(["AB"])
+    lobe = EnCodecMAE(small_encoder(LogMel()), input_sample_rate=24000)
+    parts = lobe, CTCHead(16, len(tokens), 4), tokens, {"beam_size": 4}
+    folder = tmp_path / "asr"
+    export_recogniser(*parts, folder, "", {}, str(tmp_path / "words.arpa"))
+    (tmp_path / "words.arpa").unlink()
+    asked = []
+    monkeypatch.setattr(recogniser, "build_searcher", lambda *args: asked.append(args))
+    monkeypatch.setattr(recogniser, "search", lambda *args: [""])
+    foreign_class(
+        source=str(folder),
+        pymodule_file="custom_interface.py",
+        classname="EnCodecMAEASR",
+    ).transcribe_batch(torch.zeros(1, 9000))
+    ((loaded, settings, path),) = asked
+    assert loaded.labels == tokens.labels
+    assert settings == {"beam_size": 4}
+    assert Path(path).read_text() == "stands for a KenLM model"
 
 
 class Full(OSError):

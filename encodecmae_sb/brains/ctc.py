@@ -74,8 +74,8 @@ class CTCBrain(FineTuneBrain):
             seed=self.hparams.seed,
         )
         if not self.distributed_launch:
-            # SpeechBrain tells a sampler the epoch only if it wrapped it itself;
-            # without, every epoch has the same batches.
+            # Without this SpeechBrain does not tell the sampler the epoch, and every
+            # epoch has the same batches.
             self.train_sampler = sampler
         self.total_steps = len(sampler) * self.hparams.number_of_epochs
         if self.distributed_launch:
@@ -147,7 +147,7 @@ class CTCBrain(FineTuneBrain):
             wavs, lens = self.hparams.wav_augment(wavs, lens)
         encoder = getattr(self.modules.encoder, "module", self.modules.encoder)
         num_frames = encoder.num_frames(absolute_lengths(lens, wavs.shape[1]))
-        # Of an encoder that stays frozen the sum of layers learns from the start.
+        # In a frozen encoder the sum of layers learns from the start.
         no_gradients = training and self.encoder_waits
         with torch.no_grad() if no_gradients else contextlib.nullcontext():
             frames = self.modules.encoder(wavs, lens)
@@ -163,7 +163,7 @@ class CTCBrain(FineTuneBrain):
             )
         self.batch_is_empty = is_empty(batch)
         if self.batch_is_empty:
-            # No effect, but a gradient of every parameter: other processes wait for it.
+            # No effect, but gradients of all parameters: other processes wait for them.
             loss = 0 * log_probs.sum()
         else:
             lens = relative_lengths(num_steps, log_probs.shape[1])
@@ -220,7 +220,7 @@ class CTCBrain(FineTuneBrain):
             self.checkpointer.save_and_keep_only(
                 meta={"cer": row["cer"], "epoch": epoch},
                 min_keys=["cer"],
-                verbosity=10,  # logging.DEBUG: the line above is news enough
+                verbosity=10,  # logging.DEBUG: the line above says enough
             )
 
     def evaluate_set(self, test_set, searcher, path):

@@ -1,4 +1,4 @@
-"""Transcribed speech: manifests with a `wrd` column become datasets."""
+"""Transcribed speech: from manifests with a `wrd` column to datasets."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from encodecmae_sb.utils.identity import named
 from .audio import UnusableAudio, inspect_audio, read_audio
 from .manifest import check_folders, prepare_split, read_manifest
 
-_STAND_IN = SAMPLE_RATE  # samples of silence where nothing else is left
+_STAND_IN = SAMPLE_RATE  # samples of silence for a batch without readable files
 
 
 @dataclass
@@ -146,7 +146,7 @@ def librispeech_set(
     max_unusable : float
         Share of utterances that may be unusable.
     sample_rate : int, optional
-        Rate in Hz that the files are to have; default: each its own.
+        Rate in Hz that all files must have; default: any.
 
     Returns
     -------
@@ -203,7 +203,7 @@ def manifest_set(csv_file, data_folder=None, sample_rate=None, max_unusable=0.05
     data_folder : str, optional
         What `$data_root` (or `${data_root}`) in the paths stands for.
     sample_rate : int, optional
-        Rate in Hz that the files are to have; default: each its own.
+        Rate in Hz that all files must have; default: any.
     max_unusable : float
         Share of utterances that may be unusable.
 
@@ -347,7 +347,7 @@ def speech_dataset(speech, sample_rate=SAMPLE_RATE):
     return DynamicItemDataset(data, items, keys)
 
 
-# Not inside the function above: a process that is not forked gets them as a pickle.
+# These are not inside the function above: worker processes may get them as a pickle.
 
 
 def _read(sample_rate, wav):
@@ -364,9 +364,9 @@ def _tensor(numbers):
 def collate_speech(items):
     """A `PaddedBatch` without the items that could not be read.
 
-    Its `unusable` lists them as (path, reason). Of a batch of which nothing could be
-    read one item remains, with silence for its audio, and `is_empty` tells: several
-    processes go through their batches together, so that none can be left out.
+    Its `unusable` lists them as (path, reason). If no item could be read, one remains
+    with silence as its audio, and `is_empty` is true: a batch cannot be left out,
+    because several processes go through their batches together.
     """
     bad = [item["unusable"] for item in items if item["sig"] is None]
     good = [item for item in items if item["sig"] is not None]

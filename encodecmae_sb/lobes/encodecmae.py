@@ -1,4 +1,4 @@
-"""The trained encoder as a lobe that stands where a recipe has `wav2vec2:`."""
+"""The trained encoder as a lobe, used where a SpeechBrain recipe has `wav2vec2:`."""
 
 import contextlib
 import logging
@@ -33,23 +33,23 @@ logger = logging.getLogger(__name__)
 class EnCodecMAE(nn.Module):
     """A pretrained EnCodecMAE encoder for SpeechBrain recipes.
 
-    Takes the place of `wav2vec2` in SpeechBrain's own: waveform and relative lengths
-    in, frames out. Features of an item do not depend on the batch it comes in:
-    whatever stands after its end is ignored. They are what the interfaces give; the
-    rule is at the top of `encodecmae_sb.nnet.chunks`. Only an item that is shorter
-    than a frame is not refused here: silence is added to it.
+    Replaces `wav2vec2` in SpeechBrain's recipes: waveforms and relative lengths in,
+    frames out. Features of an item do not depend on its batch: samples after its end
+    are ignored. The features are those of the interfaces; see the rule at the top of
+    `encodecmae_sb.nnet.chunks`. There is one difference: the lobe adds silence to an
+    item that is shorter than a frame, where the interfaces refuse it.
 
     Arguments
     ---------
     source : str, Path or AudioEncoder
         A folder that a recipe exported; the name of published weights, such as
-        `mel256-ec-base_st`, fetched once and kept by huggingface_hub; or an encoder
-        that is there already.
+        `mel256-ec-base_st`, fetched once and kept by huggingface_hub; or an
+        `AudioEncoder`.
     freeze : bool
-        Keep the encoder as it is: no gradients, eval mode whatever `train()` of an
-        enclosing module is called with. The layer weights below stay trainable.
-        What is trained otherwise is what the output depends on: with an inner layer,
-        not the layers after it.
+        Keep the encoder as it is: no gradients, and always eval mode, even after
+        `train()` of an enclosing module. The layer weights below stay trainable.
+        Without `freeze`, only modules that the output depends on are trained: with an
+        inner layer, the layers after it are not.
     freeze_feature_extractor : bool
         With `freeze=False`: train the transformer only, not the projection of its
         input and the scale of its positions. (The front ends themselves have nothing
@@ -61,9 +61,9 @@ class EnCodecMAE(nn.Module):
     layer : int or str
         `"last"`, `"last_no_norm"` (the last layer without the final norm), a number
         counted from 0, or `"weighted"`: a sum with learnt weights, the softmax of
-        `layer_weights`. These are parameters of the lobe, and learn only where an
-        optimizer gets them: `asr_ctc.py` does that, SpeechBrain's own recipes do not
-        if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
+        `layer_weights`. These are parameters of the lobe. They learn only if an
+        optimizer has them: in `asr_ctc.py` one has, in SpeechBrain's own recipes none
+        has if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
     output_norm : bool
         Normalise each frame to mean 0 and variance 1 over its channels.
     piece_seconds : float, optional
@@ -72,13 +72,13 @@ class EnCodecMAE(nn.Module):
         whole frames. After whole pieces a tail of 2048 samples or fewer (85 ms) is
         dropped.
     pretrained : bool
-        False draws new weights for the same architecture, in an encoder of its own:
-        the baseline that shows what pretraining is worth. A codec inside, which
-        pretraining does not train, stays what it is.
+        False builds a new encoder of the same architecture with random weights: a
+        baseline that shows what pretraining is worth. A codec inside keeps its
+        weights, because pretraining does not train it.
     whole_codec_frames : bool
-        Let an item have `samples // 320` frames, as published encoders do in padded
-        batches; by default it has all that the front end gives for it alone, as
-        published encoders do with whole files.
+        Give an item `samples // 320` frames, as published encoders do in padded
+        batches. By default an item has all frames that the front end gives for it
+        alone, as published encoders do with whole files.
 
     Raises
     ------
@@ -150,7 +150,7 @@ class EnCodecMAE(nn.Module):
         self._passes = 0
         self._computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
 
-        # Several processes would wait for the gradients of what is not used.
+        # With several processes, each waits for gradients of all that is trained.
         frozen = unused_modules(self.encoder, self._computed)
         if freeze:
             frozen = [self.encoder]
@@ -321,7 +321,7 @@ class EnCodecMAE(nn.Module):
 
     def _resample(self, wavs, rate):
         with torch.autocast(wavs.device.type, enabled=False):
-            # In double precision: the noise of single would be all that there is in
-            # the bands above the input's, and another for every shape of batch.
+            # Use double precision: in bands above those of the input there is only
+            # rounding noise, and that of single precision differs with the batch.
             precise = wavs if wavs.is_mps else wavs.double()
             return resample(precise, self.input_sample_rate, rate).float()

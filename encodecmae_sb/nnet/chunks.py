@@ -1,12 +1,12 @@
-"""How audio of any length is cut into pieces, encoded, and its frames joined.
+"""Cuts audio of any length into pieces, encodes them, and joins their frames.
 
 One rule for the lobe, the interfaces, HEAR, X-ARES, classification and probes:
 
 - A piece is 4 s long, as the crops of pretraining are, unless another length is given.
-- What is left after whole pieces is a piece, too; but a tail of 2048 samples or fewer
-  is dropped.
-- Every frame that the front end gives for a piece alone is valid, the last, partial one
-  of codec latents, too. So the frames of an item do not depend on its batch.
+- The rest after whole pieces is a piece, too; but a rest of 2048 samples or fewer is
+  dropped.
+- All frames that the front end gives for a piece alone are valid, even the last one of
+  codec latents, which is partial. So the frames of an item do not depend on its batch.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
-# Raise it when an item's frames change: what was stored of them is then computed anew.
+# Raise it when the frames of an item change: stored frames are then computed again.
 FRAMES_VERSION = 2
 # As long as the crops of pretraining: 4 s.
 PIECE = 4 * SAMPLE_RATE
@@ -88,7 +88,7 @@ def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False)
 
 
 def shortest_item(front_end, whole_codec_frames=False):
-    """Samples from which on an item has a frame.
+    """Samples of the shortest item that has a frame.
 
     Example
     -------
@@ -147,9 +147,9 @@ def frame_starts(front_end, frames):
 
 
 def frame_middle(front_end):
-    """Where the middle of the first frame is: of what it describes.
+    """Middle of the samples that the first frame describes.
 
-    Time is counted in samples; sample i lasts from i to i + 1.
+    In samples from the start; sample i lasts from i to i + 1.
 
     Example
     -------
@@ -190,9 +190,9 @@ def encode_in_pieces(
     piece : int, optional
         Samples of a piece; None: items are encoded whole.
     whole_codec_frames : bool
-        Let a piece have `samples // 320` frames, the codec's whole ones, and silence
-        after its end: the way of the published implementation with padded batches
-        (not with long audio).
+        Give a piece `samples // 320` frames, the whole ones of the codec, and silence
+        after its end. The published implementation does this with padded batches, but
+        not with long audio.
 
     Returns
     -------
@@ -243,7 +243,7 @@ def encode_in_pieces(
         if min(counts) < frames.shape[1]:
             num_frames = torch.tensor(counts).to(device)
         output = encoder.encode(frames, num_frames, num_layers_of(encoder, layer))
-        # Unbound, so that a gradient of one row is not as large as all of them.
+        # Unbind the rows: the gradient of an indexed row would be as large as all rows.
         rows = select_layer(output, layer).unbind(-3)
         for p, row in zip(group, rows, strict=True):
             if joined[p.item] is None:
@@ -269,7 +269,7 @@ def _front_end_frames(front_end, waves, num_frames, device):
 
 
 def pad_items(items, num_frames):
-    """Makes a batch of what `encode_in_pieces` gives.
+    """Pads the result of `encode_in_pieces` to a batch.
 
     Arguments
     ---------
@@ -321,7 +321,7 @@ def select_layer(output, layer):
 
 
 def num_layers_of(encoder, layer):
-    """Layers that have to be computed for what `layer` stands for."""
+    """Number of layers to compute for `layer`."""
     return layer + 1 if isinstance(layer, int) else encoder.num_layers
 
 

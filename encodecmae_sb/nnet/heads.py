@@ -1,4 +1,4 @@
-"""What stands between an encoder and a task: a sum of layers, output layers."""
+"""Between an encoder and a task: a sum of layers, and output layers for CTC."""
 
 import torch
 import torch.nn.functional as F

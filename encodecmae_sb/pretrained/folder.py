@@ -224,6 +224,7 @@ def export_encoder(encoder, folder, origin="", figures=None, files=None):
     about = (
         f"{encoder.num_layers} layers, {encoder.dim} wide, {millions:.1f} M "
         f"parameters; one frame in {frame_ms:.2f} ms of audio. {origin}"
+        f"{' The figures are of the validation.' if figures else ''}"
     )
     export_folder(
         folder, "encoder", {"encoder": encoder}, None, about, figures, files=files
@@ -238,8 +239,7 @@ def load_part(part, path):
 def load_weights(module, path, prefix=""):
     """Loads weights, all of them or none; a hook for SpeechBrain's Pretrainer.
 
-    SpeechBrain's own way only warns of weights that are missing, and leaves
-    random ones in their place.
+    SpeechBrain's own hook only warns about missing weights and keeps random ones.
 
     Arguments
     ---------
@@ -248,7 +248,7 @@ def load_weights(module, path, prefix=""):
     path : str or Path
         A state dict, read with `weights_only=True`.
     prefix : str
-        Only weights whose names begin with it are taken, as those of this module.
+        Only weights whose names begin with it are loaded, without it.
 
     Raises
     ------
@@ -328,8 +328,8 @@ def load_encoder_folder(folder, pretrained=True):
     folder : str or Path
         The folder.
     pretrained : bool
-        False draws new weights for all that pretraining trains; what is frozen, a
-        codec inside, is loaded in any case.
+        False draws new weights for all that pretraining trains. A codec inside, which
+        is frozen, is loaded in any case.
 
     Returns
     -------
@@ -358,9 +358,9 @@ def load_encoder_folder(folder, pretrained=True):
 
 
 def with_new_weights(encoder):
-    """A new encoder, built like another one, with new weights.
+    """A new encoder with the architecture of another one, and new weights.
 
-    What is frozen, a codec inside, is that of the other one.
+    A codec inside, which is frozen, keeps its weights.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Weights in the layout of the authors' published checkpoints become ours.
+"""Converts the authors' published checkpoints.
 
 A published file is a dict with `config` (text, with lines such as
 `NUM_ENCODER_HEADS = 12`) and `state_dict`. Two things in it differ from PyTorch's
@@ -59,20 +59,20 @@ class PublishedModel:
 def import_published(source, folder):
     """Makes an encoder folder, as a recipe exports it, of published weights.
 
-    If the checkpoint holds the codec of its targets, that becomes
-    `codec.safetensors` in the folder, which `Codec` reads.
+    If the checkpoint holds the codec of its targets, the folder gets it as
+    `codec.safetensors`, which `Codec` reads.
 
     Arguments
     ---------
     source : str or Path
-        A file in the published layout, or a name in `PUBLISHED`, which is fetched.
+        A file in the published layout, or a name in `PUBLISHED`, to be downloaded.
     folder : str or Path
-        Made if needed; an encoder folder in its place is replaced, nothing else.
+        Made if needed. An encoder folder there is replaced; any other is an error.
 
     Returns
     -------
     PublishedModel
-        What the folder was made of.
+        What was converted.
 
     Raises
     ------
@@ -123,10 +123,10 @@ def load_encoder_source(source, pretrained=True):
     Arguments
     ---------
     source : str, Path or AudioEncoder
-        A folder, or else a name in `PUBLISHED`, or an encoder that is there already.
+        A folder, a name in `PUBLISHED`, or an encoder.
     pretrained : bool
-        False draws new weights for all that pretraining trains; what is frozen, a
-        codec inside, stays what it is.
+        False draws new weights for all that pretraining trains. A codec inside, which
+        is frozen, keeps its weights.
 
     Returns
     -------
@@ -199,11 +199,11 @@ def fetch_published(name):
             f"https://huggingface.co/{REPOSITORY} can be given as a file, once "
             "downloaded."
         )
-    # Here, so that only those who use a name wait for this import.
+    # Imported here, because it is slow and only names need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import get_session
 
-    # The file is looked for by its name, wherever in the repository it stands.
+    # Find the file by its name, in whatever folder of the repository.
     wanted = {"allow_patterns": [f"{name}.pt", f"*/{name}.pt"]}
     try:
         cached = snapshot_download(REPOSITORY, local_files_only=True, **wanted)
@@ -212,8 +212,7 @@ def fetch_published(name):
     except OSError:
         pass  # not in the cache yet
     try:
-        # Else the hub's client goes on trying, up to minutes: is anybody there, and
-        # does it answer?
+        # Check first that the hub answers: its client would retry for minutes.
         check_reachable(constants.ENDPOINT)
         get_session().head(constants.ENDPOINT, timeout=10)
         snapshot = snapshot_download(REPOSITORY, **wanted)
@@ -288,8 +287,8 @@ def convert_published(state_dict, config="", pretrained=True):
     config : str
         The configuration text beside it; says how many heads there are.
     pretrained : bool
-        False draws new weights for all that pretraining trains; what is frozen, a
-        codec inside, is loaded in any case.
+        False draws new weights for all that pretraining trains. A codec inside, which
+        is frozen, is loaded in any case.
 
     Returns
     -------
