@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -461,6 +462,22 @@ def test_transcripts_are_tokenized_once(corpus, tmp_path):
         assert item["tokens"].dtype == torch.int64
         assert tokens.decode(item["tokens"]) == row["wrd"]
     assert encoded == [row["wrd"] for row in speech.rows]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "finetuned"),
+    [
+        ("asr_ctc_frozen.yaml", "asr_ctc_finetuned.yaml"),
+        ("asr_ctc_mini_frozen.yaml", "asr_ctc_mini.yaml"),
+    ],
+)
+def test_what_a_finetuned_encoder_needs_more(frozen, finetuned):
+    few, more = (
+        set(re.findall(r"(?m)^(\w+):", (ROOT / "hparams" / name).read_text()))
+        for name in (frozen, finetuned)
+    )
+    assert more - few == {"lr_encoder", "freeze_steps"}
+    assert few < more
 
 
 def test_relative_lengths_give_the_counts_back():
