@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from encodecmae_sb.brains.base import History
 from encodecmae_sb.brains.classify import (
     ClassifyBrain,
     check_encoder,
@@ -59,6 +58,7 @@ from encodecmae_sb.utils.experiment import (
     write_metrics,
 )
 from encodecmae_sb.utils.files import whole_file, write_csv
+from encodecmae_sb.utils.recoverables import History
 
 SAMPLE_RATE = 24000  # of the encoders
 LOGMEL_POOLING = "mean_std"  # of the baseline, whatever the yaml says

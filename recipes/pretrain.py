@@ -23,174 +23,49 @@ from pathlib import Path
 from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
-from encodecmae_sb.bundled import corpus_folders
-from encodecmae_sb.data.codes import StoredCodes
-from encodecmae_sb.data.crops import FixedCrops, RandomCrops
-from encodecmae_sb.data.manifest import check_folders, prepare_corpora
-from encodecmae_sb.data.shards.reading import (
-    ShardCrops,
-    find_packed_codes,
-    holds_shards,
-    prepare_shards,
-)
-from encodecmae_sb.data.stored import HOP, SAMPLE_RATE
-from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.lobes import Codec, CodecLatents
+from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.nnet.front_ends import check_grid
-from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL, checksum
+from encodecmae_sb.nnet.targets import Targets, identify
+from encodecmae_sb.pipelines.pretrain import (
+    build_crops,
+    build_targets,
+    open_codes,
+    prepare_data,
+    training_identity,
+)
+from encodecmae_sb.pretrained.codec_files import demonstration_codec
 from encodecmae_sb.pretrained.folder import export_encoder
-from encodecmae_sb.utils.digests import digest
-from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import (
+    announce_demonstration,
     main_process_first,
     quit_on_user_errors,
     start_experiment,
     write_metrics,
 )
-from encodecmae_sb.utils.identity import data_identity, named
-
-
-def choose_codec(hparams, given):
-    """The codec's source.
-
-    Only a demonstration, and only where no codec was named, uses the bundled one.
-    """
-    if hparams["data_folder"] or "codec" in given or hparams["codec"] != OFFICIAL:
-        return hparams["codec"]
-    return BUNDLED
-
-
-def announce(hparams, source):
-    """Says at once what kind of run this is."""
-    if hparams["codes_folder"]:
-        print(f"Codes: read from {hparams['codes_folder']}", flush=True)
-    if hparams["data_folder"]:
-        print(f"Codec: {source}")
-        return
-    print(
-        "DEMONSTRATION: no --data_folder was given, so this run trains on the small\n"
-        "synthetic corpus in this repository (speech of 10 synthetic voices, and\n"
-        f"sounds). Codec: {source}"
-        + (" (small, trained for this repository)." if source == BUNDLED else ".")
-        + "\nFor a real model: --data_folder FOLDER, any folder of audio.",
-        flush=True,
-    )
-
-
-def open_codes(hparams, source):
-    """The stored codes, once it is sure that they are the targets asked for."""
-    folders, codes_folder = hparams["data_folder"], hparams["codes_folder"]
-    if folders and holds_shards(folders):
-        if codes_folder:
-            raise UserError(
-                f"codes_folder={codes_folder}, but codes for shards lie in the shards. "
-                "Leave codes_folder out, or pack the codes: python "
-                "recipes/make_shards.py ANOTHER_FOLDER --data_folder FOLDER "
-                f"--codes_folder {codes_folder}"
-            )
-        stored = find_packed_codes(folders)
-        if stored is not None and if_main_process():
-            print("Codes: read from the shards", flush=True)
-    else:
-        stored = StoredCodes(codes_folder) if codes_folder else None
-    if stored is None:
-        return None
-    sizes = hparams["n_codebooks"], hparams["codebook_size"]
-    stored.check(source, checksum(source), *sizes)
-    return stored
-
-
-def build_data(hparams, output, source, stored):
-    """Manifests, random crops to train on, fixed ones to validate on."""
-    folders = hparams["data_folder"] or corpus_folders()
-    save, max_unusable = hparams["save_folder"], hparams["max_unusable"]
-    if holds_shards(folders):
-        random_crops = ShardCrops
-        corpora = main_process_first(prepare_shards, folders, save)
-    else:
-        random_crops = RandomCrops
-        corpora = main_process_first(prepare_corpora, folders, save, max_unusable)
-    unusable = UnusableFiles(
-        output / "unusable_files.csv",
-        sum(corpus.num_files for corpus in corpora),
-        max_unusable,
-    )
-    manifests = {
-        "train": [corpus.train_csv for corpus in corpora],
-        "valid": [corpus.valid_csv for corpus in corpora],
-    }
-    codes, unreadable = {"train": None, "valid": None}, []
-    if stored is not None:
-        opened = stored.of_manifests(
-            manifests["train"] + manifests["valid"],
-            hparams["n_codebooks"],
-            stored.extract_command(hparams["data_folder"], source),
-        )
-        codes = {"train": opened[: len(corpora)], "valid": opened[len(corpora) :]}
-        unreadable = [item for files in opened for item in files.unreadable]
-    train = random_crops(
-        manifests["train"],
-        hparams["crop_seconds"],
-        hparams["sample_rate"],
-        hparams["seed"],
-        hparams["corpus_weights"],
-        codes["train"],
-    )
-    valid = FixedCrops(
-        manifests["valid"],
-        hparams["valid_items"],
-        hparams["crop_seconds"],
-        hparams["sample_rate"],
-        hparams["seed"],
-        codes["valid"],
-    )
-    left_out = [corpus.unusable for corpus in corpora]
-    for items in [*left_out, unreadable, valid.unusable]:
-        if if_main_process():
-            unusable.add(items)
-    return corpora, train, valid, unusable
-
-
-def training_identity(source, corpora, train):
-    """What the training depends on besides the yaml."""
-    codes = "computed for each crop"
-    if train.targets is not None:
-        # How much of each corpus has codes: draws depend on it.
-        codes = named("stored", digest([int(x.frames.sum()) for x in train.targets]))
-    return {
-        "data": data_identity(corpora),
-        "codec": named(source, checksum(source)),
-        "codes": codes,
-    }
 
 
 def main(argv):
     """Runs the experiment that the command line describes."""
-    hparams, run_opts, given = start_experiment(argv)
+    hparams, run_opts, _ = start_experiment(argv, choose=demonstration_codec)
     output = Path(hparams["output_folder"])
     front_end = hparams["model"].encoder.front_end
-    check_grid(front_end, hparams["sample_rate"], SAMPLE_RATE, HOP)
-    source = choose_codec(hparams, given)
-    if if_main_process():
-        announce(hparams, source)
+    grid = Targets.sample_rate, Targets.hop_length
+    check_grid(front_end, hparams["sample_rate"], *grid)
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"])
-
-    stored = open_codes(hparams, source)
-    modules = dict(hparams["modules"])
-    needs_codec = isinstance(front_end, CodecLatents)
-    if stored is None or needs_codec:
-        codec = main_process_first(Codec, source, hparams["n_codebooks"])
-        if needs_codec:
-            front_end.use(codec)
-        if stored is None:
-            modules["codec"] = codec
-    corpora, train, valid, unusable = build_data(hparams, output, source, stored)
+    else:
+        announce_demonstration("trains on")
+    label = main_process_first(identify, hparams["targets"])
     if if_main_process():
-        print(
-            f"Training on {train.num_files} files, {train.total_seconds / 3600:.2f} h; "
-            f"validating on {len(valid)}; {len(unusable)} files left out."
-        )
+        print(f"{label.kind.capitalize()}: {label.name}", flush=True)
+    stored = open_codes(hparams, label)
+    modules = dict(hparams["modules"])
+    targets = build_targets(hparams, stored)
+    if targets is not None:
+        modules["targets"] = targets
+    corpora, unusable = prepare_data(hparams, output / "unusable_files.csv", True)
+    command = stored and stored.extract_command(hparams["data_folder"], label, argv[0])
+    train, valid = build_crops(hparams, corpora, unusable, stored, command)
 
     brain = PretrainBrain(
         modules=modules,
@@ -201,10 +76,10 @@ def main(argv):
         unusable=unusable,
         corpora=[corpus.name for corpus in corpora],
     )
-    brain.identify(**training_identity(source, corpora, train))
+    brain.identify(**training_identity(label, corpora, train))
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
-        finish(brain, source, output, argv)
+        finish(brain, label, output, argv)
 
 
 def longer(argv, steps):
@@ -215,12 +90,12 @@ def longer(argv, steps):
     return shlex.join([*argv, "--training_steps", str(steps)])
 
 
-def finish(brain, source, output, argv):
+def finish(brain, label, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     row = brain.history.rows[-1]
     metrics = {
         **row,
-        "codec": source,
+        label.kind: label.name,
         "precision": brain.precision,
         "unusable_files": len(brain.unusable),
     }
@@ -231,7 +106,7 @@ def finish(brain, source, output, argv):
         brain.hparams.model.encoder,
         folder,
         f"Pretrained with {Path(argv[0]).name} for {int(row['step'])} steps on "
-        f"{', '.join(brain.corpora)}; targets: codec {source}.",
+        f"{', '.join(brain.corpora)}; targets: {label}.",
         row,
     )
     n_codebooks = brain.hparams.n_codebooks

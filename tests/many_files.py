@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ from encodecmae_sb.data.shards.reading import (
     find_packed_codes,
     prepare_shards,
 )
-from encodecmae_sb.data.stored import FilePieces, FileTargets, RowFile
+from encodecmae_sb.data.stored import FileChunks
+from encodecmae_sb.pipelines.extract import missing_jobs, plan
 from encodecmae_sb.utils.identity import data_identity
 
 RATE, SAMPLES = 16000, 1600
@@ -58,8 +60,8 @@ def make(folder, count):
 
 
 def make_codes(folder, count):
-    """Codes of all files; the file of rows has a size, and no content."""
-    prepare_codes(folder / "codes", CodesInfo("bundled", "0" * 8, 8, 1024))
+    """Codes of all files; the file of rows has a size but no content."""
+    prepare_codes(folder / "codes", CodesInfo("codec", "bundled", "0" * 8, 8, 1024))
     with open(folder / "codes/part-00000.files", "w") as lines:
         for home, _, files in os.walk(folder / "audio"):
             for file in sorted(files):
@@ -67,9 +69,8 @@ def make_codes(folder, count):
                 stat = os.stat(path)
                 line = [path, stat.st_size, stat.st_mtime_ns, ""]
                 lines.write(json.dumps(line) + "\n")
-    for name, width in (("codes/part-00000.codes", 8), ("targets", 1)):
-        (folder / name).touch()
-        os.truncate(folder / name, 2 * width * FRAMES * count)
+    (folder / "codes/part-00000.codes").touch()
+    os.truncate(folder / "codes/part-00000.codes", 2 * 8 * FRAMES * count)
     np.full(count, FRAMES).tofile(folder / "codes/part-00000.codes.counts")
 
 
@@ -106,8 +107,7 @@ def make_shards(folder, count):
                     ]
                 )
     (shards / "it.codes.npy").unlink()
-    info = {"codec": "bundled", "checksum": "0" * 8, "n_codebooks": 8}
-    info |= {"codebook_size": 1024, "format": 1}
+    info = asdict(CodesInfo("codec", "bundled", "0" * 8, 8, 1024))
     listed = [
         {"name": n, "items": 1, "seconds": 1, "bytes": (shards / n).stat().st_size}
         for n in names
@@ -127,7 +127,7 @@ def listing(folder):
 
 
 def manifests(folder):
-    """A new manifest, headers taken for granted."""
+    """A new manifest; headers are not read."""
     for state in (folder / "save").glob("audio.json"):
         state.unlink()
     return prepare_corpora(folder / "audio", folder / "save")
@@ -154,14 +154,15 @@ def from_codes(folder):
     return stored, crops, fixed, first_batch(crops)
 
 
-def from_targets(folder):
-    """From a manifest and stored targets to a batch of crops with targets."""
-    train, _ = _manifest(folder)
-    pieces = FilePieces(train, 96000, 2048)
-    np.full(len(pieces), FRAMES).tofile(folder / "targets.counts")
-    targets = FileTargets(pieces, RowFile(folder / "targets", "uint16"))
-    crops = RandomCrops([train], targets=[targets])
-    return pieces, crops, first_batch(crops)
+def extraction(folder):
+    """From a manifest to what has to be encoded: nothing, and all files."""
+    chunks = FileChunks(_manifest(folder), 96000)
+    groups = plan(chunks.lengths.tolist(), 16 * 96000)
+    jobs = missing_jobs(chunks, groups, StoredCodes(folder / "codes"), 16 * 96000)
+    assert not jobs
+    prepare_codes(folder / "none", StoredCodes(folder / "codes").info)
+    jobs = missing_jobs(chunks, groups, StoredCodes(folder / "none"), 16 * 96000)
+    return chunks, jobs
 
 
 def from_shards(folder):
@@ -174,7 +175,7 @@ def from_shards(folder):
     return crops, fixed, first_batch(crops)
 
 
-STAGES = (listing, manifests, from_audio, from_codes, from_targets, from_shards)
+STAGES = (listing, manifests, from_audio, from_codes, extraction, from_shards)
 
 
 def assume_headers(path, **options):

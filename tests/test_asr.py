@@ -16,7 +16,6 @@ from speechbrain import Stage
 from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import environment, execute
 
-from encodecmae_sb.brains.base import History
 from encodecmae_sb.brains.ctc import CTCBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.speech import (
@@ -40,6 +39,7 @@ from encodecmae_sb.lobes import (
 from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
+from encodecmae_sb.utils.recoverables import History
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import run_recipe
 from test_pretrain import ROOT, execute
-from test_reconstruct import flags, recipe
+from test_reconstruct import flags
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import codec_file, speech_folder
@@ -22,10 +23,10 @@ from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.lobes import Codec
+from encodecmae_sb.pipelines import extract as pipeline
 from encodecmae_sb.utils.errors import UserError
 
-extract_codes = recipe("extract_codes")
-extract_codes.COMPARED_CROPS = 2  # 64 take a second in every run
+pytestmark = pytest.mark.usefixtures("few_compared")
 
 
 class Killed(Exception):
@@ -36,7 +37,7 @@ def extract(folder, corpus, *options):
     """Runs the recipe."""
     given = ["--data_folder", str(corpus), "--codec", "bundled", "--device", "cpu"]
     given += ["--num_workers", "0", "--batch_seconds", "8", *map(str, options)]
-    extract_codes.main([str(folder), *given])
+    run_recipe("extract_codes", folder, *given)
     return StoredCodes(folder)
 
 
@@ -51,9 +52,17 @@ def codes_of(stored):
 
 
 def same(left, right):
-    """Whether two dicts of arrays are equal to the bit."""
+    """Whether two dicts of arrays are equal, bit for bit."""
     assert left.keys() == right.keys()
     return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def few_compared():
+    """Two crops instead of 64, which take a second in every run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "COMPARED_CROPS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +82,7 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def extracted(corpus, tmp_path_factory):
+def extracted(corpus, few_compared, tmp_path_factory):
     """A folder of codes of that corpus."""
     folder = tmp_path_factory.mktemp("codes") / "codes"
     extract(folder, corpus)
@@ -93,7 +102,7 @@ def mine(corpus, extracted, tmp_path):
 
 
 def test_codes_are_those_of_whole_files(corpus, tmp_path, codec, monkeypatch):
-    """At any rate, of any length, in pieces or not."""
+    """For files of any rate and length, encoded in chunks or whole."""
     folder = tmp_path / "audio"
     shutil.copytree(corpus, folder)
     speech = [read_audio(path, 24000) for path in sorted(folder.rglob("*.flac"))]
@@ -104,8 +113,8 @@ def test_codes_are_those_of_whole_files(corpus, tmp_path, codec, monkeypatch):
     for samples in (320, 640, 1000, 2239, 2240, 3000):  # next to no frames
         wav = joined[9000 : 9000 + samples]
         soundfile.write(folder / f"train/short{samples}.wav", wav, 24000, "FLOAT")
-    monkeypatch.setattr(extract_codes, "PIECE", 3 * 24000)
-    monkeypatch.setattr(extract_codes, "CONTEXT", 2 * 24000)
+    monkeypatch.setattr(Codec, "chunk_samples", 3 * 24000)
+    monkeypatch.setattr(Codec, "context_samples", 2 * 24000)
     codes = codes_of(extract(tmp_path / "codes", folder))
     assert len(codes) == 13 + 8
     for path in folder.rglob("*.*"):
@@ -138,12 +147,12 @@ def test_killed_it_goes_on(corpus, extracted, tmp_path, monkeypatch):
 
     encode = Codec.encode
 
-    def counted(codec, wavs):
+    def counted(codec, wavs, lengths):
         calls[1] += len(wavs)
-        return encode(codec, wavs)
+        return encode(codec, wavs, lengths)
 
     monkeypatch.setattr(Codec, "encode", counted)
-    monkeypatch.setattr(extract_codes, "compare_crops", lambda *args: None)
+    monkeypatch.setattr(pipeline, "compare_crops", lambda *args: None)
     assert same(codes_of(extract(folder, corpus)), whole)
     assert calls[1] == len(whole) - len(there)
     extract(folder, corpus)  # nothing is left
@@ -153,7 +162,7 @@ def test_killed_it_goes_on(corpus, extracted, tmp_path, monkeypatch):
 
 def test_of_a_part_cut_anywhere_whole_files_are_left(tmp_path):
     codes = {f"/{i}.wav": np.full((i + 1, 2), i) for i in range(4)}
-    prepare_codes(tmp_path, CodesInfo("bundled", "0" * 8, 2, 1024))
+    prepare_codes(tmp_path, CodesInfo("codec", "bundled", "0" * 8, 2, 1024))
     part = CodesPart(tmp_path, 2)
     for path, values in codes.items():
         part.append([(path, (0, 0), "")], [values])
@@ -216,13 +225,13 @@ def test_files_that_cannot_be_read(corpus, extracted, tmp_path, monkeypatch):
             raise UnusableAudio("unreadable: a bad block")
         return read(path, rate, start, seconds)
 
-    monkeypatch.setattr(extract_codes, "PIECE", 24000)
-    monkeypatch.setattr(extract_codes, "CONTEXT", 1600)
+    monkeypatch.setattr(Codec, "chunk_samples", 24000)
+    monkeypatch.setattr(Codec, "context_samples", 1600)
     whole = codes_of(extract(tmp_path / "whole", corpus))
     folder = tmp_path / "codes"
     with monkeypatch.context() as patch:
         patch.setattr(targets, "read_audio", broken)
-        with pytest.raises(UserError, match="max_unusable=0.05"):
+        with pytest.raises(SystemExit, match="max_unusable=0.05"):
             extract(folder, corpus)
         stored = extract(folder, corpus, "--max_unusable", 0.1)
     # What stands before the bad block is there.
@@ -237,7 +246,7 @@ def test_out_of_memory_names_the_option(corpus, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Codec, "encode", full)
-    with pytest.raises(UserError, match="lower --batch_seconds"):
+    with pytest.raises(SystemExit, match="lower --batch_seconds"):
         extract(tmp_path, corpus)
 
 
@@ -283,7 +292,7 @@ def test_codes_that_are_none_or_of_another_kind(corpus, extracted, tmp_path):
         (("--batch_seconds", 0), "positive"),
         (("--device", "abacus"), "abacus"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(SystemExit, match=message):
             extract(extracted, corpus, *options)
     with pytest.raises(UserError, match="no folder of codes"):
         StoredCodes(tmp_path)
@@ -294,7 +303,7 @@ def test_codes_that_are_none_or_of_another_kind(corpus, extracted, tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         StoredCodes(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(SystemExit, match="Cannot write"):
         extract(tmp_path / "file", corpus)
 
 
@@ -304,7 +313,6 @@ def test_codes_that_are_none_or_of_another_kind(corpus, extracted, tmp_path):
 @pytest.fixture(scope="module")
 def pretrain(corpus, extracted):
     """Runs the recipe; returns what two runs must agree on, bit for bit."""
-    module = recipe("pretrain")
     # A sample of 512 crops would take the most of the time.
     patch = pytest.MonkeyPatch()
     patch.setattr("encodecmae_sb.brains.pretrain._UNIGRAM_CROPS", 16)
@@ -323,12 +331,11 @@ def pretrain(corpus, extracted):
             **options,
         }
         arguments = [str(ROOT / f"hparams/{yaml}.yaml"), *flags(output, **given)]
-        module.main([*arguments, "--noprogressbar"])
+        run_recipe("pretrain", *arguments, "--noprogressbar")
         weights = (output / "encoder/encoder.ckpt").read_bytes()
         metrics = json.loads((output / "metrics.json").read_text())
         return hashlib.sha256(weights).hexdigest(), metrics
 
-    run.module = module
     yield run
     patch.undo()
 
@@ -338,7 +345,7 @@ def no_codec(*args):
 
 
 def test_pretraining_from_codes_killed_and_resumed(pretrain, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain.module, "Codec", no_codec)
+    monkeypatch.setattr(Codec, "__init__", no_codec)
     results = pretrain(tmp_path / "whole")
     assert results[1]["step"] == 4
     assert results[1]["codec"] == "bundled"
@@ -359,7 +366,7 @@ def test_pretraining_from_codes_killed_and_resumed(pretrain, tmp_path, monkeypat
 
 
 def test_it_measures_what_training_from_audio_measures(pretrain, tmp_path):
-    """The same crops, but for less than a frame; nearly the same codes."""
+    """Crops are the same up to a frame, and codes are nearly the same."""
     options = {"training_steps": 2, "n_codebooks": 3, "crop_seconds": 0.8}
     _, stored = pretrain(tmp_path / "codes", **options)
     _, audio = pretrain(tmp_path / "audio", **options, codes_folder="null")
@@ -387,13 +394,13 @@ def test_codes_that_do_not_fit(pretrain, mine, tmp_path, capsys):
         ({"codebook_size": 512}, "--codebook_size 1024"),
         ({"codes_folder": tmp_path}, "extract_codes.py"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(SystemExit, match=message):
             pretrain(output, **{"codes_folder": folder, **options})
     paths = sorted(corpus.glob("train/*.flac"))
     os.utime(paths[0], (0, 0))
     for i in range(7):
         shutil.copy(paths[1], corpus / f"train/new{i}.flac")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(SystemExit) as caught:
         pretrain(output, data_folder=corpus, codes_folder=folder, n_codebooks=4)
     text = str(caught.value)
     assert "8 of 20 audio files" in text
@@ -403,7 +410,7 @@ def test_codes_that_do_not_fit(pretrain, mine, tmp_path, capsys):
     # What it says to do mends it.
     command = text.splitlines()[-1].split()
     assert command[:3] == ["python", "recipes/extract_codes.py", str(folder)]
-    extract_codes.main([*command[2:], "--num_workers", "0", "--device", "cpu"])
+    run_recipe("extract_codes", *command[2:], "--num_workers", 0, "--device", "cpu")
     made = capsys.readouterr().out
     assert f"--codes_folder {folder}" in made
     pretrain(output, data_folder=corpus, codes_folder=folder, training_steps=1)

@@ -427,7 +427,7 @@ def test_spread_by_hand():
 
 
 def test_the_interval_is_that_of_other_test_clips():
-    """Of 400 clips 300 are right: the standard error is sqrt(0.75 * 0.25 / 400)."""
+    """300 of 400 clips are right, so the standard error is sqrt(0.75 * 0.25 / 400)."""
     targets = torch.arange(400) % 4
     given = torch.where(torch.arange(400) < 300, targets, (targets + 1) % 4)
     guesses = torch.eye(4)[given]

@@ -3,29 +3,41 @@
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import run_recipe
 from test_pretrain import ROOT
-from test_reconstruct import flags, recipe
+from test_reconstruct import flags
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
-from encodecmae_sb.brains.self_train import (
-    load_teacher,
-    on_frames_of,
-    start_student,
-    store_targets,
-)
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.audio import UnusableAudio, read_audio
+from encodecmae_sb.data.codes import (
+    CodesInfo,
+    CodesPart,
+    StoredCodes,
+    file_stamp,
+    prepare_codes,
+)
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
-from encodecmae_sb.data.stored import FilePieces, FileTargets, RowFile, read_samples
+from encodecmae_sb.data.stored import FileChunks, RowFile, read_samples
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.chunks import encode_in_pieces
-from encodecmae_sb.nnet.clusters import _use_all, find_clusters, nearest
+from encodecmae_sb.nnet.clusters import (
+    ClusterTargets,
+    _use_all,
+    find_clusters,
+    nearest,
+)
+from encodecmae_sb.nnet.targets import on_frames_of
+from encodecmae_sb.pipelines import clusters
+from encodecmae_sb.pipelines.extract import extract, join, open_folder
+from encodecmae_sb.pipelines.students import load_teacher, start_student
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
 from encodecmae_sb.utils.errors import UserError
 
@@ -105,27 +117,30 @@ def test_a_row_file_goes_on_after_any_kill(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
 def test_crops_begin_on_a_frame(tmp_path, rate):
-    """A crop is where its targets say, to the sample, at any rate."""
+    """A crop starts at the sample that its targets say, at any rate."""
     samples = np.random.default_rng(0).normal(size=3 * rate) * 0.1
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, "FLOAT")
     (corpus,) = prepare_corpora(tmp_path, tmp_path / "save")
     whole = read_audio(tmp_path / "a.wav", 24000)
-    pieces = FilePieces(corpus.train_csv, 32000, 2048)
-    joined = torch.cat([pieces[i].wav for i in range(len(pieces))])
+    chunks = FileChunks(corpus.train_csv, 32000, shortest_tail=2048)
+    joined = torch.cat([chunks[i].wav for i in range(len(chunks))])
     assert (joined[: len(whole)] - whole).abs().max() < 1e-5
-    stored = RowFile(tmp_path / "targets", "uint16")
-    # Targets that are the frames' numbers, of pieces of 100 frames.
-    numbers = np.arange(225)
-    stored.append(np.split(numbers, [100, 200]))
-    targets = FileTargets(pieces, stored)
+    # Targets that are the numbers of the frames.
+    folder = tmp_path / "codes"
+    prepare_codes(folder, CodesInfo("targets", "numbers", "0", 1, 225))
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.wav"
+        file = (str(path), file_stamp(path), "")
+        CodesPart(folder, 1).append([file], [np.arange(225)[:, None]])
+    (targets,) = StoredCodes(folder).of_manifests([corpus.train_csv], 1, "")
     crops = RandomCrops([corpus.train_csv], 0.5, seed=rate, targets=[targets])
     firsts = set()
     for draw in range(20):
         item = crops[draw]
         first = int(item["targets"][0])
         firsts.add(first)
-        assert item["targets"].tolist() == list(range(first, first + 38))
+        assert item["targets"][:, 0].tolist() == list(range(first, first + 38))
         expected = whole[320 * first : 320 * (first + 38)]
         assert (item["wav"] - expected).abs().max() < 1e-5
     assert len(firsts) > 10
@@ -145,17 +160,15 @@ def test_targets_of_a_batch_are_padded(tmp_path):
     assert batch.targets.dtype == torch.int64
 
 
-def test_what_follows_an_unreadable_piece_is_left_out(tmp_path):
-    for name in ("a", "b"):
-        soundfile.write(tmp_path / f"{name}.wav", np.zeros(24000), 24000)
-    (corpus,) = prepare_corpora(tmp_path, tmp_path / "save")
-    pieces = FilePieces(corpus.train_csv, 8000, 2048)
-    stored = RowFile(tmp_path / "targets", "uint16")
-    # 25 frames each: the second piece gave none.
-    stored.append([np.ones(25), np.ones(0), np.full(25, 3)])
-    targets = FileTargets(pieces, stored)
-    assert targets.frames.tolist() == [25]
-    assert (targets.cut(0, 0.5, 9.0)["targets"] == 1).all()
+def test_what_follows_an_unreadable_chunk_is_left_out():
+    chunks = SimpleNamespace(first=np.array([0, 3, 4]))
+    encoded = [(np.ones((25, 1)), ""), (np.ones((0, 1)), "a bad block")]
+    encoded += [(np.full((25, 1), 3), ""), (np.full((25, 1), 4), "")]
+    files = join(chunks, [0, 1], iter(encoded))
+    (first, reason), (second, none) = files
+    assert (reason, none) == ("a bad block", "")
+    assert first.tolist() == [[1]] * 25
+    assert second.tolist() == [[4]] * 25
 
 
 # ---------------------------------------------------------------- teacher, student
@@ -180,18 +193,10 @@ def test_stored_targets_are_those_of_the_layer_without_the_norm(
     teacher = load_teacher(teacher_folder, "last_no_norm")
     (prepared,) = prepare_corpora(corpus, tmp_path)
     centroids = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
-    targets = store_targets(
-        teacher,
-        "last_no_norm",
-        centroids,
-        prepared.valid_csv,
-        RowFile(tmp_path / "targets", "uint16"),
-        batch_size=3,
-        num_workers=0,
-        quiet=True,
-    )
-    assert isinstance(targets.values, np.memmap)
-    assert targets.values.itemsize == 2
+    targets = store(teacher, prepared.valid_csv, tmp_path / "targets", centroids)
+    values = targets.parts[0]
+    assert isinstance(values, np.memmap)
+    assert values.itemsize == 2
     for file, path in enumerate(targets.paths):
         wav = read_audio(path, 24000)
         crop = targets.cut(file, 0.0, 1e6)
@@ -201,8 +206,8 @@ def test_stored_targets_are_those_of_the_layer_without_the_norm(
             plain = teacher(wav[None, :96000]).layers[-1][0]
         assert (frames[:300] - plain[: len(frames)]).abs().max() < 1e-4
         expected = nearest(frames, centroids)[0][: len(wav) // 320]
-        assert (expected == crop["targets"]).double().mean() > 0.98
-    assert len(set(targets.values.tolist())) > 3
+        assert (expected == crop["targets"][:, 0]).double().mean() > 0.98
+    assert len(np.unique(values)) > 3
 
 
 PUBLISHED = {"hop_length": 318, "centered": False}  # the log-mel of published weights
@@ -219,13 +224,14 @@ def noises(folder, count=3, seconds=9):
     return folder
 
 
-def store(teacher, manifest, path, centroids):
+def store(teacher, manifest, folder, centroids, **options):
     """Targets of a manifest."""
-    options = {"batch_size": 2, "num_workers": 0, "quiet": True}
-    stored = RowFile(path, "uint16")
-    return store_targets(
-        teacher, "last_no_norm", centroids, manifest, stored, **options
-    )
+    targets = ClusterTargets(teacher, "last_no_norm", centroids)
+    open_folder(targets, folder)
+    settings = torch.device("cpu"), 8, 0, 1.0
+    extract(targets, [manifest], folder, *settings, quiet=True, **options)
+    (codes,) = StoredCodes(folder).of_manifests([manifest], 1, "")
+    return codes
 
 
 def test_targets_are_those_of_the_nearest_frame_of_a_published_teacher(tmp_path):
@@ -237,22 +243,22 @@ def test_targets_are_those_of_the_nearest_frame_of_a_published_teacher(tmp_path)
     centroids = frames[::7]
     targets = store(teacher, prepared.valid_csv, tmp_path / "targets", centroids)
     crop = targets.cut(0, 0.0, 1e6)
-    # Two pieces of 4 s and one of 1 s: the middle of every window, and of every target.
+    # Two chunks of 4 s and one of 1 s: the middle of every window, and of every target.
     starts = np.repeat([0, 96000, 192000], [300, 300, 74])
     within = np.concatenate([np.arange(300), np.arange(300), np.arange(74)])
     middles = starts + 318 * within + 318
     wanted = 320 * np.arange(len(wav) // 320) + 159.5
     assert len(crop["targets"]) == len(wanted) == 675
-    piece = wanted // 96000
+    chunk = wanted // 96000
     distance = np.abs(wanted[:, None] - middles)
-    distance[piece[:, None] != starts // 96000] = np.inf  # pieces are apart
+    distance[chunk[:, None] != starts // 96000] = np.inf  # chunks are apart
     expected = nearest(frames[distance.argmin(1)], centroids)[0]
-    assert (expected == crop["targets"]).double().mean() > 0.98
-    # With as many frames a piece as targets, their numbers would do, but they drift.
+    assert (expected == crop["targets"][:, 0]).double().mean() > 0.98
+    # With as many frames a chunk as targets, their numbers would do, but they drift.
     assert (expected[:600] != nearest(frames[:600], centroids)[0]).sum() > 60
 
 
-def test_a_piece_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
     (prepared,) = prepare_corpora(noises(tmp_path / "noises"), tmp_path)
     centroids = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
     given = make_encoder().eval(), prepared.train_csv
@@ -264,17 +270,22 @@ def test_a_piece_that_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
             raise UnusableAudio("the disk is away")
         return real(path, file_rate, first, count)
 
+    part = tmp_path / "part", centroids
     with monkeypatch.context() as patch:
         patch.setattr("encodecmae_sb.data.stored.read_samples", broken)
-        part = store(*given, tmp_path / "part", centroids)
-        assert part.frames.tolist() == [675, 300, 675]
-        # As long as it stays away, nothing is computed again.
+        for _ in range(2):
+            codes = store(*given, *part)
+            assert codes.frames.tolist() == [675, 300, 675]
+            assert codes.unreadable == [(whole.paths[1], "the disk is away")]
         patch.setattr(RowFile, "append", None)
-        part = store(*given, tmp_path / "part", centroids)
-        assert part.frames.tolist() == [675, 300, 675]
-    part = store(*given, tmp_path / "part", centroids)
-    assert part.frames.tolist() == whole.frames.tolist() == [675, 675, 675]
-    assert np.array_equal(part.values, whole.values)
+        # Once a training has begun, nothing is computed again, readable or not.
+        assert store(*given, *part, retry=False).frames[1] == 300
+        patch.setattr("encodecmae_sb.data.stored.read_samples", real)
+        assert store(*given, *part, retry=False).frames[1] == 300
+    codes = store(*given, *part)
+    assert codes.frames.tolist() == whole.frames.tolist() == [675, 675, 675]
+    for file in range(3):
+        assert np.array_equal(codes.read(file, 0, 675), whole.read(file, 0, 675))
 
 
 def test_a_student_of_a_published_teacher(self_train, tmp_path, capsys):
@@ -301,7 +312,7 @@ def test_a_student_of_a_published_teacher(self_train, tmp_path, capsys):
 
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
 def test_frames_of_a_student_as_published_get_the_nearest_target(seconds):
-    """As many frames as targets, and each its own window's."""
+    """There are as many frames as targets, and each has the target of its window."""
     frames = int(75 * seconds)
     batch = CropCollator()(
         [
@@ -347,7 +358,7 @@ def test_a_student_goes_on_from_a_teacher_of_its_kind():
     assert start_student(student, published, "teacher")
     assert (student.front_end.hop_length, student.front_end.centered) == (318, False)
     assert start_student(make_encoder(**PUBLISHED), published, "auto")
-    with pytest.raises(UserError, match="hop_length=240"):
+    with pytest.raises(UserError, match="every 240 samples"):
         start_student(make_encoder(hop_length=240), teacher, "fresh")
 
 
@@ -397,7 +408,6 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def self_train(corpus, teacher_folder):
     """Runs the recipe; returns what two runs must agree on, bit for bit."""
-    module = recipe("self_train")
 
     def run(output, **options):
         given = {
@@ -416,12 +426,11 @@ def self_train(corpus, teacher_folder):
             **options,
         }
         yaml = str(ROOT / "hparams/self_train_mini.yaml")
-        module.main([yaml, *flags(output, **given), "--noprogressbar"])
+        run_recipe("self_train", yaml, *flags(output, **given), "--noprogressbar")
         weights = (output / "encoder/encoder.ckpt").read_bytes()
         metrics = json.loads((output / "metrics.json").read_text())
         return hashlib.sha256(weights).hexdigest(), metrics
 
-    run.module = module
     return run
 
 
@@ -439,12 +448,11 @@ def test_what_a_run_reports(finished, corpus):
         assert 0 <= metrics[name] < 8
     assert 1 / 8 <= metrics["majority_accuracy"] <= 1
     # Counted again from what is stored: clusters on the validation crops.
-    name = next(output.glob("save/targets/*valid*.counts")).with_suffix("")
-    targets = FileTargets(
-        FilePieces(output / "save/speech_valid.csv", 96000, 2048), RowFile(name, "u2")
-    )
-    crops = FixedCrops([output / "save/speech_valid.csv"], 4, 0.5, targets=[targets])
-    counts = torch.bincount(torch.cat([item["targets"] for item in crops]), minlength=8)
+    manifest = output / "save/speech_valid.csv"
+    targets = StoredCodes(output / "save/targets").of_manifests([manifest], 1, "")
+    crops = FixedCrops([manifest], 4, 0.5, targets=targets)
+    codes = torch.cat([item["targets"][:, 0] for item in crops])
+    counts = torch.bincount(codes, minlength=8)
     shares = counts[counts > 0] / counts.sum()
     assert metrics["clusters_used"] == (counts > 0).double().mean()
     perplexity = (-(shares * shares.log()).sum()).exp().item()
@@ -480,11 +488,12 @@ def test_killed_at_every_stage_it_ends_the_same(
 
     killed_when(RowFile, "append", 2)  # embedding
     assert list(output.glob("save/features-*"))
-    killed_when(self_train.module, "find_clusters", 1)  # clustering
+    killed_when(clusters, "find_clusters", 1)  # clustering
     assert not (output / "centroids.npz").exists()
-    killed_when(RowFile, "append", 3)  # computing targets
+    killed_when(RowFile, "append", 2)  # computing targets
     assert (output / "centroids.npz").exists()
-    killed_when(RowFile, "append", 4)
+    assert len(StoredCodes(output / "save/targets").entries) > 1
+    killed_when(RowFile, "append", 1)
     killed_when(PretrainBrain, "compute_forward", 4)  # training
     assert list(output.glob("save/CKPT*"))
     assert self_train(output) == finished[1]
@@ -499,9 +508,9 @@ def test_another_student_of_the_same_clusters(self_train, finished, tmp_path):
 
 def test_targets_do_not_change_in_the_middle(self_train, finished):
     output, results = finished
-    with pytest.raises(UserError, match="another teacher"):
+    with pytest.raises(SystemExit, match="another teacher"):
         self_train(output, n_clusters=9)
-    with pytest.raises(UserError, match="another teacher"):
+    with pytest.raises(SystemExit, match="another teacher"):
         self_train(output, layer="last")
     assert self_train(output) == results
 
@@ -516,7 +525,7 @@ def test_bad_teachers_and_settings(self_train, tmp_path):
         ({"n_clusters": 5000}, "fewer than n_clusters=5000"),
         ({"student": "teacher", "dim": 32}, "--student fresh"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(SystemExit, match=message):
             self_train(tmp_path / "run", **options)
 
 
@@ -535,6 +544,6 @@ def test_the_papers_configuration(self_train, tmp_path, teacher_folder):
     for i in range(6):
         soundfile.write(folder / f"{i}.wav", 0.1 * rng.normal(size=30000), 24000)
     options += ["--data_folder", str(folder), "--noprogressbar"]
-    self_train.module.main([yaml, *options])
+    run_recipe("self_train", yaml, *options)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["student_continued"] is False  # shared feed-forwards

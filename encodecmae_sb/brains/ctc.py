@@ -10,7 +10,6 @@ from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.metric_stats import ErrorRateStats
 from speechbrain.utils.seed import seed_everything
-from tqdm import tqdm
 
 from encodecmae_sb.data.speech import collate_speech, is_empty
 from encodecmae_sb.data.tokenizer import BLANK
@@ -210,17 +209,13 @@ class CTCBrain(FineTuneBrain):
                 "wer": float(self.wer.summarize("error_rate")),
                 "cer": float(self.cer.summarize("error_rate")),
             }
-            self.history.append(row)
-            if if_main_process():
-                tqdm.write(
-                    f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
-                    f"loss {row['valid_loss']:.3f}  WER {row['wer']:.1f} %  "
-                    f"CER {row['cer']:.1f} %"
-                )
-            self.checkpointer.save_and_keep_only(
+            self.report(
+                row,
+                f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
+                f"loss {row['valid_loss']:.3f}  WER {row['wer']:.1f} %  "
+                f"CER {row['cer']:.1f} %",
                 meta={"cer": row["cer"], "epoch": epoch},
                 min_keys=["cer"],
-                verbosity=10,  # logging.DEBUG: the line above says enough
             )
 
     def evaluate_set(self, test_set, searcher, path):

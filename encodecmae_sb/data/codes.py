@@ -1,15 +1,15 @@
 """Codes of whole files, encoded once and kept in a folder.
 
-`recipes/extract_codes.py` writes the folder, pretraining reads it (`codes_folder`)::
+`pipelines.extract` writes the folder, training reads it::
 
-    codes.json             which codec, how many codebooks
+    codes.json             what the codes are
     part-00000.codes       uint16, shape [frames, Q]: frames of many files in a row
     part-00000.codes.counts   int64: frames of each file
     part-00000.files       a line of JSON per file: path, size, time of change, reason
 
-Every process of every run writes a part of its own, so that nothing is ever written
-to that another process may read or that a kill has left half done. Of a file that
-stands there more than once, the last part's codes count.
+Every process of every run writes a part of its own. So no process writes to a file
+that another one reads, or that a kill has left incomplete. If several parts have codes
+of the same file, those of the last part count.
 """
 
 import json
@@ -17,7 +17,7 @@ import os
 import shlex
 from array import array
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from encodecmae_sb.utils.files import write_text
 from .columns import read_columns
 from .stored import RowFile, StoredTargets
 
-_FORMAT = 1  # raise it when the files' layout or the rules of encoding change
+_FORMAT = 2  # raise it when the files' layout or the rules of encoding change
 _SHOWN = 5  # files that an error names
 
 
@@ -40,23 +40,29 @@ class CodesInfo:
 
     Arguments
     ---------
-    codec : str
-        Source of the codec, as the user named it.
-    checksum : str
-        Of its weights.
+    kind : str
+        "codec" or "targets"; see `nnet.targets.Label`.
+    name : str
+        What the user calls the targets; the source of a codec.
+    fingerprint : str
+        What tells targets apart.
     n_codebooks : int
-        Codes per frame.
+        Codes per frame, Q.
     codebook_size : int
-        Codes are below it.
+        Codes are below it; at most 65536.
     format : int
         Of the folder.
     """
 
-    codec: str
-    checksum: str
+    kind: str
+    name: str
+    fingerprint: str
     n_codebooks: int
     codebook_size: int
     format: int = _FORMAT
+
+    def __str__(self):
+        return f"{self.kind} {self.name} ({self.fingerprint})"
 
 
 def prepare_codes(folder, info):
@@ -70,17 +76,25 @@ def prepare_codes(folder, info):
     Raises
     ------
     UserError
-        If it holds other codes, or cannot be written to.
+        If it holds other codes, or cannot be written to, or if codes are too large.
     """
+    if info.codebook_size > 65536:
+        raise UserError(
+            f"codebook_size={info.codebook_size} of {info}: codes are stored as 2-byte "
+            "integers, so at most 65536 is allowed."
+        )
     folder = Path(folder)
     file = folder / "codes.json"
     if file.exists():
         there = read_info(folder)
-        if (there.checksum, there.n_codebooks) != (info.checksum, info.n_codebooks):
+        old, new = (
+            (x.fingerprint, x.n_codebooks, x.codebook_size) for x in (there, info)
+        )
+        if old != new:
             raise UserError(
-                f"{folder} holds codes of {_describe(there)}, not of "
-                f"{_describe(info)}. Give another folder, or the same codec and "
-                "n_codebooks."
+                f"{folder} holds codes of {there}, {there.n_codebooks} codebooks, not "
+                f"of {info}, {info.n_codebooks} codebooks. Give another folder, or the "
+                f"same {there.kind} and n_codebooks."
             )
         return
     try:
@@ -123,10 +137,6 @@ def read_info(folder):
     return CodesInfo(**given)
 
 
-def _describe(info):
-    return f"codec {info.codec} ({info.checksum}), {info.n_codebooks} codebooks"
-
-
 class CodesPart:
     """The part of a folder that one process writes.
 
@@ -138,7 +148,7 @@ class CodesPart:
     Example
     -------
     >>> folder = getfixture("tmp_path")
-    >>> prepare_codes(folder, CodesInfo("bundled", "0" * 8, 2, 1024))
+    >>> prepare_codes(folder, CodesInfo("codec", "bundled", "0" * 8, 2, 1024))
     >>> audio = folder / "a.wav"
     >>> _ = audio.write_bytes(b"")
     >>> part = CodesPart(folder, 2)
@@ -151,7 +161,7 @@ class CodesPart:
     def __init__(self, folder, n_codebooks):
         self.folder = Path(folder)
         self.n_codebooks = n_codebooks
-        self.rows = None  # no part without codes
+        self.rows = None  # opened by the first `append`
 
     def _open(self):
         numbers = [int(file.stem[5:]) for file in self.folder.glob("part-*.files")]
@@ -200,6 +210,15 @@ def data_folder_option(folders):
     several = isinstance(folders, (list, tuple))
     text = f"[{', '.join(map(str, folders))}]" if several else str(folders)
     return ["--data_folder", text]
+
+
+def _extract_command(folder, data_folder, info, hparams_file="YAML_FILE"):
+    """The command that extracts codes of this kind."""
+    options = ["--hparams", hparams_file]
+    if info.kind == "codec":
+        options = ["--codec", info.name, "--n_codebooks", str(info.n_codebooks)]
+    script = ["python", "recipes/extract_codes.py", str(folder)]
+    return shlex.join([*script, *data_folder_option(data_folder), *options])
 
 
 def _rows(files, n_codebooks):
@@ -332,69 +351,66 @@ class StoredCodes:
         number = self.entries.number(path)
         return None if number is None else self.entries[str(path)].frames
 
-    def check(self, codec, checksum, n_codebooks, codebook_size):
+    def check(self, label, n_codebooks, codebook_size):
         """Makes sure that the codes are the targets that are asked for.
 
         Arguments
         ---------
-        codec : str
-            Source of the codec.
-        checksum : str
-            Of its weights.
+        label : Label
+            Kind, name and fingerprint of the targets.
         n_codebooks, codebook_size : int
             Of the model.
 
         Raises
         ------
         UserError
-            If they are of another codec, or of too few codebooks.
+            If they are of other targets, or of too few codebooks.
         """
-        info = self.info
-        if info.checksum != checksum:
+        there, wanted = self.info, CodesInfo(*label, n_codebooks, codebook_size)
+        option = f"--{there.kind} {there.name}"
+        if there.fingerprint != wanted.fingerprint:
+            advice = f"Give {option}" if there.kind == "codec" else "Name the same"
             raise UserError(
-                f"codes_folder={self.folder} holds codes of the codec {info.codec} "
-                f"({info.checksum}), and codec={codec} is another ({checksum}). Give "
-                f"--codec {info.codec}, or extract the codes of {codec} into another "
-                "folder: python recipes/extract_codes.py ANOTHER_FOLDER --codec "
-                f"{codec} --data_folder ..."
+                f"codes_folder={self.folder} holds codes of {there}, and {wanted} is "
+                f"another. {advice}, or extract into another folder: "
+                f"{_extract_command('ANOTHER_FOLDER', None, wanted)}"
             )
-        if info.n_codebooks < n_codebooks:
+        if there.n_codebooks < n_codebooks:
             raise UserError(
                 f"n_codebooks={n_codebooks}, but codes_folder={self.folder} holds "
-                f"{info.n_codebooks}. Give --n_codebooks {info.n_codebooks} or less, "
-                "or extract more into another folder: python recipes/extract_codes.py "
-                f"ANOTHER_FOLDER --n_codebooks {n_codebooks} --codec {codec} "
-                "--data_folder ..."
+                f"{there.n_codebooks}. Give --n_codebooks {there.n_codebooks} or less, "
+                "or extract more into another folder: "
+                f"{_extract_command('ANOTHER_FOLDER', None, wanted)}"
             )
-        if info.codebook_size != codebook_size:
+        if there.codebook_size != codebook_size:
             raise UserError(
-                f"codebook_size={codebook_size}, but the codec {info.codec} has "
-                f"{info.codebook_size}: give --codebook_size {info.codebook_size}."
+                f"codebook_size={codebook_size}, but {there} has "
+                f"{there.codebook_size}: give --codebook_size {there.codebook_size}."
             )
 
-    def extract_command(self, data_folder, codec):
+    def extract_command(self, data_folder, label=None, hparams_file="YAML_FILE"):
         """The command that extracts what is missing.
 
         Arguments
         ---------
         data_folder : str, Path, list of them or None
             None: the demonstration.
-        codec : str
-            Source of the codec.
+        label : Label, optional
+            What the targets are called now; default: what they were called.
+        hparams_file : str
+            The yaml that names the targets, for those that are not a codec.
 
         Returns
         -------
         str
         """
-        options = [*data_folder_option(data_folder), "--codec", codec]
-        options += ["--n_codebooks", str(self.info.n_codebooks)]
-        script = ["python", "recipes/extract_codes.py", str(self.folder)]
-        return shlex.join([*script, *options])
+        info = self.info if label is None else replace(self.info, name=label.name)
+        return _extract_command(self.folder, data_folder, info, hparams_file)
 
     def of_manifests(self, manifests, n_codebooks, command):
         """Codes of the files of several manifests.
 
-        What is known of other files is forgotten, and read again when asked for.
+        Afterwards what is known of all files is dropped from memory.
 
         Arguments
         ---------
@@ -402,7 +418,7 @@ class StoredCodes:
         n_codebooks : int
             How many of those that are stored.
         command : str
-            The one that would extract what is missing, for the error.
+            The command that extracts what is missing, for the error.
 
         Returns
         -------
@@ -436,9 +452,9 @@ class StoredCodes:
             raise UserError(
                 f"codes_folder={self.folder} does not cover {missing} of "
                 f"{total} audio files:\n{listed}\n"
-                f"Extract them; what is there and unchanged is kept:\n  {command}"
+                f"Extract them; unchanged files are not encoded again:\n  {command}"
             )
-        # Every process of a training holds this as long as it runs.
+        # Every process of a training would hold this as long as it runs.
         del self.entries
         return [FileCodes(entries, *files, n_codebooks) for files in found]
 

@@ -1,7 +1,7 @@
-"""Targets that are computed once: small integers per frame, in a file.
+"""What targets are stored in and cut from: rows in files, files in chunks, crops.
 
-Frame t of a file stands for its samples [320 t, 320 (t + 1)) at 24 kHz, so that a
-crop which begins on a frame takes its targets with it.
+Frame t of a file stands for its samples [320 t, 320 (t + 1)) at 24 kHz. A crop that
+begins on a frame therefore has targets of its own frames.
 """
 
 import os
@@ -12,20 +12,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.signal import resampling_ratio
 
 from .audio import UnusableAudio, read_audio
 from .columns import read_columns
 
-HOP = 320  # samples per frame
-SAMPLE_RATE = 24000
-
 
 class RowFile:
-    """Arrays of rows, appended item by item to a file, and a memory map of it.
+    """Arrays of rows, appended item by item to a file, and read as a memory map.
 
-    How many rows each item has stands in a second file, written after the rows:
-    what a killed run leaves is cut off to whole items and gone on from.
+    A second file holds the number of rows of each item. It is written after the rows,
+    so that a run that goes on after a kill finds whole items only.
 
     Arguments
     ---------
@@ -34,7 +32,7 @@ class RowFile:
     dtype : str or numpy.dtype
         Of the rows.
     width : int, optional
-        Columns; default: none, the rows are numbers.
+        Columns; default: none, each row is a number.
 
     Example
     -------
@@ -53,12 +51,12 @@ class RowFile:
 
     @property
     def counts(self):
-        """Rows of each item that is there as a whole, int64, shape [items]."""
+        """Rows of each complete item, int64, shape [items]."""
         if not self.counts_path.exists() or not self.path.exists():
             return np.zeros(0, np.int64)
         data = self.counts_path.read_bytes()
         counts = np.frombuffer(data[: len(data) // 8 * 8], np.int64)
-        # After a power cut the numbers may be there without the rows.
+        # After a power cut the counts may be there without the rows.
         ends = np.cumsum(counts) * self.row_bytes
         return counts[ends <= self.path.stat().st_size]
 
@@ -72,19 +70,19 @@ class RowFile:
         return np.memmap(self.path, self.dtype, "r", shape=shape)
 
     def resume(self, num_items, group=1):
-        """Cuts off what is not whole.
+        """Removes incomplete items.
 
         Arguments
         ---------
         num_items : int
             Items of the file when it is finished.
         group : int
-            Items appended at once; of a part of a group nothing is kept.
+            Items appended at once; an incomplete group is removed as a whole.
 
         Returns
         -------
         int
-            Items that are there.
+            Items that are left.
         """
         counts = self.counts
         done = min(len(counts), num_items)
@@ -130,7 +128,7 @@ def read_samples(path, file_rate, first, count):
     file_rate : int
         Its own rate, in Hz.
     first, count : int
-        Which samples of the file at 24 kHz.
+        First sample and number of samples, of the file at 24 kHz.
 
     Returns
     -------
@@ -144,7 +142,7 @@ def read_samples(path, file_rate, first, count):
     """
     orig, new = resampling_ratio(file_rate, SAMPLE_RATE)
     block, skip = divmod(first, new)
-    # `read_audio` starts on the block before: half a block is safe from rounding.
+    # `read_audio` starts on the block before this. Half a block is safe from rounding.
     start = (block + 0.5) * orig / file_rate
     wav = read_audio(path, SAMPLE_RATE, start, (skip + count) / SAMPLE_RATE)
     wav = wav[skip : skip + count]
@@ -182,99 +180,89 @@ def samples_at_24k(num_samples, rates):
 
 
 @dataclass
-class FilePiece:
-    """A piece of a file, or why it cannot be had.
+class FileChunk:
+    """A chunk of a file, or why it cannot be read.
 
     Arguments
     ---------
     wav : torch.Tensor or None
         Samples at 24 kHz, shape [N].
-    path : str
-        Of the file.
     reason : str
         Empty, or why there is no `wav`.
     context : int
-        How many of the samples lie before the piece.
+        How many of the samples are before the chunk.
     """
 
     wav: torch.Tensor | None
-    path: str
     reason: str = ""
     context: int = 0
 
 
-class FilePieces(Dataset):
-    """The files of a manifest, cut in pieces, one after another.
+class FileChunks(Dataset):
+    """The files of manifests, cut in chunks, one after another.
+
+    Shorter files come first, and files of the same length by path.
 
     Arguments
     ---------
     manifests : str, Path or list of them
         As `data.manifest` writes them.
-    piece : int
-        Samples per piece at 24 kHz, whole frames.
+    chunk_samples : int
+        Samples per chunk at 24 kHz, whole frames.
+    context_samples : int
+        Samples before a chunk that come with it, as far as the file has them.
     shortest_tail : int
-        A last piece of at most this many samples after others is dropped.
-    context : int
-        Samples before a piece that come with it, as far as the file has them.
-    by_length : bool
-        Takes shorter files first, and those of the same length by path; False leaves
-        them in the order of the manifests.
+        A last chunk of at most this many samples after others is dropped.
 
     Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
     >>> from encodecmae_sb.data.manifest import prepare_corpora
     >>> corpus, = prepare_corpora(speech_folder(), getfixture("tmp_path"))
-    >>> pieces = FilePieces(corpus.valid_csv, 24000, 2048)
-    >>> pieces[0].wav.shape
+    >>> chunks = FileChunks(corpus.valid_csv, 24000)
+    >>> chunks[0].wav.shape
     torch.Size([24000])
     """
 
-    def __init__(self, manifests, piece, shortest_tail, context=0, by_length=False):
+    def __init__(
+        self, manifests, chunk_samples, context_samples=0, shortest_tail=HOP - 1
+    ):
         self.paths, self.rates, num_samples = read_columns(
             manifests, wav=str, sample_rate=int, num_samples=int
         )
         self.lengths = samples_at_24k(num_samples, self.rates)
-        if by_length:
-            by_path = sorted(range(len(self.paths)), key=list(self.paths).__getitem__)
-            order = np.array(by_path, np.int64)
-            order = order[np.argsort(self.lengths[order], kind="stable")]
-            self.paths = self.paths.take(order)
-            self.rates, self.lengths = self.rates[order], self.lengths[order]
-        self.piece = piece
-        self.context = context
-        whole, tail = np.divmod(self.lengths, piece)
-        pieces = whole + ((tail > shortest_tail) | (whole == 0))
-        # The first piece of each file, and the end.
-        self.first = np.concatenate([[0], np.cumsum(pieces)])
+        by_path = sorted(range(len(self.paths)), key=list(self.paths).__getitem__)
+        order = np.array(by_path, np.int64)
+        order = order[np.argsort(self.lengths[order], kind="stable")]
+        self.paths = self.paths.take(order)
+        self.rates, self.lengths = self.rates[order], self.lengths[order]
+        self.chunk_samples = chunk_samples
+        self.context_samples = context_samples
+        whole, tail = np.divmod(self.lengths, chunk_samples)
+        chunks = whole + ((tail > shortest_tail) | (whole == 0))
+        # The first chunk of each file, and the end.
+        self.first = np.concatenate([[0], np.cumsum(chunks)])
 
     def __len__(self):
         return int(self.first[-1])
 
-    def samples(self, index):
-        """Samples of a piece or, with an array, of several."""
-        file = np.searchsorted(self.first, index, side="right") - 1
-        start = (index - self.first[file]) * self.piece
-        return np.minimum(self.lengths[file] - start, self.piece)
-
     def __getitem__(self, index):
         file = int(np.searchsorted(self.first, index, side="right")) - 1
-        start = int(index - self.first[file]) * self.piece
-        context = min(self.context, start)
+        start = int(index - self.first[file]) * self.chunk_samples
+        context = min(self.context_samples, start)
+        samples = min(int(self.lengths[file]) - start, self.chunk_samples)
         path, rate = self.paths[file], int(self.rates[file])
-        count = context + int(self.samples(index))
         try:
-            wav = read_samples(path, rate, start - context, count)
-            return FilePiece(wav, path, context=context)
+            wav = read_samples(path, rate, start - context, context + samples)
+            return FileChunk(wav, context=context)
         except UnusableAudio as error:
-            return FilePiece(None, path, str(error))
+            return FileChunk(None, str(error))
 
 
 class StoredTargets:
     """Stored targets of the files of a manifest, for `RandomCrops` and `FixedCrops`.
 
-    Subclasses say where they are: `read(file, first, count)` gives an array, shape
-    [count] or [count, Q].
+    Subclasses define `read`, which gives the targets of some frames of a file.
 
     Arguments
     ---------
@@ -297,7 +285,7 @@ class StoredTargets:
         return self.frames * (HOP / SAMPLE_RATE)
 
     def read(self, file, first, count):
-        """Targets of a file's frames `first` to `first + count - 1`."""
+        """Targets of a file's frames `first` to `first + count - 1`, [count, Q]."""
         raise NotImplementedError
 
     def cut(self, file, position, crop_seconds):
@@ -315,7 +303,7 @@ class StoredTargets:
         Returns
         -------
         dict
-            `wav`, float32, shape [320 T], and `targets`, int64, shape [T] or [T, Q].
+            `wav`, float32, shape [320 T], and `targets`, int64, shape [T, Q].
 
         Raises
         ------
@@ -331,37 +319,3 @@ class StoredTargets:
         wav = read_samples(path, rate, HOP * first, HOP * frames)
         targets = self.read(file, first, frames).astype(np.int64)
         return {"wav": wav, "targets": torch.from_numpy(targets)}
-
-
-class FileTargets(StoredTargets):
-    """Targets that were stored piece by piece.
-
-    Of a file with a piece that could not be read, or that has fewer frames than its
-    samples give, only what stands before counts.
-
-    Arguments
-    ---------
-    pieces : FilePieces
-        What the targets were computed of.
-    stored : RowFile
-        An item per piece.
-    """
-
-    def __init__(self, pieces, stored):
-        self.values = stored.rows
-        counts = stored.counts
-        self.offsets = np.concatenate([[0], np.cumsum(counts)])[pieces.first[:-1]]
-        full = pieces.samples(np.arange(len(pieces))) // HOP
-        # A last frame that is not full is none.
-        usable, short = np.minimum(counts, full), counts < full
-        frames = []
-        for first, stop in zip(pieces.first[:-1], pieces.first[1:], strict=True):
-            if short[first:stop].any():
-                stop = first + int(short[first:stop].argmax()) + 1
-            frames.append(int(usable[first:stop].sum()))
-        super().__init__(pieces.paths, pieces.rates, np.array(frames))
-
-    def read(self, file, first, count):
-        """Targets of a file's frames, shape [count]."""
-        start = int(self.offsets[file]) + first
-        return self.values[start : start + count]

@@ -1,7 +1,8 @@
 """The codec by name or by file, as a yaml asks for it."""
 
 from encodecmae_sb.nnet.encodec import FrozenCodec
-from encodecmae_sb.pretrained.codec_files import OFFICIAL, load_network
+from encodecmae_sb.nnet.targets import Label
+from encodecmae_sb.pretrained.codec_files import OFFICIAL, checksum, load_network
 
 
 class Codec(FrozenCodec):
@@ -40,3 +41,12 @@ class Codec(FrozenCodec):
 
     def __init__(self, source=OFFICIAL, n_codebooks=8):
         super().__init__(load_network(str(source)), str(source), n_codebooks)
+
+    def fingerprint(self):
+        """`checksum` of the file."""
+        return checksum(self.source)
+
+    @classmethod
+    def label_of(cls, source=OFFICIAL, n_codebooks=8):
+        """`Label` of a codec, without loading or fetching it."""
+        return Label(cls.kind, str(source), checksum(str(source)))

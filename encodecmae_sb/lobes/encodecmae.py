@@ -15,9 +15,9 @@ from encodecmae_sb.nnet.chunks import (
     shortest_item,
     unused_modules,
 )
-from encodecmae_sb.nnet.encodecmae import frame_mask
 from encodecmae_sb.nnet.heads import sum_layers
 from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
+from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP

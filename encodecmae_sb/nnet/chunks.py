@@ -242,7 +242,9 @@ def encode_in_pieces(
         num_frames = None
         if min(counts) < frames.shape[1]:
             num_frames = torch.tensor(counts).to(device)
-        output = encoder.encode(frames, num_frames, num_layers_of(encoder, layer))
+        output = encoder.encode(
+            frames, num_frames, num_layers=num_layers_of(encoder, layer)
+        )
         # Unbind the rows: the gradient of an indexed row would be as large as all rows.
         rows = select_layer(output, layer).unbind(-3)
         for p, row in zip(group, rows, strict=True):

@@ -1,14 +1,30 @@
-"""Clusters of features: k-means whose centroids all are in use."""
+"""Clusters of a teacher's features: k-means, and targets made of the clusters.
+
+B items, N samples, T frames, D channels, K clusters.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
-from tqdm import tqdm
 
+from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.precision import exact_float32
+from encodecmae_sb.utils.progress import open_bar
+
+from .chunks import (
+    FRAMES_VERSION,
+    PIECE,
+    SHORTEST_TAIL,
+    encode_in_pieces,
+    frame_middle,
+    frame_starts,
+    shortest_item,
+)
+from .targets import Targets, nearest_places, target_middles
 
 MOST_CLUSTERS = 65535  # indices are stored as 2-byte integers
 _ROUNDS = 50
@@ -17,7 +33,7 @@ _CHUNK = 8192  # frames whose distances to all centroids are in memory at once
 
 @dataclass
 class Clusters:
-    """What `find_clusters` found.
+    """What `find_clusters` finds.
 
     Arguments
     ---------
@@ -37,10 +53,10 @@ class Clusters:
 def find_clusters(
     features, num_clusters, passes=10, batch_size=4096, seed=0, quiet=True
 ):
-    """K-means on mini-batches of frames, which may lie on disk.
+    """K-means on mini-batches of frames, which may be on disk.
 
-    A centroid that no frame is nearest to is moved to the frame farthest from its
-    own centroid, until there is no such centroid.
+    A centroid without frames is moved to the frame that is farthest from its own
+    centroid. This is repeated until each centroid has frames.
 
     Arguments
     ---------
@@ -63,7 +79,7 @@ def find_clusters(
 
     Raises
     ------
-    ValueError
+    UserError
         If there are fewer (different) frames than clusters, or a frame is not
         finite.
 
@@ -81,18 +97,12 @@ def find_clusters(
             f"{len(features)} frames are fewer than n_clusters={num_clusters}. Embed "
             "more clips (cluster_clips), or ask for fewer clusters."
         )
-    # The first batch is where the centroids start.
+    # The centroids start from the first batch.
     batch_size = max(batch_size, 3 * num_clusters)
     kmeans = MiniBatchKMeans(num_clusters, random_state=seed, batch_size=batch_size)
     batches = max(1, len(features) // batch_size)
     rng = np.random.default_rng(seed)
-    with tqdm(
-        total=passes * batches,
-        desc="Clustering",
-        unit=" batches",
-        dynamic_ncols=True,
-        disable=quiet,
-    ) as bar:
+    with open_bar(passes * batches, "Clustering", "batches", quiet=quiet) as bar:
         for _ in range(passes):
             for rows in np.array_split(rng.permutation(len(features)), batches):
                 rows.sort()  # neighbours on disk are read together
@@ -111,7 +121,7 @@ def _use_all(features, centroids):
         empty = (counts == 0).nonzero()[:, 0].tolist()
         if not empty:
             return Clusters(centroids, counts, reseeded)
-        # Twice the same frame would leave one of its centroids empty again.
+        # Of two centroids at the same frame one would be empty again.
         places, seen = [], set()
         for row in distance.argsort(descending=True, stable=True).tolist():
             frame = _finite(features[row])
@@ -145,7 +155,7 @@ def _finite(frames):
     frames = np.array(frames, dtype=np.float32)
     if not np.isfinite(frames).all():
         raise UserError(
-            "Features to cluster are not finite (NaN or Inf): is the teacher's "
+            "The features to cluster are not finite (NaN or Inf). Has the teacher's "
             "training gone wrong?"
         )
     return frames
@@ -173,9 +183,105 @@ def nearest(frames, centroids):
     >>> nearest(torch.tensor([[0.0], [4.0]]), torch.tensor([[3.0], [0.5]]))
     (tensor([1, 0]), tensor([0.2500, 1.0000]))
     """
-    # |x|^2 is the same for all centroids; the exact distance is taken at the end,
-    # where a difference of large numbers would not do.
+    # |x|^2 is the same for all centroids, so it is left out. The distance is computed
+    # anew at the end: this difference of large numbers is not exact enough.
     with exact_float32(frames.device.type):
         scores = centroids.square().sum(1) - 2 * frames @ centroids.T  # [N, K]
     index = scores.argmin(1)
     return index, (frames - centroids[index]).square().sum(1)
+
+
+class ClusterTargets(Targets):
+    """Clusters of a teacher's activations as targets.
+
+    A target is the cluster of the teacher's frame whose middle is nearest to its own.
+    The teacher's frames may be nearer to each other than targets: 318 samples in
+    published weights.
+
+    Arguments
+    ---------
+    teacher : AudioEncoder
+    layer : int or str
+        Which activations; see `encode_in_pieces`.
+    centroids : torch.Tensor
+        float32, shape [K, D].
+    teacher_name : str
+        For labels.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> teacher = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
+    >>> targets = ClusterTargets(teacher, "last_no_norm", torch.randn(10, 64))
+    >>> targets.encode(torch.zeros(2, 24000)).shape
+    torch.Size([2, 75, 1])
+    """
+
+    chunk_samples = PIECE
+    shortest_tail = SHORTEST_TAIL
+
+    def __init__(self, teacher, layer, centroids, teacher_name="a teacher"):
+        name = f"{len(centroids)} clusters of {teacher_name}"
+        super().__init__(1, len(centroids), name)
+        self.teacher = teacher.requires_grad_(False)
+        self.layer = layer
+        self.register_buffer("centroids", centroids)
+        self.train(False)
+
+    def fingerprint(self):
+        """A digest of teacher, layer and centroids."""
+        return digest([FRAMES_VERSION, self.layer, weights_key(self)])
+
+    @torch.no_grad()
+    def encode(self, wavs, lengths=None):
+        """Clusters, shape [B, T, 1]; see `Targets.encode`."""
+        batch, samples = wavs.shape
+        lengths = [samples] * batch if lengths is None else lengths.tolist()
+        codes = torch.zeros(batch, -(-samples // self.hop_length), dtype=torch.int64)
+        front_end = self.teacher.front_end
+        with exact_float32(wavs.device.type):
+            items = embed(self.teacher, self.layer, wavs, lengths)
+        for row, frames, length in zip(codes, items, lengths, strict=True):
+            index, _ = nearest(frames, self.centroids)
+            numbers = torch.arange(len(index), dtype=torch.float64)
+            there = frame_starts(front_end, numbers) + frame_middle(front_end)
+            wanted = target_middles(-(-length // self.hop_length))
+            row[: len(wanted)] = index.cpu()[nearest_places(wanted, there)]
+        return codes[..., None].to(wavs.device)
+
+
+@torch.no_grad()
+def embed(teacher, layer, wavs, lengths):
+    """A teacher's activations of each item of a batch.
+
+    Arguments
+    ---------
+    teacher : AudioEncoder
+        In eval mode.
+    layer : int or str
+    wavs : torch.Tensor
+        Shape [B, N].
+    lengths : list of int
+        Samples of each item. One that is too short for a frame is continued with
+        silence.
+
+    Returns
+    -------
+    list of torch.Tensor
+        float32, each of shape [T, D].
+
+    Raises
+    ------
+    UserError
+        If they are not finite.
+    """
+    shortest = shortest_item(teacher.front_end)
+    lengths = [max(length, shortest) for length in lengths]
+    wavs = F.pad(wavs, (0, max(0, shortest - wavs.shape[1])))
+    items = encode_in_pieces(teacher, wavs, lengths, layer, batch_size=None)
+    if not all(torch.isfinite(item).all() for item in items):
+        raise UserError(
+            "The teacher gives features that are not finite (NaN or Inf). Has its "
+            "training gone wrong? Give another teacher."
+        )
+    return [item.float() for item in items]

@@ -1,5 +1,6 @@
 """The neural codec whose codes are the targets: EnCodec, always frozen.
 
+B items, N samples, T frames, Q codebooks.
 Source: Défossez et al., High Fidelity Neural Audio Compression
 (arXiv 2210.13438), through the authors' `encodec` package.
 """
@@ -10,18 +11,20 @@ import torch
 from encodec.model import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
-from torch import nn
 
+from encodecmae_sb.utils.digests import weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.precision import exact_float32
 
-# What only the training of the codebooks needs.
+from .targets import Targets
+
+# Buffers that only the training of the codebooks needs.
 TRAINING_STATE = ("inited", "cluster_size", "embed_avg")
 
 
 class CodecError(UserError):
-    """A codec that cannot be had or cannot serve."""
+    """A codec that cannot be found, read or used."""
 
 
 def build_encodec(n_filters=32, n_codebooks=32, codebook_size=1024):
@@ -48,8 +51,8 @@ def build_encodec(n_filters=32, n_codebooks=32, codebook_size=1024):
     torch.Size([1, 128, 2])
     """
     with warnings.catch_warnings():
-        # encodec uses torch's older weight normalisation, on purpose: its
-        # parameter names are those of the published checkpoints.
+        # encodec uses torch's older weight normalisation. Its parameter names are
+        # those of the published checkpoints.
         warnings.filterwarnings("ignore", message=".*weight_norm.* is deprecated")
         encoder = SEANetEncoder(n_filters=n_filters, causal=True)
         decoder = SEANetDecoder(n_filters=n_filters, causal=True)
@@ -67,7 +70,7 @@ def build_encodec(n_filters=32, n_codebooks=32, codebook_size=1024):
 
 
 def freeze(net):
-    """Turns parameters into buffers, in place: nothing is left to train."""
+    """Turns parameters into buffers, in place, so that nothing can be trained."""
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             del module._parameters[name]
@@ -75,12 +78,12 @@ def freeze(net):
     return net
 
 
-class FrozenCodec(nn.Module):
+class FrozenCodec(Targets):
     """A frozen EnCodec: waveform to codes and latents, codes to waveform.
 
-    It stays in eval mode and without gradients whatever `train()` or
-    `requires_grad_()` of an enclosing module is called with: a codebook that
-    moved would move the targets. It computes in float32 whatever autocast says and
+    It stays in eval mode and without gradients, whatever `train()` or
+    `requires_grad_()` of an enclosing module is called with, because a codebook that
+    moves would move the targets. It computes in float32, whatever autocast says and
     whether or not TF32 is allowed.
 
     Arguments
@@ -88,9 +91,9 @@ class FrozenCodec(nn.Module):
     net : encodec.EncodecModel
         Becomes frozen, in place.
     source : str
-        Named in errors.
+        Named in errors and labels.
     n_codebooks : int
-        How many of the residual codebooks to use.
+        How many of the residual codebooks to use, Q.
 
     Raises
     ------
@@ -104,26 +107,29 @@ class FrozenCodec(nn.Module):
     torch.Size([2, 75, 8])
     """
 
+    kind = "codec"
+    # A long file is encoded minute by minute, each with the 4 s before it. EnCodec's
+    # convolutions see less than that; its LSTM in theory sees everything. With the
+    # bundled codec, of 90 000 codes of a recording of 3 minutes 320 differed from the
+    # whole's with 0.5 s before each chunk, 173 with 1 s, 1 with 2 s, none with 4 s.
+    context_samples = 4 * SAMPLE_RATE
+
     def __init__(self, net, source="given network", n_codebooks=8):
-        super().__init__()
+        super().__init__(n_codebooks, net.quantizer.bins, source)
         self.source = source
         self.net = freeze(net)
         self.train(False)
-        self.sample_rate = SAMPLE_RATE
-        self.hop_length = HOP
-        self.dim = self.net.encoder.dimension
-        self.codebook_size = self.net.quantizer.bins
-        available = self.net.quantizer.n_q
+        self.dim = net.encoder.dimension
+        available = net.quantizer.n_q
         if not 1 <= n_codebooks <= available:
             raise CodecError(
-                f"n_codebooks={n_codebooks}, but the codec {self.source} has "
-                f"{available}: give a number from 1 to {available}."
+                f"n_codebooks={n_codebooks}, but the codec {source} has {available}: "
+                f"give a number from 1 to {available}."
             )
-        self.n_codebooks = n_codebooks
 
-    def train(self, mode=True):
-        """Stays in eval mode; `mode` is ignored on purpose."""
-        return super().train(False)
+    def fingerprint(self):
+        """A digest of the weights."""
+        return weights_key(self)[:8]
 
     @torch.no_grad()
     def latents(self, wavs):
@@ -143,19 +149,8 @@ class FrozenCodec(nn.Module):
             return self.net.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)
 
     @torch.no_grad()
-    def encode(self, wavs):
-        """Discrete codes.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Mono samples at 24 kHz in [-1, 1], shape [B, N].
-
-        Returns
-        -------
-        torch.Tensor
-            int64 in [0, codebook_size), shape [B, ceil(N / 320), n_codebooks].
-        """
+    def encode(self, wavs, lengths=None):
+        """Discrete codes; `lengths` do not matter to them. See `Targets.encode`."""
         latents = self.latents(wavs).transpose(1, 2)
         with exact_float32(wavs.device.type):
             codes = self.net.quantizer.vq.encode(latents, n_q=self.n_codebooks)
@@ -183,8 +178,9 @@ class FrozenCodec(nn.Module):
         if self.net.decoder is None:
             raise CodecError(
                 f"The codec {self.source} came without its decoder, as the codecs "
-                "inside published EnCodecMAE weights do: it can encode, not decode. "
-                "To decode use encodec_24khz, bundled or a checkpoint with a decoder."
+                "inside published EnCodecMAE weights do. It can encode, but not "
+                "decode. To decode give encodec_24khz, bundled or a checkpoint with a "
+                "decoder."
             )
         with exact_float32(codes.device.type):
             latents = self.net.quantizer.vq.decode(codes.long().permute(2, 0, 1))
@@ -192,7 +188,7 @@ class FrozenCodec(nn.Module):
 
 
 def network_from_weights(weights, source="given weights"):
-    """An EnCodec network around a state dict, its sizes read off the shapes.
+    """An EnCodec network with given weights; their shapes give its sizes.
 
     Arguments
     ---------
@@ -238,7 +234,7 @@ def network_from_weights(weights, source="given weights"):
     }
     net = build_encodec(first.shape[0], len(layers), codebook.shape[0])
     if not any(name.startswith("decoder.") for name in weights):
-        net.decoder = None  # rather than a random one
+        net.decoder = None  # a random one would be worse than none
     expected = net.state_dict()
     optional = {name for name in expected if name.endswith(TRAINING_STATE)}
     missing = expected.keys() - weights.keys() - optional
@@ -250,7 +246,7 @@ def network_from_weights(weights, source="given weights"):
     ]
     if missing or unknown or wrong:
         raise CodecError(
-            f"codec={source} does not have EnCodec 24 kHz's layout (hop 320, "
+            f"codec={source} does not have EnCodec 24 kHz's layout (hop {HOP}, "
             f"128 channels): missing {sorted(missing)[:3]}, unknown "
             f"{sorted(unknown)[:3]}, of another size {wrong[:3]}."
         )

@@ -6,7 +6,7 @@ from torch import nn
 
 from encodecmae_sb.utils.errors import UserError
 
-from .encodecmae import frame_mask
+from .masking import frame_mask
 
 
 class LayerSum(nn.Module):

@@ -1,4 +1,4 @@
-"""Codec files: read safely, written, fetched, told apart by a checksum."""
+"""Codec files: how they are read safely, written, fetched and told apart."""
 
 import contextlib
 import hashlib
@@ -16,13 +16,12 @@ from safetensors.torch import save_file
 
 from encodecmae_sb.bundled import codec_file
 from encodecmae_sb.nnet.encodec import (
-    HOP,
-    SAMPLE_RATE,
     TRAINING_STATE,
     CodecError,
     network_from_weights,
 )
 from encodecmae_sb.utils.files import is_out_of_space, whole_file
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 OFFICIAL = "encodec_24khz"
 BUNDLED = "bundled"
@@ -45,7 +44,7 @@ def load_network(source):
     Raises
     ------
     CodecError
-        If there is no such codec, or it cannot be had or serve.
+        If there is no such codec, or it cannot be fetched, read or used.
     """
     if source == OFFICIAL:
         weights = _fetch_official()
@@ -57,8 +56,8 @@ def load_network(source):
 def save_codec(net, path, metadata=None, dtype=torch.float16):
     """Writes a trained network as a safetensors file that `Codec` reads.
 
-    Weights are rounded to 16-bit floats, which halves the file; what is only
-    needed to train the codebooks (their running averages) is left out.
+    Weights are rounded to 16-bit floats, which halves the file. The running averages
+    that only the training of the codebooks needs are left out.
 
     Arguments
     ---------
@@ -81,7 +80,7 @@ def save_codec(net, path, metadata=None, dtype=torch.float16):
 
 
 def checksum(source):
-    """What tells codecs apart without building them, or fetching the official one.
+    """Tells codecs apart without building them, or fetching the official one.
 
     Arguments
     ---------
@@ -107,6 +106,30 @@ def checksum(source):
     if source == OFFICIAL:
         return _OFFICIAL_FILE.split("-")[1].split(".")[0]
     return hashlib.sha256(_find(source).read_bytes()).hexdigest()[:8]
+
+
+def demonstration_codec(hparams, given):
+    """The codec of a demonstration, as overrides of a yaml.
+
+    Arguments
+    ---------
+    hparams : dict
+        Values of the yaml's keys.
+    given : collection of str
+        The keys that the user gave.
+
+    Returns
+    -------
+    dict
+        The bundled codec if there is no data folder and no codec was chosen.
+
+    Example
+    -------
+    >>> demonstration_codec({"data_folder": None, "codec": "encodec_24khz"}, [])
+    {'codec': 'bundled'}
+    """
+    chosen = "codec" in given or hparams.get("codec") != OFFICIAL
+    return {} if chosen or hparams.get("data_folder") else {"codec": BUNDLED}
 
 
 def _find(source):
@@ -138,7 +161,9 @@ def _read_checkpoint(path):
             raise CodecError(f"codec={path} cannot be read: {error}") from error
         rate = metadata.get("sample_rate", str(SAMPLE_RATE))
         if rate != str(SAMPLE_RATE):
-            raise CodecError(f"codec={path} works at {rate} Hz; 24000 Hz is needed.")
+            raise CodecError(
+                f"codec={path} works at {rate} Hz; {SAMPLE_RATE} Hz is needed."
+            )
         return weights
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -154,12 +179,12 @@ def _read_checkpoint(path):
 
 
 def _fetch_official():
-    """Reads the official weights from torch's cache, where they may be fetched to."""
+    """Reads the official weights from torch's cache; fetches them if need be."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _OFFICIAL_FILE
     if not cached.exists():
         with _as_unreachable():
             check_reachable(ROOT_URL)
-            # Processes that start together do not read each other's half.
+            # A process that starts at the same time must not read half a file.
             with whole_file(cached) as scratch:
                 url = ROOT_URL + _OFFICIAL_FILE
                 torch.hub.download_url_to_file(
@@ -169,7 +194,7 @@ def _fetch_official():
 
 
 def check_reachable(url):
-    """Fails within seconds where a download would hang.
+    """Raises within seconds where a download would hang.
 
     Arguments
     ---------
@@ -181,7 +206,7 @@ def check_reachable(url):
     OSError
         If the host takes no connection.
     """
-    if urllib.request.getproxies():  # the proxy answers for the host
+    if urllib.request.getproxies():  # connections go to the proxy instead
         return
     parts = urllib.parse.urlsplit(url)
     host, port = parts.hostname, parts.port or (80 if parts.scheme == "http" else 443)
@@ -194,7 +219,7 @@ def check_reachable(url):
         except OSError as error:
             outcome[0] = f"no connection to {host}: {error}"
 
-    # A thread, since a name look-up has no time limit of its own.
+    # In a thread, because a name look-up has no time limit of its own.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_CONNECT_SECONDS)

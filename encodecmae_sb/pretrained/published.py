@@ -327,7 +327,7 @@ def _convert(state_dict, config, pretrained):
         codec = network_from_weights({**codec_weights, **(published or latents)})
     front_end = LogMel(hop_length=PUBLISHED_HOP, centered=False)
     if latents:
-        front_end = CodecLatents()
+        front_end = CodecLatents(n_filters=32)
 
     codebook_size = codec.quantizer.bins if codec else 1024
     model = MaskedCodecModel(

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import sys
 import traceback
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import speechbrain as sb
@@ -22,8 +24,8 @@ from .errors import UserError
 from .files import check_path, check_writable, is_out_of_space, write_text
 from .identity import yaml_identity
 
-# Keys of yaml files whose value is a path, or null where that is allowed; of some
-# also a list of them.
+# Keys of yaml files whose value is a path. Null is allowed but for `_NEEDED`, a list
+# of paths for `_SEVERAL`.
 _PATHS = (
     *("output_folder", "save_folder", "data_folder", "valid_folder", "codes_folder"),
     *("encoder_folder", "teacher", "codec", "csv", "train_csv", "valid_csv"),
@@ -31,13 +33,14 @@ _PATHS = (
 )
 _NEEDED = {"output_folder", "save_folder", "codec", "teacher"}
 _SEVERAL = {"data_folder", "valid_folder", "test_csv"}
+_PATIENCE = timedelta(days=30)  # for processes whose work takes unequally long
 
 
-def start_experiment(argv, can_test=False):
+def start_experiment(argv, can_test=False, choose=None):
     """Parses the command line, loads the yaml, makes the output folder.
 
-    With `--debug` all that is made goes to a folder `debug` in the output folder, which
-    is emptied first: a few batches must not take the place of a trained model.
+    With `--debug` all results go to a folder `debug` in the output folder, which is
+    emptied first. So a debug run never replaces a trained model.
 
     Arguments
     ---------
@@ -45,6 +48,9 @@ def start_experiment(argv, can_test=False):
         A yaml file, run options of SpeechBrain, and overrides of yaml keys.
     can_test : bool
         Whether the recipe knows what to do with `--test_only`.
+    choose : callable, optional
+        Chooses more values before anything is built. It takes the values of the plain
+        keys and the keys that the user gave, and returns a dict of overrides.
 
     Returns
     -------
@@ -55,9 +61,11 @@ def start_experiment(argv, can_test=False):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such yaml file.
     UserError
-        If the yaml has no such key, one is given twice, what should be a path is none,
-        the recipe does not test, or the output folder cannot be written to.
+        If the yaml lacks a given key, a key is given twice, a path is no path, the
+        recipe does not test, or the output folder cannot be written to.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
@@ -68,18 +76,22 @@ def start_experiment(argv, can_test=False):
     _check_keys(named, text, hparams_file)
     if run_opts.test_only and not can_test:
         raise UserError(
-            "--test_only: this recipe tests nothing apart from its training: leave it "
-            "out. What a finished run measured stands in its metrics.json."
+            "--test_only: this recipe does not test without training. Leave it out. "
+            "What a finished run measured is in its metrics.json."
         )
-    # Tags name what to build; here only what is plain matters.
+    # SafeLoader does not build what the tags name; only plain values matter here.
     resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
     values = {key.value: value for key, value in resolved.value}
     for key in _PATHS:
         if key in values:
             _check_path(key, values[key])
+    if choose is not None:
+        plain = {key: _plain_value(node) for key, node in values.items()}
+        for key, value in choose(plain, named).items():
+            overrides += f"\n{key}: {json.dumps(value)}"
     if run_opts.debug and not run_opts.debug_persistently:
-        # The checkpoints, too: otherwise SpeechBrain forgets them where they are
-        # needed, and the next run would find those of this one.
+        # By default SpeechBrain drops the checkpointer of a debug run, which recipes
+        # need. Its checkpoints go to the debug folder, so no other run finds them.
         run_opts = replace(
             run_opts,
             debug_persistently=True,
@@ -110,8 +122,8 @@ def start_experiment(argv, can_test=False):
     if checkpointer is not None:
         hparams["yaml_identity"] = yaml_identity(text, overrides, named)
     if checkpointer is not None and checkpointer.list_checkpoints():
-        # What stands there belongs to these checkpoints: `identify` of the Brain
-        # replaces it once it is sure that they are of this training.
+        # The recorded files describe these checkpoints. The Brain's `identify` calls
+        # `record` later, once it is sure that the checkpoints are of this training.
         hparams["record_experiment"] = record
     else:
         record()
@@ -119,14 +131,14 @@ def start_experiment(argv, can_test=False):
 
 
 def _environment():
-    """What a run was made with: versions of Python and of all packages, and the GPU."""
+    """Versions of Python and of all packages, and the GPU, as text."""
     packages = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return "\n".join([f"Python {sys.version}", f"GPU: {gpu}", *sorted(packages), ""])
 
 
 def _check_keys(named, text, hparams_file):
-    """Makes sure that a yaml has the keys that are to be overridden, each once."""
+    """Makes sure that a yaml has the overridden keys, and each is given once."""
     known = re.findall(r"(?m)^(\w+):", text)
     for key in named:
         if named.count(key) > 1:
@@ -140,22 +152,66 @@ def _check_keys(named, text, hparams_file):
             )
 
 
+def load_key(hparams_file, key, overrides):
+    r"""What a yaml file says under one key; the rest of the file is not built.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    key : str
+    overrides : dict
+        Values that replace those of other keys of the file.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or no such key in it.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "a.yaml"
+    >>> _ = file.write_text("size: 2\nlayer: !name:torch.nn.Linear [!ref <size>, 3]\n")
+    >>> load_key(file, "layer", {"size": 5})()
+    Linear(in_features=5, out_features=3, bias=True)
+    """
+    if not Path(hparams_file).is_file():
+        raise UserError(f"No such hyperparameter file: {hparams_file}")
+    text = Path(hparams_file).read_text(encoding="utf-8")
+    tree = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
+    tree.value = [item for item in tree.value if item[0].value == key]
+    if not tree.value:
+        raise UserError(f"{hparams_file} has no key {key}.")
+    return load_hyperpyyaml(yaml.serialize(tree))[key]
+
+
+_TAGGED = object()
+
+
+def _plain_value(node):
+    """What a yaml node says; `_TAGGED` if a tag says what to build."""
+    try:
+        return yaml.SafeLoader("").construct_document(node)
+    except yaml.constructor.ConstructorError:
+        return _TAGGED
+
+
 def _check_path(key, node):
     """Makes sure that the value of a key is a path, or is built by the yaml."""
-    try:
-        value = yaml.SafeLoader("").construct_document(node)
-    except yaml.constructor.ConstructorError:  # of a tag
-        return
-    if value is not None or key in _NEEDED:
+    value = _plain_value(node)
+    if value is not _TAGGED and (value is not None or key in _NEEDED):
         check_path(key, value, several=key in _SEVERAL)
 
 
 @contextlib.contextmanager
 def quit_on_user_errors():
-    """Ends a script with the message alone where the user can mend the cause.
+    """Ends a script with the message alone if the user can fix the cause.
 
-    That includes a lack of memory or of space on a disk: the message says what to do.
-    Everything else keeps its traceback.
+    That includes a lack of memory or of disk space: the message says what to do.
+    Other errors keep their traceback.
     """
     try:
         yield
@@ -195,8 +251,8 @@ def quit_on_user_errors():
 def _quit(message):
     """Ends the process with a message and exit code 1.
 
-    One of several ends at once: while it shuts down in good order it may wait for
-    the others, which are waiting for it.
+    One of several processes ends at once: an orderly shutdown could wait for the
+    other processes, which wait for this one.
     """
     if not torch.distributed.is_initialized():
         sys.exit(message)
@@ -207,7 +263,7 @@ def _quit(message):
 
 
 def is_out_of_memory(error):
-    """Whether a device, or the system, had no more memory to give.
+    """Whether an error means that a device, or the system, is out of memory.
 
     Arguments
     ---------
@@ -222,14 +278,14 @@ def is_out_of_memory(error):
     >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError())
     (True, False)
     """
-    # On a CPU torch has no class for it.
+    # torch has no error class for this on a CPU.
     return isinstance(
         error, (MemoryError, torch.OutOfMemoryError)
     ) or "DefaultCPUAllocator" in str(error)
 
 
 def choose_device(name=None):
-    """The device of this process, after a trial.
+    """Chooses the device of this process, and tries it.
 
     Arguments
     ---------
@@ -267,7 +323,7 @@ def choose_device(name=None):
 def main_process_first(function, *args):
     """Calls a function in every process, in the others after the main one.
 
-    For what the main process fetches or writes and the others then find.
+    Use it for what the main process downloads or writes and the others then find.
 
     Arguments
     ---------
@@ -288,8 +344,31 @@ def main_process_first(function, *args):
     return function(*args)
 
 
+def join_processes():
+    """Joins the processes of torchrun, if there are several; they wait for days."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+
+
+def patient_barrier():
+    """Makes a barrier for processes whose work takes unequally long.
+
+    A barrier of SpeechBrain gives up after half an hour; this one waits for days.
+    All processes call this function at about the same time.
+
+    Returns
+    -------
+    callable
+        Returns once every process has called it.
+    """
+    if not torch.distributed.is_initialized():
+        return lambda: None
+    group = torch.distributed.new_group(timeout=_PATIENCE, backend="gloo")
+    return functools.partial(torch.distributed.barrier, group)
+
+
 def announce_demonstration(does):
-    """Says that a run was given no data of the user's own.
+    """Prints that a run uses the bundled corpus, for lack of the user's own data.
 
     Arguments
     ---------

@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 _BAR = (
-    "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} "
+    "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} "
     "[{elapsed}, {remaining} left{postfix}]"
 )
 
@@ -15,13 +15,13 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
 
     Arguments
     ---------
-    total : int
+    total : int or float
         Units of the whole work.
     what : str
         What is being done.
     unit : str
         What is counted, in the plural.
-    initial : int
+    initial : int or float
         Units done before, by a run that was interrupted.
     quiet : bool
         Show nothing.
@@ -47,3 +47,24 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
         smoothing=0.1,
         disable=quiet,
     )
+
+
+def track(items, what, unit, total=None):
+    """Yields items and shows the progress through them; see `open_bar`.
+
+    Arguments
+    ---------
+    items : iterable
+    what, unit : str
+    total : int, optional
+        How many there are; default: `len(items)`.
+
+    Example
+    -------
+    >>> list(track("ab", "Reading", "letters"))
+    ['a', 'b']
+    """
+    with open_bar(len(items) if total is None else total, what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -1,0 +1,201 @@
+"""What pretraining and self-training are prepared with: corpora, targets, crops."""
+
+from speechbrain.utils.distributed import if_main_process
+
+from encodecmae_sb.bundled import corpus_folders
+from encodecmae_sb.data.codes import StoredCodes
+from encodecmae_sb.data.crops import FixedCrops, RandomCrops
+from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.data.shards.reading import (
+    ShardCrops,
+    find_packed_codes,
+    holds_shards,
+    prepare_shards,
+)
+from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.lobes import Codec, CodecLatents
+from encodecmae_sb.nnet.encodec import FrozenCodec
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import main_process_first
+from encodecmae_sb.utils.identity import data_identity, named
+
+
+def prepare_data(hparams, path, shards=False):
+    """Manifests of the corpora, and the account of files that cannot be used.
+
+    Arguments
+    ---------
+    hparams : dict
+    path : Path
+        Of the account, a CSV file.
+    shards : bool
+        Whether data folders may be folders of shards.
+
+    Returns
+    -------
+    corpora : list of Corpus
+    unusable : UnusableFiles
+    """
+    folders = hparams["data_folder"] or corpus_folders()
+    save, max_unusable = hparams["save_folder"], hparams["max_unusable"]
+    if shards and holds_shards(folders):
+        corpora = main_process_first(prepare_shards, folders, save)
+    else:
+        corpora = main_process_first(prepare_corpora, folders, save, max_unusable)
+    num_files = sum(corpus.num_files for corpus in corpora)
+    unusable = UnusableFiles(path, num_files, max_unusable)
+    if if_main_process():
+        for corpus in corpora:
+            unusable.add(corpus.unusable)
+    return corpora, unusable
+
+
+def open_codes(hparams, label):
+    """The stored codes, if there are any.
+
+    Arguments
+    ---------
+    hparams : dict
+    label : Label
+        Of the targets that are asked for.
+
+    Returns
+    -------
+    StoredCodes or None
+
+    Raises
+    ------
+    UserError
+        If the codes are of other targets.
+    """
+    folders, codes_folder = hparams["data_folder"], hparams["codes_folder"]
+    if folders and holds_shards(folders):
+        if codes_folder:
+            raise UserError(
+                f"codes_folder={codes_folder}, but codes for shards are in the shards. "
+                "Leave codes_folder out, or pack the codes: python "
+                "recipes/make_shards.py ANOTHER_FOLDER --data_folder FOLDER "
+                f"--codes_folder {codes_folder}"
+            )
+        stored = find_packed_codes(folders)
+        where = "the shards"
+    else:
+        stored = StoredCodes(codes_folder) if codes_folder else None
+        where = codes_folder
+    if stored is not None:
+        stored.check(label, hparams["n_codebooks"], hparams["codebook_size"])
+        if if_main_process():
+            print(f"Codes: read from {where}", flush=True)
+    return stored
+
+
+def build_targets(hparams, stored):
+    """The targets that the yaml names, where they have to be computed.
+
+    A front end that is a codec's encoder gets its network.
+
+    Arguments
+    ---------
+    hparams : dict
+    stored : StoredCodes or None
+        From which targets are read instead.
+
+    Returns
+    -------
+    Targets or None
+        None if they are read.
+
+    Raises
+    ------
+    UserError
+        If they do not have the model's codebooks, or cannot be built.
+    """
+    front_end, targets = hparams["model"].encoder.front_end, None
+    sizes = hparams["n_codebooks"], hparams["codebook_size"]
+    if stored is None:
+        targets = main_process_first(hparams["targets"])
+        if (targets.n_codebooks, targets.codebook_size) != sizes:
+            raise UserError(
+                f"n_codebooks={sizes[0]}, codebook_size={sizes[1]}, but {targets.label}"
+                f" has {targets.n_codebooks} and {targets.codebook_size}. Give "
+                f"--n_codebooks {targets.n_codebooks} --codebook_size "
+                f"{targets.codebook_size}."
+            )
+    if isinstance(front_end, CodecLatents):
+        if isinstance(targets, FrozenCodec):
+            front_end.use(targets)
+        else:
+            front_end.use(main_process_first(Codec, hparams["codec"]))
+    return targets
+
+
+def build_crops(hparams, corpora, unusable, stored=None, command=""):
+    """Random crops to train on, fixed ones to validate on.
+
+    Arguments
+    ---------
+    hparams : dict
+    corpora : list of Corpus
+    unusable : UnusableFiles
+        Notes the files that could not be read.
+    stored : StoredCodes, optional
+        Whose codes the crops bring.
+    command : str
+        The command that extracts missing codes, for the error.
+
+    Returns
+    -------
+    train : RandomCrops
+    valid : FixedCrops
+    """
+    train_csvs = [corpus.train_csv for corpus in corpora]
+    valid_csvs = [corpus.valid_csv for corpus in corpora]
+    train_codes = valid_codes = None
+    unreadable = []
+    if stored is not None:
+        n_codebooks = hparams["n_codebooks"]
+        codes = stored.of_manifests(train_csvs + valid_csvs, n_codebooks, command)
+        train_codes, valid_codes = codes[: len(corpora)], codes[len(corpora) :]
+        unreadable = [item for files in codes for item in files.unreadable]
+    folders = hparams["data_folder"]
+    random_crops = ShardCrops if folders and holds_shards(folders) else RandomCrops
+    settings = hparams["crop_seconds"], hparams["sample_rate"], hparams["seed"]
+    weights = hparams["corpus_weights"]
+    train = random_crops(train_csvs, *settings, weights, train_codes)
+    valid = FixedCrops(valid_csvs, hparams["valid_items"], *settings, valid_codes)
+    if if_main_process():
+        unusable.add(unreadable)
+        unusable.add(valid.unusable)
+        print(
+            f"Training on {train.num_files} files, {train.total_seconds / 3600:.2f} h; "
+            f"validating on {len(valid)}; {len(unusable)} files left out.",
+            flush=True,
+        )
+    return train, valid
+
+
+def training_identity(label, corpora, train):
+    """What a training depends on besides the yaml: data, targets, stored codes.
+
+    Arguments
+    ---------
+    label : Label
+        Of the targets.
+    corpora : list of Corpus
+    train : RandomCrops
+
+    Returns
+    -------
+    dict
+        For `ResumableBrain.identify`.
+    """
+    codes = "computed for each crop"
+    if train.targets is not None:
+        # How much of each corpus has codes: draws depend on it.
+        codes = named("stored", digest([int(x.frames.sum()) for x in train.targets]))
+    return {
+        "data": data_identity(corpora),
+        label.kind: named(label.name, label.fingerprint),
+        "codes": codes,
+    }
