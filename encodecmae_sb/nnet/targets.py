@@ -148,7 +148,7 @@ def identify(named):
 
 
 def target_middles(num_targets):
-    """Middles of the targets, in samples as `frame_middle` counts them, [num_targets]."""
+    """Middles of targets, in samples as `frame_middle` counts them, [num_targets]."""
     return HOP / 2 + HOP * torch.arange(num_targets, dtype=torch.float64)
 
 
