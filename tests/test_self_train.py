@@ -381,7 +381,7 @@ def test_teachers_that_are_none(teacher_folder, tmp_path):
     yaml.write_text(good.replace("        ffn_dim: 32\n", ""))
     with pytest.raises(UserError, match="cannot be built"):
         load_teacher(folder, "last_no_norm")
-    yaml.write_text("format: 1\nencoder: !new:torch.nn.Linear [2, 2]\n")
+    yaml.write_text("format: 2\nencoder: !new:torch.nn.Linear [2, 2]\n")
     torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "encoder.ckpt")
     with pytest.raises(UserError, match="holds a Linear"):
         load_teacher(folder, "last_no_norm")

@@ -7,7 +7,6 @@ import torch
 from speechbrain import Stage
 
 from encodecmae_sb.data.crops import CropCollator
-from encodecmae_sb.evaluation.plots import draw_curves  # noqa: F401, for the recipes
 from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.utils.recoverables import Unigrams
 

@@ -76,7 +76,7 @@ class LogMel(nn.Module):
         std=4.82,
     ):
         super().__init__()
-        self.dim = n_mels
+        self.dim = self.n_mels = n_mels
         self.hop_length = hop_length
         self.win_length = win_length
         self.sample_rate = sample_rate
@@ -211,6 +211,8 @@ class CodecLatents(nn.Module):
     # EnCodec mirrors the end of a signal. So the last, partial frame of an item depends
     # on where the item ends.
     needs_equal_lengths = True
+    # For `pretrained.describe`: the weights of the codec are loaded.
+    not_described = ("codec",)
 
     def __init__(self, codec=None, n_filters=None):
         super().__init__()

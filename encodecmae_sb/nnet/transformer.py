@@ -188,6 +188,9 @@ class ResiDualTransformer(nn.Module):
     (torch.Size([2, 10, 64]), 3)
     """
 
+    # For `pretrained.describe`: how it is trained.
+    not_described = ("activation_checkpointing",)
+
     def __init__(
         self,
         dim,
@@ -207,6 +210,7 @@ class ResiDualTransformer(nn.Module):
                 )
             head_dim = dim // num_heads
         self.dim = dim
+        self.num_layers = num_layers
         self.num_heads = num_heads
         self.ffn_dim = ffn_dim
         self.head_dim = head_dim

@@ -22,7 +22,7 @@ from encodecmae_sb.evaluation.probe import DRAWS, ProbeGrid, check_whole, probe_
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.pretrained.describe import describe
 from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device, write_metrics
@@ -197,7 +197,7 @@ class Comparison:
                 layer=hparams["layer"],
                 pretrained=name != RANDOM,
             )
-            made = encoder_yaml(lobe.encoder)
+            made = describe(lobe.encoder)
             layer = "all" if hparams["layers"] else hparams["layer"]
         # Only the pooling of the head is used, which has nothing to learn.
         head = ClipHead(lobe.dim, len(self.data.labels), pooling=pooling)
