@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encodecmae_sb.nnet.chunks import encode_in_pieces, frame_starts, shortest_item
+from encodecmae_sb.nnet.chunks import (
+    encode_in_pieces,
+    frame_middle,
+    frame_starts,
+    shortest_item,
+)
 from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.signal import resample
@@ -56,7 +61,7 @@ def load_model(model_file_path=""):
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    FileNotFoundError, UserError
         As `load_encoder_source`.
 
     Example
@@ -104,7 +109,7 @@ def get_timestamp_embeddings(audio, model):
 
     Raises
     ------
-    ValueError
+    UserError
         If there are no samples.
     """
     embeddings = model(audio)
@@ -112,9 +117,7 @@ def get_timestamp_embeddings(audio, model):
     # float32 could not tell frames apart evenly after a few seconds.
     dtype = torch.float32 if audio.is_mps else torch.float64
     frame = torch.arange(embeddings.shape[1], dtype=dtype, device=audio.device)
-    centred = getattr(front_end, "centered", True)
-    span = front_end.hop_length if centred else front_end.win_length
-    middle = frame_starts(front_end, frame) + span / 2  # samples
+    middle = frame_starts(front_end, frame) + frame_middle(front_end)  # samples
     timestamps = middle * 1000 / front_end.sample_rate
     return embeddings, timestamps.expand(len(audio), -1)
 
@@ -157,7 +160,7 @@ def encode_sounds(encoder, audio, sample_rate):
 
     Raises
     ------
-    ValueError
+    UserError
         If there are no samples.
     """
     if audio.dim() != 2 or 0 in audio.shape:

@@ -37,7 +37,7 @@ class XaresEncoder(torch.nn.Module):
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    FileNotFoundError, UserError
         As `load_encoder_source`.
 
     Example
@@ -79,7 +79,7 @@ class XaresEncoder(torch.nn.Module):
 
         Raises
         ------
-        ValueError
+        UserError
             If there are no samples.
         """
         if audio.dim() == 1:

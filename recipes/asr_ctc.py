@@ -1,13 +1,12 @@
-r"""Fine-tunes CTC speech recognition on a pretrained encoder.
+r"""Trains CTC speech recognition on a pretrained encoder.
 
     python recipes/asr_ctc.py hparams/asr_ctc_mini.yaml
-    python recipes/asr_ctc.py hparams/asr_ctc.yaml --data_folder /data/LibriSpeech \
-        --encoder_folder results/base/1234/encoder --protocol finetuned
+    python recipes/asr_ctc.py hparams/asr_ctc_frozen.yaml \
+        --data_folder /data/LibriSpeech --encoder_folder results/base/1234/encoder
 
-`--protocol frozen` is the paper's: the encoder stays as it is, two BiLSTM layers
-learn on a weighted sum of its layers. `--protocol finetuned` trains the encoder
-along, after `freeze_steps`. `--pretrained False` replaces its weights by random
-ones, to see what pretraining is worth.
+The yaml says whether the encoder stays as it is (asr_ctc_frozen.yaml, as in the paper)
+or is trained along (asr_ctc_finetuned.yaml). `--pretrained False` replaces its weights
+by random ones, to see what pretraining is worth.
 
 Makes, in the output folder: `asr/`, which `foreign_class` loads; `metrics.json`;
 `wer_<set>.txt` with alignments; `left_out.csv`; checkpoints. A run that was
@@ -20,215 +19,101 @@ from pathlib import Path
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from encodecmae_sb.brains.ctc import CTCBrain
-from encodecmae_sb.bundled import speech_folder
-from encodecmae_sb.data.speech import (
-    leave_out_short,
-    librispeech_set,
-    manifest_set,
-    speech_dataset,
-)
-from encodecmae_sb.data.tokenizer import Tokens, check_characters
+from encodecmae_sb.brains.ctc import CTCBrain, check_validated
+from encodecmae_sb.data import speech
+from encodecmae_sb.data.tokenizer import check_characters, make_tokens
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.inference.recogniser import build_searcher, export_recogniser
-from encodecmae_sb.pretrained.folder import encoder_yaml
-from encodecmae_sb.utils.digests import digest, weights_key
-from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.experiment import (
-    main_process_first,
-    quit_on_user_errors,
-    start_experiment,
-    write_metrics,
-)
+from encodecmae_sb.pretrained.published import encoder_identity
+from encodecmae_sb.utils import experiment
 from encodecmae_sb.utils.identity import named
-
-PROTOCOLS = ("frozen", "finetuned")
-VALID = "valid"  # what the figures of the validation are called
-
-_ROW = ("ID", "duration", "wrd")  # what the training depends on of an utterance
-
-
-def load_sets(hparams):
-    """Training, validation and test sets, as the yaml names them."""
-    given = [part for part in ("train", "valid", "test") if hparams[f"{part}_csv"]]
-    if given and len(given) < 3 and not hparams["data_folder"]:
-        raise UserError(
-            f"Of train_csv, valid_csv and test_csv only {', '.join(given)} given, and "
-            "no data_folder whose parts could stand for the rest: give all three."
-        )
-    folder = hparams["data_folder"] or speech_folder()
-    save, share = hparams["save_folder"], hparams["max_unusable"]
-    rate = hparams["source_sample_rate"]
-
-    def load(part):
-        files, splits = hparams[f"{part}_csv"], hparams[f"{part}_splits"]
-        if files is None:
-            splits = [splits] if isinstance(splits, str) else splits
-            if not isinstance(splits, list) or not all(
-                isinstance(split, str) for split in splits
-            ):
-                raise UserError(
-                    f"{part}_splits={splits}: names of folders are allowed, one or a "
-                    f'list, such as --{part}_splits "[dev-clean, dev-other]"'
-                )
-            groups = [[split] for split in splits] if part == "test" else [splits]
-            return [
-                librispeech_set(folder, names, save, share, rate) for names in groups
-            ]
-        files = [files] if isinstance(files, str) else files
-        if part != "test" and len(files) > 1:
-            raise UserError(f"{part}_csv={files}: give one manifest.")
-        return [manifest_set(file, folder, rate, share) for file in files]
-
-    (train,), (valid,) = load("train"), load("valid")
-    return train, valid, load("test")
-
-
-def set_names(sets):
-    """A short name for each test set, no two the same, and none that of validation."""
-    names = []
-    for part in sets:
-        stem = name = Path(part.name).stem
-        count = 0
-        while name in (*names, VALID):
-            count += 1
-            name = f"{stem}_{count}"
-        names.append(name)
-    return names
-
-
-def make_tokens(hparams, train):
-    """The vocabulary, from the training transcripts."""
-    texts = [row["wrd"] for row in train.rows]
-    if hparams["token_type"] == "char":
-        return Tokens.of_characters(texts)
-    if hparams["token_type"] in ("bpe", "unigram"):
-        return Tokens.of_pieces(texts, hparams["vocab_size"], hparams["token_type"])
-    raise UserError(
-        f"token_type={hparams['token_type']!r}: allowed are char, bpe and unigram."
-    )
-
-
-def encoder_identity(hparams, encoder):
-    """Which weights the training starts from."""
-    if not hparams["pretrained"]:
-        return named("random weights", digest(encoder_yaml(encoder.encoder)))
-    return named(str(hparams["encoder_folder"]), weights_key(encoder.encoder)[:12])
 
 
 def main(argv):
     """Runs the experiment that the command line describes."""
-    hparams, run_opts, _ = start_experiment(argv, can_test=True)
-    output = Path(hparams["output_folder"])
-    protocol = hparams["protocol"]
-    if protocol not in PROTOCOLS:
-        raise UserError(f"protocol={protocol!r}: allowed are {', '.join(PROTOCOLS)}.")
-    checkpointer = hparams["checkpointer"]
-    saved = checkpointer.list_checkpoints()
-    if run_opts.test_only and not any("cer" in checkpoint.meta for checkpoint in saved):
-        raise UserError(
-            f"--test_only, but {checkpointer.checkpoints_dir} holds no checkpoint that "
-            "was validated: run without it first."
-        )
-    encoder = hparams[f"{protocol}_encoder"]()
+    hparams, run_opts, _ = experiment.start_experiment(argv, can_test=True)
+    output, checkpointer = Path(hparams["output_folder"]), hparams["checkpointer"]
+    if run_opts.test_only:
+        check_validated(checkpointer)
+    encoder = hparams["encoder"]()
 
-    train, valid, tests = main_process_first(load_sets, hparams)
-    rate = hparams["sample_rate"]
-    tokens = make_tokens(hparams, train)
-    head = hparams[f"{protocol}_head"](encoder.dim, len(tokens))
+    sets = experiment.main_process_first(speech.load_sets, hparams)
+    train, valid, *tests = sets
+    texts = [row["wrd"] for row in train.rows]
+    tokens = make_tokens(texts, hparams["token_type"], hparams["vocab_size"])
     for part in (valid, *tests):
         check_characters(tokens, part.rows, part.name)
+    for part in sets:
+        part.tokenize(tokens)
+    head = hparams["head"](encoder.dim, len(tokens))
+    rate = hparams["sample_rate"]
     for part in (train, valid):  # of the test sets nothing is left out
-        leave_out_short(
-            part,
-            tokens,
-            lambda seconds: head.num_outputs(
-                int(encoder.num_frames(torch.tensor(int(rate * seconds))))
-            ),
-        )
-    searcher = build_searcher(
-        tokens, hparams["beam_search"], hparams["kenlm_model_path"]
-    )
-    all_sets = (train, valid, *tests)
-    unusable = UnusableFiles(
-        output / "left_out.csv",
-        sum(len(part.rows) + len(part.left_out) for part in all_sets),
-        hparams["max_unusable"],
-    )
+        samples = torch.tensor([int(rate * row["duration"]) for row in part.rows])
+        num_steps = head.num_outputs(encoder.num_frames(samples))
+        speech.leave_out_short(part, num_steps.tolist())
+    searched = hparams["beam_search"], hparams["kenlm_model_path"]
+    searcher = build_searcher(tokens, *searched)
+    total = sum(len(part.rows) + len(part.left_out) for part in sets)
+    unusable = UnusableFiles(output / "left_out.csv", total, hparams["max_unusable"])
+    protocol = "frozen" if encoder.freeze else "finetuned"
     if if_main_process():
-        for part in all_sets:
-            unusable.add(part.left_out)
+        unusable.add([item for part in sets for item in part.left_out])
         print(
             f"{'Pretrained' if hparams['pretrained'] else 'Random'} encoder, "
-            f"{protocol}; head: {head.describe()}; {len(tokens)} tokens.\n"
+            f"{protocol}; head: {head.in_words()}; {len(tokens)} tokens.\n"
             f"Training on {len(train.rows)} utterances, {train.seconds / 60:.1f} min; "
-            f"validating on {len(valid.rows)}; {len(unusable)} left out.",
-            flush=True,
+            f"validating on {len(valid.rows)}; {len(unusable)} left out."
         )
 
     checkpointer.add_recoverables({"encoder": encoder, "head": head})
     brain = CTCBrain(
-        modules={"encoder": encoder, "head": head},
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=checkpointer,
+        {"encoder": encoder, "head": head},
+        hparams["opt_class"],
+        hparams,
+        run_opts,
+        checkpointer,
         tokens=tokens,
         unusable=unusable,
     )
-    sets = (train, valid)
-    rows = [[row[key] for key in _ROW] for part in sets for row in part.rows]
+    source, pretrained = hparams["encoder_folder"], hparams["pretrained"]
     brain.identify(
-        data=named([part.name for part in sets], digest(rows)),
-        encoder=encoder_identity(hparams, encoder),
+        data=speech.sets_identity([train, valid]),
+        encoder=encoder_identity(encoder.encoder, source, pretrained),
         tokens=named(f"{len(tokens)} of type {hparams['token_type']}", tokens.digest()),
     )
-    brain.fit_speech(
-        speech_dataset(train, tokens, rate), speech_dataset(valid, tokens, rate)
-    )
+    train, valid, *datasets = (speech.speech_dataset(part, rate) for part in sets)
+    brain.fit_speech(train, valid)
 
     if brain.test_only:
         checkpointer.recover_if_possible()  # where the training ended, for `steps`
-    metrics = {
-        "protocol": protocol,
-        "head": head.describe(),
-        "pretrained": hparams["pretrained"],
-        "precision": brain.precision,
-        "steps": brain.optimizer_step,
-    }
-    for name, part in zip(set_names(tests), tests, strict=True):
-        figures = brain.evaluate_set(
-            speech_dataset(part, tokens, rate), searcher, output / f"wer_{name}.txt"
-        )
-        metrics.update({f"{name}/{key}": value for key, value in figures.items()})
-    metrics["left_out"] = len(unusable)
+    metrics = {"protocol": protocol, "head": head.in_words(), "pretrained": pretrained}
+    metrics |= {"precision": brain.precision, "steps": brain.optimizer_step}
+    for name, dataset in zip(speech.set_names(tests), datasets, strict=True):
+        figures = brain.evaluate_set(dataset, searcher, output / f"wer_{name}.txt")
+        metrics |= {f"{name}/{key}": value for key, value in figures.items()}
     best = min(brain.history.rows, key=lambda row: row["cer"])
-    metrics.update({f"{VALID}/{key}": best[key] for key in ("epoch", "wer", "cer")})
+    metrics["left_out"] = len(unusable)
+    metrics |= {f"valid/{key}": best[key] for key in ("epoch", "wer", "cer")}
     if if_main_process():
         finish(encoder, head, tokens, hparams, metrics, output)
 
 
 def finish(encoder, head, tokens, hparams, metrics, output):
     """Writes metrics and the recogniser, and says what to do next."""
-    write_metrics(output, metrics)
-    sets = [key.removesuffix("/wer") for key in metrics if key.endswith("/wer")]
-    figures = {key: metrics[key] for key in metrics if key.endswith(("/wer", "/cer"))}
-    export_recogniser(
-        encoder,
-        head,
-        tokens,
-        hparams["beam_search"],
-        output / "asr",
-        f"CTC, protocol {hparams['protocol']}, head: {metrics['head']}, "
-        f"{metrics['steps']} steps. Word and "
-        "character error rates in per cent; test sets with beam search, validation "
-        "greedy.",
-        figures,
-        hparams["kenlm_model_path"],
+    experiment.write_metrics(output, metrics)
+    origin = (
+        f"CTC, protocol {metrics['protocol']}, head: {metrics['head']}, "
+        f"{metrics['steps']} steps. Word and character error rates in per cent; test "
+        "sets with beam search, validation greedy."
     )
+    figures = {key: metrics[key] for key in metrics if key.endswith(("/wer", "/cer"))}
+    settings = hparams["beam_search"], output / "asr", origin, figures
+    export_recogniser(encoder, head, tokens, *settings, hparams["kenlm_model_path"])
     print("\nset              WER %    CER %")
-    for name in sets:
-        wer, cer = metrics[f"{name}/wer"], metrics[f"{name}/cer"]
-        print(f"{name:15s} {wer:6.1f}   {cer:6.1f}")
+    for name in (key.removesuffix("/wer") for key in figures if key.endswith("/wer")):
+        print(
+            f"{name:15s} {figures[f'{name}/wer']:6.1f}   {figures[f'{name}/cer']:6.1f}"
+        )
     print(
         f"\nMade in {output}:\n"
         f"  asr/             the recogniser, for foreign_class\n"
@@ -241,5 +126,5 @@ def finish(encoder, head, tokens, hparams, metrics, output):
 
 
 if __name__ == "__main__":
-    with quit_on_user_errors():
+    with experiment.quit_on_user_errors():
         main(sys.argv[1:])

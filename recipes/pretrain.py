@@ -22,8 +22,9 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
+from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.manifest import check_folders
+from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.nnet.targets import class_of, identify
 from encodecmae_sb.pipelines.pretrain import (

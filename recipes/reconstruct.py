@@ -1,4 +1,4 @@
-"""Lets one hear what a pretrained model imagines where audio is hidden.
+"""Makes audible what a pretrained model imagines where audio is hidden.
 
     python recipes/reconstruct.py AUDIO_FILE PRETRAINING_OUTPUT_FOLDER
     python recipes/reconstruct.py speech.wav results/mini/1234 --gaps 0.5-0.7,1.2-1.5
@@ -6,8 +6,8 @@
 Hides gaps, as in training or where --gaps says, predicts their codes with the run's
 newest checkpoint, and decodes. Writes `codec.wav` (the codec's own reconstruction),
 `masked.wav` (the same, silent where hidden), `filled.wav` (the gaps filled in),
-`spectrograms.png` and `metrics.json`. Longer audio is done in pieces as long as the
-training's crops.
+`spectrograms.png` and `metrics.json`. Audio that is longer than a crop of the training
+is processed in pieces of that length.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 from encodecmae_sb.data.audio import write_audio
-from encodecmae_sb.data.stored import HOP
 from encodecmae_sb.evaluation.reconstruct import (
     draw_spectrograms,
     fill_in,
     given_gaps,
     load_run,
+    measure,
     random_gaps,
     silence,
 )
@@ -28,6 +28,7 @@ from encodecmae_sb.inference.encoder import read_file
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import quit_on_user_errors, write_metrics
 from encodecmae_sb.utils.files import check_writable
+from encodecmae_sb.utils.grid import HOP
 
 
 def parse(argv):
@@ -93,39 +94,30 @@ def main(argv):
 
 def report(args, run, done, output):
     """Writes metrics.json, prints the table and what was made."""
-    evenly = 1 / run.codec.codebook_size
     metrics = {
         "audio": str(args.audio),
         "checkpoint": str(run.checkpoint),
         "codec": run.codec.source,
-        "frames": len(done.hidden),
-        "hidden_frames": int(done.hidden.sum()),
-        "chance": evenly,
+        **measure(run, done),
     }
-    # "" for all of the validation set, "speech/" for a corpus of several
-    last = "masked_accuracy_1"
-    prefixes = sorted(key[: -len(last)] for key in run.metrics if key.endswith(last))
+    write_metrics(output, metrics)
     print(
         f"{metrics['hidden_frames']} of {metrics['frames']} frames hidden. Accuracy of "
         "the most probable codes on them, in %.\n"
-        f"Chance is {100 * evenly:.2f} (1/{run.codec.codebook_size}). Constant: always "
-        "the commonest of the visible codes.\n"
+        f"Chance is {100 * metrics['chance']:.2f} (1/{run.codec.codebook_size}). "
+        "Constant: always the commonest of the visible codes.\n"
         "Validation: what the run reported, over its own files; and over those of each "
         "corpus.\n"
         "  codebook   accuracy   constant   validation"
-        + "".join(f"   {prefix[:-1]:>10}" for prefix in prefixes[1:])
+        + "".join(f"   {prefix[:-1]:>10}" for prefix in run.prefixes[1:])
     )
-    pairs = zip(done.accuracy.tolist(), done.constant_accuracy.tolist(), strict=True)
-    for q, (right, constant) in enumerate(pairs, 1):
-        metrics[f"gap_accuracy_{q}"] = right
-        metrics[f"constant_accuracy_{q}"] = constant
-        shown = [f"{q:8d}", f"{100 * right:8.1f}", f"{100 * constant:8.1f}"]
-        for prefix in prefixes:
-            reported = run.metrics[f"{prefix}masked_accuracy_{q}"]
-            metrics[f"{prefix}validation_accuracy_{q}"] = reported
-            shown.append(f"{100 * reported:10.1f}")
+    for q in range(1, done.codes.shape[1] + 1):
+        names = (f"gap_accuracy_{q}", f"constant_accuracy_{q}")
+        shown = [f"{q:8d}", *(f"{100 * metrics[name]:8.1f}" for name in names)]
+        for prefix in run.prefixes:
+            accuracy = metrics[f"{prefix}validation_accuracy_{q}"]
+            shown.append(f"{100 * accuracy:10.1f}")
         print("  " + "   ".join(shown))
-    write_metrics(output, metrics)
     print(
         f"\nMade in {output}:\n"
         "  codec.wav          the codec's own reconstruction\n"

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from encodecmae_sb.brains.pretrain import PretrainBrain, draw_curves
+from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import check_folders
+from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.nnet.clusters import ClusterTargets
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.pipelines.clusters import prepare_centroids

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from encodecmae_sb.brains.codec import CodecBrain, codec_report, init_seanet_
+from encodecmae_sb.brains.codec import CodecBrain
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.audio import write_audio
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.evaluation.codec import codec_report
 from encodecmae_sb.lobes import Codec
+from encodecmae_sb.nnet.codec_training import init_seanet_
 from encodecmae_sb.pretrained.codec_files import save_codec
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import (
@@ -40,6 +42,11 @@ def main(argv):
         raise UserError(
             f"quantize_from={begin}, training_steps={end}: the codebooks start after "
             "quantize_from steps, which must be fewer than training_steps and above 0."
+        )
+    rate = hparams["codec_net"].sample_rate
+    if hparams["sample_rate"] != rate:
+        raise UserError(
+            f"sample_rate={hparams['sample_rate']}: the codec needs {rate}."
         )
     output, save = Path(hparams["output_folder"]), Path(hparams["save_folder"])
     share = hparams["max_unusable"]

@@ -20,7 +20,7 @@ def main():
     parser.add_argument("recogniser", help="folder that recipes/asr_ctc.py exported")
     parser.add_argument("audio", nargs="+", help="WAV, FLAC, OGG or MP3 files")
     args = parser.parse_args()
-    check_folder(args.recogniser, "beam_search")
+    check_folder(args.recogniser, "recogniser")
     recogniser = foreign_class(
         source=str(Path(args.recogniser).resolve()),
         pymodule_file="custom_interface.py",

@@ -20,7 +20,7 @@ FRONT_ENDS = {
 
 
 def pytest_configure(config):
-    """Of several processes each has one thread: with more they slow one another."""
+    """One thread for each of several processes: with more they slow each other."""
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
 

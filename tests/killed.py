@@ -54,7 +54,7 @@ def run_killed(command, saves, delay=0.0, **options):
 
 
 def die(*_):
-    """The end, without a chance to tidy up."""
+    """Ends the process at once; nothing is tidied up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -60,7 +60,7 @@ def make(folder, count):
 
 
 def make_codes(folder, count):
-    """Codes of all files; the file of rows has a size, and no content."""
+    """Codes of all files; the file of rows has a size but no content."""
     prepare_codes(folder / "codes", CodesInfo("codec", "bundled", "0" * 8, 8, 1024))
     with open(folder / "codes/part-00000.files", "w") as lines:
         for home, _, files in os.walk(folder / "audio"):
@@ -127,7 +127,7 @@ def listing(folder):
 
 
 def manifests(folder):
-    """A new manifest, headers taken for granted."""
+    """A new manifest; headers are not read."""
     for state in (folder / "save").glob("audio.json"):
         state.unlink()
     return prepare_corpora(folder / "audio", folder / "save")

@@ -25,13 +25,12 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.nnet.encodecmae import frame_mask
 
 # Float64
 
 
 class There(torch.Tensor):
-    """A tensor on a GPU of Apple's, as far as others can tell."""
+    """A CPU tensor that says that it is on an Apple GPU."""
 
     @staticmethod
     def __new__(cls, values):
@@ -55,7 +54,7 @@ class There(torch.Tensor):
 
 
 class Apple(TorchDispatchMode):
-    """Within it "mps" is a device, and one without float64."""
+    """In this context "mps" is a device, without float64."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -81,7 +80,7 @@ class Apple(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
-    """It does not know the pretended device."""
+    """Autocast does not know the pretended device."""
     nothing = contextlib.nullcontext()
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nothing)
 
@@ -100,9 +99,9 @@ def test_the_pretended_device():
 
 def test_masks():
     lengths, seeds = torch.arange(1, 76), torch.arange(75)
-    expected = GapMasker()(lengths, seeds, 75)
+    expected = GapMasker()(lengths, seeds, 75).hidden
     with Apple():
-        masked = GapMasker()(There(lengths), There(seeds), 75)
+        masked = GapMasker()(There(lengths), There(seeds), 75).hidden
         assert masked.is_mps
         assert masked.cpu().equal(expected)
 
@@ -134,15 +133,16 @@ def test_a_validation_step():
             sums=torch.zeros(2, 4, 2, dtype=torch.float64),
             frames=torch.zeros(2, dtype=torch.float64),
         )
-        masked = GapMasker()(device(lengths), device(lengths), 75)
-        valid = frame_mask(device(lengths), 75)
+        mask = GapMasker()(device(lengths), device(lengths), 75)
         weights = parts(model) if device is There else {}
-        logits = functional_call(model, weights, (device(wavs), masked, valid, 38))
+        logits = functional_call(model, weights, (device(wavs), mask))
         loss_fn = MaskedCodecLoss(2)
         weights = parts(loss_fn) if device is There else {}
-        given = (logits, device(codes), masked, valid)
+        given = (logits, device(codes), mask)
         loss = functional_call(loss_fn, weights, given)
-        PretrainBrain.add_to_sums(brain, loss, device(codes), masked, device(corpus))
+        PretrainBrain.add_to_sums(
+            brain, loss, device(codes), mask.hidden, device(corpus)
+        )
         return brain
 
     with torch.no_grad():
@@ -190,7 +190,8 @@ def test_speech_goes_to_another_process(tmp_path, kind):
     else:
         tokens = Tokens.of_pieces(texts, 60)
     speech.rows[1]["wav"] = str(tmp_path / "gone.flac")
-    data = speech_dataset(speech, tokens)
+    speech.tokenize(tokens)
+    data = speech_dataset(speech)
     expected = collate_speech([data[0], data[1], data[2]])
     # After it was used, too, as a sampler may have done.
     data, collate = pickle.loads(pickle.dumps((data, collate_speech)))

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import runpy
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,6 @@ from speechbrain import Stage
 from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import environment, execute
 
-from encodecmae_sb.brains.base import History
 from encodecmae_sb.brains.ctc import CTCBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.speech import (
@@ -24,9 +23,12 @@ from encodecmae_sb.data.speech import (
     collate_speech,
     leave_out_short,
     librispeech_set,
+    load_sets,
     manifest_set,
+    speech_dataset,
 )
 from encodecmae_sb.data.tokenizer import Tokens, check_characters
+from encodecmae_sb.inference.recogniser import build_searcher, search
 from encodecmae_sb.lobes import (
     AudioEncoder,
     CTCHead,
@@ -34,22 +36,23 @@ from encodecmae_sb.lobes import (
     LogMel,
     ResiDualTransformer,
 )
+from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
+from encodecmae_sb.utils.recoverables import History
 
 ROOT = Path(__file__).parent.parent
 
-# asr_ctc_mini.yaml, made smaller still.
+RECIPES = {"finetuned": "asr_ctc_mini.yaml", "frozen": "asr_ctc_mini_frozen.yaml"}
+# These, made smaller still.
 TINY = {
     "number_of_epochs": 2,
     "train_splits": "[small]",
     "valid_splits": "[small]",
     "test_splits": "[small]",
     "batch_seconds": 8.0,
-    "freeze_steps": 2,
     "num_workers": 0,
-    "frozen_head": "{hidden_size: 16}",
-    "finetuned_head": "{hidden_size: 16}",
+    "head": "{hidden_size: 16}",
     "beam_search": "{beam_size: 8}",
 }
 
@@ -73,17 +76,18 @@ def encoder(tmp_path_factory):
     return folder
 
 
-def command(output, encoder, corpus, **options):
+def command(output, encoder, corpus, protocol="finetuned", **options):
     """The command line of a run, as a list."""
     given = {
         **TINY,
+        **({"freeze_steps": 2} if protocol == "finetuned" else {}),
         "encoder_folder": encoder,
         "data_folder": corpus,
         "output_folder": output,
         **options,
     }
     flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    recipe = [ROOT / "recipes/asr_ctc.py", ROOT / "hparams/asr_ctc_mini.yaml"]
+    recipe = [ROOT / "recipes/asr_ctc.py", ROOT / "hparams" / RECIPES[protocol]]
     return [str(x) for x in (sys.executable, *recipe, "--device", "cpu", *flags)]
 
 
@@ -91,10 +95,7 @@ def command(output, encoder, corpus, **options):
 def finished(request, tmp_path_factory, encoder, corpus):
     """The output folder of a run that went through."""
     output = tmp_path_factory.mktemp("asr") / request.param
-    options = {"protocol": request.param}
-    if request.param == "frozen":
-        options["freeze_steps"] = 1000  # longer than the run
-    execute(command(output, encoder, corpus, **options), output.parent)
+    execute(command(output, encoder, corpus, request.param), output.parent)
     return output
 
 
@@ -144,10 +145,10 @@ def test_metrics(finished):
     for name in ("wer", "cer"):
         assert metrics[f"small/{name}"] > 0
     assert metrics["protocol"] == finished.name
-    # The yaml's, in either protocol; asr_ctc.yaml has fully connected layers.
+    # The yaml's; asr_ctc_finetuned.yaml has fully connected layers.
     assert metrics["head"] == "2 BiLSTM layers of 16"
     assert metrics["head"] in (finished / "asr/README.md").read_text()
-    assert CTCHead(8, 4, 6, 1, False).describe() == "1 fully connected layer of 6"
+    assert CTCHead(8, 4, 6, 1, False).in_words() == "1 fully connected layer of 6"
     assert metrics["pretrained"] is True
     assert metrics["left_out"] == 0
 
@@ -158,14 +159,15 @@ def test_the_sum_of_layers_learns_and_what_is_frozen_does_not(finished, encoder)
     before = torch.load(encoder / "encoder.ckpt", weights_only=True)
     same = [torch.equal(weights[f"encoder.{name}"], before[name]) for name in before]
     assert all(same) == (finished.name == "frozen")
-    with pytest.raises(ValueError, match="holds a recogniser or a classifier"):
+    with pytest.raises(ValueError, match="holds another kind of model: recogniser"):
         EnCodecMAE(finished / "asr")
 
 
 def test_checkpoints_of_another_training(finished, encoder, corpus):
     before = (finished / "metrics.json").read_text()
-    options = {"protocol": finished.name, "pretrained": False, "lr": 0.01}
-    text = execute(command(finished, encoder, corpus, **options), finished.parent, 1)
+    options = {"pretrained": False, "lr": 0.01}
+    run = command(finished, encoder, corpus, finished.name, **options)
+    text = execute(run, finished.parent, 1)
     for line in ("pretrained: True -> False", "-> random weights", "lr: 0.002 -> 0.01"):
         assert line in text
     assert "Traceback" not in text
@@ -180,9 +182,10 @@ def test_other_transcripts_make_other_units():
 
 def test_an_encoder_that_waits_needs_no_gradients_in_fp16(encoder, tmp_path):
     lobe, head = EnCodecMAE(encoder, freeze=False), CTCHead(32, 8)
-    hparams = {"lr": 0.1, "lr_encoder": 0.1, "weight_decay": 0.0, "freeze_steps": 1}
+    hparams = {"lr": 0.1, "lr_encoder": 0.1, "freeze_steps": 1}
     brain = CTCBrain(
         modules={"encoder": lobe, "head": head},
+        opt_class=torch.optim.AdamW,
         hparams={**hparams, "noprogressbar": True},
         checkpointer=AtomicCheckpointer(tmp_path),
         tokens=None,
@@ -195,7 +198,7 @@ def test_an_encoder_that_waits_needs_no_gradients_in_fp16(encoder, tmp_path):
         with torch.set_grad_enabled(brain.optimizer_step >= 1):
             frames = lobe(torch.rand(1, 16000), torch.ones(1))
         with torch.enable_grad():
-            log_probs, _ = head(frames, torch.ones(1))
+            log_probs, _ = head(frames)
         brain.scaler.scale(log_probs.square().mean()).backward()
         brain.optimizers_step()
         after = lobe.encoder.transformer.parameters()
@@ -206,7 +209,6 @@ def test_an_encoder_that_waits_needs_no_gradients_in_fp16(encoder, tmp_path):
 
 def test_killed_and_started_again_it_ends_the_same(encoder, corpus, tmp_path):
     options = {
-        "protocol": "finetuned",
         "number_of_epochs": 3,
         "ckpt_interval_steps": 1,
         "ckpt_interval_minutes": 0,
@@ -278,11 +280,6 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
     assert metrics["steps"] == len(rows)
 
 
-def of_recipe(name):
-    """A function of the recipe."""
-    return runpy.run_path(str(ROOT / "recipes/asr_ctc.py"))[name]
-
-
 def test_a_batch_of_which_nothing_can_be_read(encoder):
     tokens = Tokens.of_characters(["AB"])
     lobe = EnCodecMAE(encoder, freeze=False, input_sample_rate=24000)
@@ -334,16 +331,17 @@ def test_testing_only_keeps_the_figures(finished, encoder, corpus):
     if finished.name != "frozen":
         pytest.skip("one protocol will do")
     before = (finished / "metrics.json").read_text()
-    options = {"protocol": finished.name, "freeze_steps": 1000}
-    _, _, *arguments = command(finished, encoder, corpus, **options)
-    of_recipe("main")([*arguments, "--test_only"])
+    run = command(finished, encoder, corpus, finished.name)
+    execute([*run, "--test_only"], finished.parent)
     assert (finished / "metrics.json").read_text() == before
 
 
 def test_testing_only_what_was_never_trained(encoder, corpus, tmp_path):
-    _, _, *arguments = command(tmp_path / "out", encoder, corpus)
-    with pytest.raises(ValueError, match="--test_only.*no checkpoint"):
-        of_recipe("main")([*arguments, "--test_only"])
+    run = command(tmp_path / "out", encoder, corpus)
+    text = execute([*run, "--test_only"], tmp_path, expect=1)
+    assert "--test_only" in text
+    assert "holds no checkpoint" in text
+    assert "Traceback" not in text
 
 
 def test_a_declared_rate_is_checked_in_a_folder_too(corpus, tmp_path):
@@ -351,7 +349,6 @@ def test_a_declared_rate_is_checked_in_a_folder_too(corpus, tmp_path):
     csvs = {f"{part}_csv": None for part in ("train", "valid", "test")}
     hparams = {**splits, **csvs, "data_folder": corpus, "save_folder": tmp_path}
     hparams |= {"max_unusable": 0.05, "source_sample_rate": 16000}
-    load_sets = of_recipe("load_sets")
     train, _, _ = load_sets(hparams)
     assert len(train.rows) == 28
     message = r"\.flac has 16000 Hz, but source_sample_rate=48000"
@@ -373,7 +370,6 @@ def test_a_declared_rate_is_checked_in_a_folder_too(corpus, tmp_path):
         ),
         ({"token_type": "bpe", "vocab_size": 5000}, "the largest that fits is"),
         ({"token_type": "word"}, "allowed are char, bpe and unigram"),
-        ({"protocol": "thawed"}, "allowed are frozen, finetuned"),
         ({"data_folder": "null", "train_csv": "x.csv"}, "give all three"),
         ({"encoder_folder": "/nowhere"}, "No such encoder folder: /nowhere"),
     ],
@@ -438,17 +434,70 @@ def test_characters_that_training_never_had():
 
 
 def test_too_short_for_ctc():
-    tokens = Tokens.of_characters(["AB"])
-    rows = [
-        {"ID": name, "wrd": text, "duration": 4.0}
-        for name, text in (("a", "ABAB"), ("b", "AABB"), ("c", "AAB"))
-    ]
+    texts = {"a": "ABAB", "b": "AABB", "c": "AAB"}
+    rows = [{"ID": name, "wrd": text, "duration": 4.0} for name, text in texts.items()]
     speech = SpeechSet("train", rows)
-    leave_out_short(speech, tokens, num_outputs=int)  # four steps each
+    speech.tokenize(Tokens.of_characters(["AB"]))
+    leave_out_short(speech, [4, 4, 4])
     assert [row["ID"] for row in speech.rows] == ["a", "c"]
     assert speech.left_out == [("b", "4 output steps for a target that needs 6")]
     with pytest.raises(ValueError, match="All utterances of train are too short"):
-        leave_out_short(speech, tokens, num_outputs=lambda seconds: 1)
+        leave_out_short(speech, [1, 1])
+
+
+def test_transcripts_are_tokenized_once(corpus, tmp_path):
+    speech = librispeech_set(corpus, ["small"], tmp_path)
+    tokens = Tokens.of_characters([row["wrd"] for row in speech.rows])
+    encoded = []
+
+    class Counting:
+        def encode(self, text):
+            encoded.append(text)
+            return tokens.encode(text)
+
+    speech.tokenize(Counting())
+    leave_out_short(speech, [10000] * len(speech.rows))
+    dataset = speech_dataset(speech)
+    for row, item in zip(speech.rows, dataset, strict=True):
+        assert item["tokens"].dtype == torch.int64
+        assert tokens.decode(item["tokens"]) == row["wrd"]
+    assert encoded == [row["wrd"] for row in speech.rows]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "finetuned"),
+    [
+        ("asr_ctc_frozen.yaml", "asr_ctc_finetuned.yaml"),
+        ("asr_ctc_mini_frozen.yaml", "asr_ctc_mini.yaml"),
+    ],
+)
+def test_what_a_finetuned_encoder_needs_more(frozen, finetuned):
+    few, more = (
+        set(re.findall(r"(?m)^(\w+):", (ROOT / "hparams" / name).read_text()))
+        for name in (frozen, finetuned)
+    )
+    assert more - few == {"lr_encoder", "freeze_steps"}
+    assert few < more
+
+
+def test_relative_lengths_give_the_counts_back():
+    for size in (38, 49, 300, 22500):
+        counts = torch.arange(1, size + 1)
+        assert torch.equal(
+            absolute_lengths(relative_lengths(counts, size), size), counts
+        )
+
+
+def test_the_beam_search_sees_every_step_and_no_more():
+    labels = ["", *"ABC"]
+    searcher = build_searcher(SimpleNamespace(labels=labels), {"beam_size": 4})
+    # 15 of 38 steps: 15 / 38 * 38 is below 15 in single precision.
+    log_probs = torch.full((2, 38, 4), -9.0)
+    log_probs[:, :, 0] = 0.0
+    log_probs[:, 14, 2] = 9.0  # the last step of the first item
+    log_probs[:, 15, 3] = 9.0
+    steps = torch.tensor([15, 38])
+    assert search(searcher, log_probs.log_softmax(-1), steps) == ["B", "BC"]
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
@@ -459,10 +508,10 @@ def test_head_does_not_mix_items(recurrent, stack):
     batch = torch.randn(3, 20, 8)
     for row, item in zip(batch, items, strict=True):
         row[: len(item)] = item
-    together, lens = head(batch, torch.tensor([7 / 20, 12 / 20, 1.0]))
-    for row, length, item in zip(together, lens, items, strict=True):
+    together, num_steps = head(batch, torch.tensor([7, 12, 20]))
+    for row, length, item in zip(together, num_steps.tolist(), items, strict=True):
         alone, _ = head(item[None])
-        assert round(length.item() * len(row)) == len(alone[0])
+        assert length == len(alone[0])
         assert torch.allclose(row[: len(alone[0])], alone[0], atol=1e-5)
 
 

@@ -52,7 +52,7 @@ def codes_of(stored):
 
 
 def same(left, right):
-    """Whether two dicts of arrays are equal to the bit."""
+    """Whether two dicts of arrays are equal, bit for bit."""
     assert left.keys() == right.keys()
     return all(np.array_equal(left[name], right[name]) for name in left)
 
@@ -102,7 +102,7 @@ def mine(corpus, extracted, tmp_path):
 
 
 def test_codes_are_those_of_whole_files(corpus, tmp_path, codec, monkeypatch):
-    """At any rate, of any length, in pieces or not."""
+    """For files of any rate and length, encoded in chunks or whole."""
     folder = tmp_path / "audio"
     shutil.copytree(corpus, folder)
     speech = [read_audio(path, 24000) for path in sorted(folder.rglob("*.flac"))]
@@ -366,7 +366,7 @@ def test_pretraining_from_codes_killed_and_resumed(pretrain, tmp_path, monkeypat
 
 
 def test_it_measures_what_training_from_audio_measures(pretrain, tmp_path):
-    """The same crops, but for less than a frame; nearly the same codes."""
+    """Crops are the same up to a frame, and codes are nearly the same."""
     options = {"training_steps": 2, "n_codebooks": 3, "crop_seconds": 0.8}
     _, stored = pretrain(tmp_path / "codes", **options)
     _, audio = pretrain(tmp_path / "audio", **options, codes_folder="null")

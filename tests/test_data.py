@@ -570,7 +570,7 @@ def manifest(path, durations):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Stands in for reading: what was asked for, and zeros for an answer."""
+    """Replaces reading: notes what was asked for, and returns zeros."""
     asked = []
 
     def fake(path, target_rate, start=0.0, seconds=None):

@@ -241,9 +241,9 @@ def test_folders_that_are_none(folder, tmp_path):
     (tmp_path / "hyperparams.yaml").write_text(yaml)
     with pytest.raises(ValueError, match="encoder.ckpt is missing"):
         EnCodecMAE(tmp_path)
-    newer = yaml.replace("format: 1", "format: 2")
-    (tmp_path / "hyperparams.yaml").write_text(newer)
-    with pytest.raises(ValueError, match="has format 2.*reads format 1"):
+    older = yaml.replace("format: 2", "format: 1")
+    (tmp_path / "hyperparams.yaml").write_text(older)
+    with pytest.raises(ValueError, match="has format 1.*reads format 2"):
         EnCodecMAE(tmp_path)
 
 

@@ -27,8 +27,8 @@ from encodecmae_sb.lobes import (
 from encodecmae_sb.nnet import loss as losses
 from encodecmae_sb.nnet.chunks import encode_in_pieces
 from encodecmae_sb.nnet.encodec import CodecError
-from encodecmae_sb.nnet.encodecmae import frame_mask
 from encodecmae_sb.nnet.front_ends import check_grid
+from encodecmae_sb.nnet.masking import FrameMask, frame_mask
 from encodecmae_sb.utils.errors import UserError
 
 
@@ -38,7 +38,7 @@ def noise(*shape, seed=0):
 
 
 def randomise(module, seed=0):
-    """Gives every parameter a random value: norms and biases count, too."""
+    """Gives every parameter a random value, norms and biases included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -252,20 +252,20 @@ def model():
 def test_hidden_frames_are_never_seen(model, ratio, lengths):
     frames, lengths = noise(2, 150, 10), torch.tensor(lengths)
     masker = GapMasker(ratio)
-    masked = masker(lengths, torch.tensor([1, 2]), 150)
     valid = frame_mask(lengths, 150)
-    given = None if valid.all() else valid
-    slots = masker.max_visible(150)  # as in training
-    logits = model(frames, masked, given, slots)
+    padded = not bool(valid.all())
+    mask = masker(lengths, torch.tensor([1, 2]), 150, padded)  # as in training
+    masked = mask.hidden
+    logits = model(frames, mask)
     assert logits.shape == (2, 150, 3, 16)
     hidden = frames + 100 * (masked | ~valid)[..., None]
-    changed = model(hidden, masked, given, slots)
+    changed = model(hidden, mask)
     assert torch.equal(logits[valid], changed[valid])
     # The same frames, if visible, do make a difference, to hidden frames, too.
-    seen = model(frames + (~masked & valid)[..., None], masked, given, slots)
+    seen = model(frames + mask.visible[..., None], mask)
     assert not torch.allclose(logits[masked], seen[masked], atol=1e-3)
     # How many slots there are to spare does not matter.
-    exact = model(frames, masked, valid)
+    exact = model(frames, FrameMask.of(masked, lengths))
     assert torch.allclose(exact[valid], logits[valid], atol=1e-5)
 
 
@@ -274,10 +274,11 @@ def test_padded_items_are_as_if_alone(model):
     lengths = torch.tensor([150, 61, 33, 5])
     seeds = torch.arange(4)
     masker, frames = GapMasker(), noise(4, 150, 10)
-    masked = masker(lengths, seeds, 150)
-    logits = model(frames, masked, frame_mask(lengths, 150), masker.max_visible(150))
+    mask = masker(lengths, seeds, 150)
+    logits = model(frames, mask)
     for i, length in enumerate(lengths.tolist()):
-        alone = model(frames[i : i + 1, :length], masked[i : i + 1, :length])
+        hidden = FrameMask.of(mask.hidden[i : i + 1, :length])
+        alone = model(frames[i : i + 1, :length], hidden)
         assert torch.allclose(logits[i, :length], alone[0], atol=1e-5)
 
 
@@ -287,8 +288,8 @@ def test_loss(codebooks, share):
     logits = 3 * torch.randn(3, 20, codebooks, 16, generator=generator)
     codes = torch.randint(16, (3, 20, codebooks), generator=generator)
     lengths = torch.tensor([20, 12, 1])
-    masked = GapMasker(0.5, gap=3)(lengths, lengths, 20)
-    valid = frame_mask(lengths, 20)
+    mask = GapMasker(0.5, gap=3)(lengths, lengths, 20)
+    valid = mask.valid
     logits[~valid] = 1e4 * torch.randn(logits[~valid].shape, generator=generator)
     codes[~valid] = 15
 
@@ -298,7 +299,7 @@ def test_loss(codebooks, share):
     log_sum = np.log(np.exp(x - peak).sum(-1)) + peak[..., 0]
     ce = log_sum - np.take_along_axis(x, codes.numpy()[..., None], -1)[..., 0]
     right = x.argmax(-1) == codes.numpy()
-    hidden, visible = masked.numpy(), (~masked & valid).numpy()
+    hidden, visible = mask.hidden.numpy(), mask.visible.numpy()
     weights = np.array(
         losses.CODEBOOK_WEIGHTS[:codebooks] if codebooks <= 8 else [0.1] * 10
     )
@@ -308,7 +309,7 @@ def test_loss(codebooks, share):
 
     loss_fn = MaskedCodecLoss(codebooks, share)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = loss_fn(logits, codes, masked, valid)
+        loss = loss_fn(logits, codes, mask)
     for ours, want in [
         (loss.masked_ce, masked_ce),
         (loss.visible_ce, visible_ce),
@@ -324,8 +325,10 @@ def test_loss_without_padding_is_the_same_as_with_none():
     logits, codes = noise(2, 10, 8, 16), torch.zeros(2, 10, 8).long()
     masked = torch.arange(10).expand(2, 10) < 4
     loss_fn = MaskedCodecLoss()
-    everything = torch.ones(2, 10, dtype=torch.bool)
-    none, given = (loss_fn(logits, codes, masked, v) for v in (None, everything))
+    none, given = (
+        loss_fn(logits, codes, FrameMask.of(masked, frames))
+        for frames in (None, torch.tensor([10, 10]))
+    )
     assert torch.equal(none.loss, given.loss)
 
 
@@ -338,7 +341,7 @@ def test_loss_in_blocks_is_that_of_the_whole(monkeypatch, dtype, block):
     codes[:, ::3] = values[:, ::3].argmax(-1)
     masked = torch.arange(10).expand(2, 10) < 4
     ours, plain = (values.clone().requires_grad_() for _ in range(2))
-    loss = MaskedCodecLoss(3)(ours, codes, masked)
+    loss = MaskedCodecLoss(3)(ours, codes, FrameMask.of(masked))
     loss.loss.backward()
     assert torch.equal(loss.masked_accuracy, torch.full((3,), 0.5))
     ce = F.cross_entropy(plain.float().flatten(0, 2), codes.flatten(), reduction="none")

@@ -1,9 +1,7 @@
 """Long files and many of them: streamed reading, bounded memory, recipes/embed.py."""
 
-import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 import textwrap
@@ -14,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from speechbrain.inference.interfaces import foreign_class
+from test_pretrain import execute
 
 from encodecmae_sb.data.audio import (
     UnusableAudio,
@@ -24,6 +23,7 @@ from encodecmae_sb.data.audio import (
 )
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.chunks import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.pipelines import embed as pipeline
 from encodecmae_sb.pretrained.folder import export_encoder
 
 ROOT = Path(__file__).parent.parent
@@ -252,18 +252,14 @@ def test_an_hour_in_little_memory(tmp_path):
 
 @pytest.fixture
 def embed(mel_folder, capsys, monkeypatch):
-    """Runs the recipe here: its exit status, or error, and what it printed."""
+    """Embeds in this process: what was done, and all that was printed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-    def run(*arguments):
-        spec = importlib.util.spec_from_file_location(
-            "embed", ROOT / "recipes/embed.py"
-        )
-        recipe = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(recipe)
-        status = recipe.main([str(part) for part in (mel_folder, *arguments)])
+    def run(*audio, **options):
+        embedding = pipeline.embed(mel_folder, audio, **options)
+        print(embedding.summary(options.get("output_folder")))
         said = capsys.readouterr()
-        return status, said.out + said.err
+        return embedding, said.out + said.err
 
     run.encoder = load(mel_folder)
     return run
@@ -290,8 +286,7 @@ def arrays(folder):
 
 def test_a_folder_is_laid_out_alike(embed, corpus, tmp_path):
     out = tmp_path / "out"
-    status, text = embed(corpus, "--output_folder", out)
-    assert status == 0
+    _, text = embed(corpus, output_folder=out)
     assert "Embedded: 4 of 6 files, 71 s of audio" in text
     assert "times real time" in text
     assert "Left out: 2" in text
@@ -315,51 +310,48 @@ def test_a_folder_is_laid_out_alike(embed, corpus, tmp_path):
 
 def test_what_is_there_is_left_alone(embed, corpus, tmp_path):
     out = tmp_path / "out"
-    options = (corpus, "--output_folder", out)
-    embed(*options)
+    embed(corpus, output_folder=out)
     (out / "deep/er/b.npy").unlink()
     (out / "a.npy").write_text("kept")
-    status, text = embed(*options)
-    assert status == 0
+    _, text = embed(corpus, output_folder=out)
     assert "Embedded: 1 of 6 files" in text
     assert "There already: 3" in text
     assert "--overwrite" in text
     assert (out / "a.npy").read_text() == "kept"
     assert len(np.load(out / "deep/er/b.npy")) == 43
     # Nothing usable is left: what is there still counts.
-    assert embed(*options)[0] == 0
-    _, text = embed(*options, "--overwrite")
+    embedding, _ = embed(corpus, output_folder=out)
+    assert (embedding.num_done, embedding.num_kept) == (0, 4)
+    _, text = embed(corpus, output_folder=out, overwrite=True)
     assert "Embedded: 4 of 6 files" in text
     assert np.load(out / "a.npy").shape == (5250, 16)
 
 
 def test_features_made_otherwise_are_not_mixed(embed, corpus, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    options = (corpus / "deep/c.wav", "--output_folder", out)
-    assert embed(*options, "--layer", 0)[0] == 0
-    for other in [(), ("--layer", "all"), ("--layer", 0, "--precision", "bf16")]:
+    audio = corpus / "deep/c.wav"
+    embed(audio, output_folder=out, layer=0)
+    for other in [{}, {"layer": "all"}, {"layer": 0, "precision": "bf16"}]:
         with pytest.raises(ValueError, match="made otherwise.*--overwrite"):
-            embed(*options, *other)
-    status, text = embed(*options, "--layer", "all", "--overwrite")
-    assert status == 0
+            embed(audio, output_folder=out, **other)
+    _, text = embed(audio, output_folder=out, layer="all", overwrite=True)
     assert f"{out}/c.npy, 2 x 10 x 16" in text
-    want = embed.encoder.encode_file(options[0], "all")
+    want = embed.encoder.encode_file(audio, "all")
     assert np.array_equal(np.load(out / "c.npy"), want.numpy())
     assert json.loads((out / "features.json").read_text())["layer"] == "all"
 
 
 def test_all_layers_are_written_a_stretch_at_a_time(embed, corpus, tmp_path):
-    options = ("--layer", "all", "--batch_size", 3)
-    status, _ = embed(corpus / "a.wav", "--output_folder", tmp_path / "out", *options)
-    assert status == 0
+    out = tmp_path / "out"
+    embed(corpus / "a.wav", output_folder=out, layer="all", batch_size=3)
     want = embed.encoder.encode_file(corpus / "a.wav", "all").numpy()
-    assert np.abs(np.load(tmp_path / "out/a.npy") - want).max() < 1e-4
+    assert np.abs(np.load(out / "a.npy") - want).max() < 1e-4
 
 
 def test_features_do_not_wait_for_the_disk(embed, corpus, tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    assert embed(corpus / "a.wav", "--output_folder", tmp_path / "out")[0] == 0
+    embed(corpus / "a.wav", output_folder=tmp_path / "out")
     assert (tmp_path / "out" / "a.npy").exists()
     assert len(synced) == 1  # of features.json
 
@@ -378,18 +370,16 @@ def test_a_file_has_its_name_when_it_is_whole(embed, corpus, monkeypatch):
         embed(audio)
     assert not [path for path in corpus.iterdir() if path.name.startswith("a.npy")]
     monkeypatch.undo()
-    status, text = embed(audio)
-    assert status == 0
+    _, text = embed(audio)
     assert f"{corpus}/a.npy, 5250 x 16" in text
     assert not (corpus / "features.json").exists()
 
 
 def test_two_runs_on_one_output_folder(tmp_path):
-    recipe = runpy.run_path(str(ROOT / "recipes/embed.py"))
     path, rows = tmp_path / "a.npy", noise(6, 3)
-    with recipe["new_array"](path, rows.shape) as first:
+    with pipeline.new_array(path, rows.shape) as first:
         first(rows[:4])
-        with recipe["new_array"](path, rows.shape) as second:
+        with pipeline.new_array(path, rows.shape) as second:
             second(rows[:2])
             first(rows[4:])
             second(rows[2:4])
@@ -399,9 +389,10 @@ def test_two_runs_on_one_output_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_usable(embed, corpus, tmp_path):
-    status, text = embed(corpus / "inf.wav", corpus / "deep/text.wav", "none.wav")
-    assert status == 1
+def test_nothing_usable(embed, mel_folder, corpus, tmp_path):
+    bad = [corpus / "inf.wav", corpus / "deep/text.wav", "none.wav"]
+    command = [sys.executable, ROOT / "recipes/embed.py", mel_folder, *bad]
+    text = execute([*command, "--device", "cpu"], tmp_path, expect=1)
     assert "No such audio file: none.wav" in text
     assert "Left out: 3" in text
     (tmp_path / "nothing").mkdir()
@@ -418,13 +409,13 @@ def test_a_disk_that_is_full_ends_the_run(embed, corpus, tmp_path, monkeypatch):
         embed(corpus)
     assert not arrays(corpus)
     with pytest.raises(ValueError, match="output_folder.*No space left"):
-        embed(corpus, "--output_folder", tmp_path / "out")
+        embed(corpus, output_folder=tmp_path / "out")
 
 
 def test_two_files_for_one_place(embed, tmp_path):
     paths = [write(tmp_path / f"{i}/a.wav", noise(4000)) for i in range(2)]
     with pytest.raises(ValueError, match=r"would both become .*a.*\.npy"):
-        embed(*paths, "--output_folder", tmp_path / "out")
+        embed(*paths, output_folder=tmp_path / "out")
     # In the folder they have in common they differ; and each is taken once.
     _, text = embed(tmp_path, *paths)
     assert "Embedded: 2 of 2 files" in text
@@ -432,4 +423,4 @@ def test_two_files_for_one_place(embed, tmp_path):
 
 def test_a_device_that_is_not_there(embed, corpus):
     with pytest.raises(ValueError, match="--device nonsense: "):
-        embed(corpus, "--device", "nonsense")
+        embed(corpus, device="nonsense")

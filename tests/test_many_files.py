@@ -1,4 +1,4 @@
-"""Before the first batch, memory and time grow with the files, and not by much."""
+"""Memory and time before the first batch grow slowly with the number of files."""
 
 import tracemalloc
 

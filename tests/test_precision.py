@@ -1,4 +1,4 @@
-"""Float32 that is float32, whatever else is allowed."""
+"""Some computations stay in float32, even where TF32 is allowed."""
 
 import contextlib
 
@@ -35,7 +35,7 @@ def switches():
 
 
 def everything():
-    """All that PyTorch tells of its switches, refusals included."""
+    """The state of PyTorch's TF32 switches; an error counts as a state."""
     backends = torch.backends
     owners = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]
     if NEW:

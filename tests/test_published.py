@@ -18,7 +18,7 @@ from test_pretrain import run as pretrain
 from encodecmae_sb.lobes import Codec, EnCodecMAE, MaskedCodecLoss
 from encodecmae_sb.nnet.chunks import encode_in_pieces
 from encodecmae_sb.nnet.encodec import FrozenCodec, network_from_weights
-from encodecmae_sb.nnet.encodecmae import frame_mask
+from encodecmae_sb.nnet.masking import FrameMask, frame_mask
 from encodecmae_sb.pretrained.published import (
     PUBLISHED,
     REPOSITORY,
@@ -116,12 +116,13 @@ def test_codes_logits_and_losses(case):
     assert (codes == want).float().mean() >= 0.999
 
     masked = torch.from_numpy(expected["mask"])
-    logits = published.model(wavs, masked)
+    mask = FrameMask.of(masked)
+    logits = published.model(wavs, mask)
     want_logits = torch.from_numpy(expected["logits_every_100"])
     assert (logits[:, ::100] - want_logits).abs().max() < 1e-4
 
     loss_fn = MaskedCodecLoss()
-    loss = loss_fn(logits, want, masked)
+    loss = loss_fn(logits, want, mask)
     for ours, name in [
         (loss.loss, "loss"),
         (loss.masked_loss, "masked_loss"),

@@ -1,15 +1,14 @@
-"""Hearing what a model imagines: the tool measures what validation measures."""
+"""Reconstruction: it measures what validation measures."""
 
-import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 import soundfile
 import torch
-from test_pretrain import ROOT, TINY
+from test_pretrain import ROOT, command, execute
 
-from encodecmae_sb.brains.codec import init_seanet_
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.crops import FixedCrops
 from encodecmae_sb.evaluation.reconstruct import (
@@ -22,6 +21,7 @@ from encodecmae_sb.evaluation.reconstruct import (
 )
 from encodecmae_sb.inference.encoder import read_file
 from encodecmae_sb.lobes import Codec
+from encodecmae_sb.nnet.codec_training import init_seanet_
 from encodecmae_sb.nnet.encodec import build_encodec
 from encodecmae_sb.pretrained.codec_files import save_codec
 from encodecmae_sb.utils.errors import UserError
@@ -31,18 +31,7 @@ UTTERANCE = UTTERANCES[0]
 SEED = 1234  # of mini.yaml
 
 
-def recipe(name):
-    """A recipe as a module: a run in this process saves seconds of imports."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"recipes/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def flags(output, **options):
-    """The command line of a tiny run."""
-    given = {**TINY, **options, "output_folder": output, "device": "cpu"}
-    return [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+RECIPE = [sys.executable, ROOT / "recipes/reconstruct.py"]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +67,7 @@ def codec(tmp_path_factory):
 def finished(tmp_path_factory, corpus, codec):
     """The output folder of a finished pretraining."""
     output = tmp_path_factory.mktemp("reconstruct") / "run"
-    options = flags(
+    arguments = command(
         output,
         data_folder=corpus,
         codec=codec,
@@ -89,9 +78,7 @@ def finished(tmp_path_factory, corpus, codec):
         valid_items=8,
         precision="fp32",
     )
-    recipe("pretrain").main(
-        [str(ROOT / "hparams/mini.yaml"), *options, "--noprogressbar"]
-    )
+    execute(arguments, output.parent)
     return output
 
 
@@ -162,12 +149,9 @@ def test_temperature_draws_codes_by_seed(run, wav):
     assert torch.equal(drawn[0].accuracy, best.accuracy)
 
 
-def test_from_the_shell(finished, codec, tmp_path, capsys):
-    recipe("reconstruct").main(
-        [str(UTTERANCE), str(finished), "--gaps", "0.5-0.7,1.2-1.5"]
-        + ["--output_folder", str(tmp_path / "out")]
-    )
-    printed = capsys.readouterr().out
+def test_from_the_shell(finished, codec, tmp_path):
+    options = ["--gaps", "0.5-0.7,1.2-1.5", "--output_folder", tmp_path / "out"]
+    printed = execute([*RECIPE, UTTERANCE, finished, *options], tmp_path)
     assert "Chance is 12.50 (1/8)" in printed
     names = {path.name for path in (tmp_path / "out").iterdir()}
     sounds = {"codec.wav", "masked.wav", "filled.wav"}
@@ -266,7 +250,6 @@ def test_a_codec_without_decoder(finished, codec, tmp_path):
     net = Codec(codec).net
     net.decoder = None
     save_codec(net, tmp_path / "encoder_only.safetensors")
-    arguments = [str(UTTERANCE), str(finished), "--output_folder", str(tmp_path)]
-    other = ["--codec", str(tmp_path / "encoder_only.safetensors")]
+    run = load_run(finished, tmp_path / "encoder_only.safetensors")
     with pytest.raises(UserError, match="without its decoder"):
-        recipe("reconstruct").main(arguments + other)
+        run.codec.decode(torch.zeros(1, 3, 8, dtype=torch.int64))

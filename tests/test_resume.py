@@ -1,13 +1,12 @@
 """What a run that is stopped and started again guarantees.
 
-The section "Stop and go on" of README lists each guarantee with its test.
+docs/resume.md lists each guarantee with its test; test_docs.py checks the list.
 """
 
 import collections
 import contextlib
 import json
 import random
-import re
 import sys
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from test_brains import make_brain
-from test_pretrain import ROOT, command, execute
+from test_pretrain import command, execute
 from test_scale import torchrun
 
 from encodecmae_sb.brains import pretrain
@@ -138,16 +137,6 @@ PretrainBrain.on_fit_batch_start = logged
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-def test_the_readme_names_tests_that_there_are():
-    section = (ROOT / "README.md").read_text().partition("### Stop and go on\n")[2]
-    rows = [row for row in section.partition("###")[0].splitlines() if "`test_" in row]
-    assert len(rows) >= 8
-    for row in rows:
-        for files, test in re.findall(r"((?:`tests/\w+\.py`,? ?)+): `(\w+)`", row):
-            for file in re.findall(r"tests/\w+\.py", files):
-                assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
 
 
 def losses(output):

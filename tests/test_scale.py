@@ -24,8 +24,9 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
-from encodecmae_sb.nnet.encodecmae import frame_mask
-from encodecmae_sb.pipelines import benchmark as bench
+from encodecmae_sb.nnet.masking import FrameMask, frame_mask
+from encodecmae_sb.pipelines.benchmark.audio import spoken
+from encodecmae_sb.pipelines.benchmark.brain import random_batch
 from encodecmae_sb.utils.experiment import quit_on_user_errors
 
 
@@ -34,17 +35,21 @@ def torchrun(processes):
     return (*launcher, f"--nproc_per_node={processes}")
 
 
+HALF, REST = slice(0, 2), slice(2, 4)
+
+
 def test_shares_of_unequal_size_add_up():
     loss_fn = MaskedCodecLoss(2)
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 50, 2, 16, generator=generator)
     codes = torch.randint(16, (4, 50, 2), generator=generator)
     lengths = torch.tensor([50, 40, 3, 9])
-    masked, valid = GapMasker()(lengths, lengths, 50), frame_mask(lengths, 50)
-    whole = loss_fn(logits, codes, masked, valid).loss
-    shares = [(x[:2], x[2:]) for x in (logits, codes, masked, valid)]
-    shares = list(zip(*shares, strict=True))
-    counts = sum(loss_fn.count(*share[2:]) for share in shares) / 2
+    mask = GapMasker()(lengths, lengths, 50)
+    whole = loss_fn(logits, codes, mask).loss
+    masks = [FrameMask.of(mask.hidden[x], lengths[x]) for x in (HALF, REST)]
+    shares = [(logits[x], codes[x]) for x in (HALF, REST)]
+    shares = [(*share, part) for share, part in zip(shares, masks, strict=True)]
+    counts = sum(part.counts for part in masks) / 2
     together = sum(loss_fn(*share, counts).loss for share in shares) / 2
     assert float(together) == pytest.approx(float(whole), rel=1e-6)
     # Each by its own count would be something else.
@@ -157,7 +162,7 @@ def step(brain, batch):
 @pytest.mark.parametrize("full", [True, False])
 def test_a_step_never_waits_for_the_device(tmp_path, full):
     brain = ready(tmp_path, skip_nonfinite_grads=True, max_grad_norm=1.0)
-    batch = bench.random_batch(2, 12160, 8, 1024)
+    batch = random_batch(2, 12160, 8, 1024)
     batch.full = full
     with Questions() as questions:
         for _ in range(3):
@@ -169,7 +174,7 @@ def test_a_step_never_waits_for_the_device(tmp_path, full):
 
 def test_losses_read_late_are_the_same_mean(tmp_path):
     brain = ready(tmp_path)
-    seen = [float(step(brain, bench.random_batch(2, 3200, 8, 1024))) for _ in range(25)]
+    seen = [float(step(brain, random_batch(2, 3200, 8, 1024))) for _ in range(25)]
     mean = brain.read_losses(brain.avg_train_loss)
     assert mean == pytest.approx(sum(seen) / len(seen), rel=1e-6)
 
@@ -182,8 +187,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, fused):
         parameters = list(brain.modules.parameters())
         brain.optimizer = torch.optim.AdamW(parameters, lr=0.1)
         brain.optimizers_dict = {"opt_class": brain.optimizer}
-    good = bench.random_batch(2, 3200, 8, 1024)
-    bad = bench.random_batch(2, 3200, 8, 1024)
+    good = random_batch(2, 3200, 8, 1024)
+    bad = random_batch(2, 3200, 8, 1024)
     bad.wavs[0] = float("nan")
     step(brain, good)
     before = [p.clone() for p in brain.modules.parameters()]
@@ -199,7 +204,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, fused):
 
 
 def test_a_fused_optimizer_clips_as_speechbrain_does(tmp_path):
-    batches = [bench.random_batch(2, 3200, 8, 1024, seed) for seed in range(4)]
+    batches = [random_batch(2, 3200, 8, 1024, seed) for seed in range(4)]
 
     def trained(folder, fused, max_grad_norm):
         torch.manual_seed(0)
@@ -278,33 +283,32 @@ def test_compiles_whole_and_once():
     model, loss_fn, masker = small_model(), MaskedCodecLoss(2), GapMasker()
     counter = CompileCounter()
 
-    def forward(wavs, masked, codes):
-        logits = model(wavs, masked, None, 38)
-        return loss_fn(logits, codes, masked).loss
+    def forward(wavs, mask, codes):
+        return loss_fn(model(wavs, mask), codes, mask).loss
 
     compiled = torch.compile(forward, backend=counter, fullgraph=True)
     lengths = torch.tensor([75, 75])
     for seed in range(3):
-        masked = masker(lengths, lengths + seed, 75)
+        mask = masker(lengths, lengths + seed, 75, padded=False)
         generator = torch.Generator().manual_seed(seed)
         wavs = torch.randn(2, 24000, generator=generator)
         codes = torch.randint(16, (2, 75, 2), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            expected = forward(wavs, masked, codes)
-            got = compiled(wavs, masked, codes)
+            expected = forward(wavs, mask, codes)
+            got = compiled(wavs, mask, codes)
         assert torch.allclose(got, expected, rtol=1e-3)
         got.backward()
     assert counter.frame_count == 1
 
 
 def test_a_frozen_codec_stays_out_of_the_graph(tmp_path, monkeypatch):
-    """It would be cut into pieces, in every step."""
+    """Inside the graph, it would break the graph into parts, in every step."""
     brain = make_brain(tmp_path)
     model, counter, compiles = brain.hparams.model, CompileCounter(), torch.compile
     model.encoder = AudioEncoder(
         CodecLatents(Codec("bundled")), model.encoder.transformer
     )
-    batches = [bench.random_batch(2, 12160, 8, 1024, seed) for seed in range(3)]
+    batches = [random_batch(2, 12160, 8, 1024, seed) for seed in range(3)]
 
     def logits():
         return [brain.compute_forward(batch, Stage.TRAIN)[0] for batch in batches]
@@ -324,7 +328,7 @@ def test_a_frozen_codec_stays_out_of_the_graph(tmp_path, monkeypatch):
 
 def test_bf16_stays_close_to_float32():
     encoder = small_model().encoder.eval()
-    wavs = bench.spoken(96000)[None]
+    wavs = spoken(96000)[None]
     with torch.no_grad():
         exact = encoder(wavs).last
         with torch.autocast("cpu", torch.bfloat16):

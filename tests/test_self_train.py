@@ -118,7 +118,7 @@ def test_a_row_file_goes_on_after_any_kill(tmp_path):
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
 def test_crops_begin_on_a_frame(tmp_path, rate):
-    """A crop is where its targets say, to the sample, at any rate."""
+    """A crop starts at the sample that its targets say, at any rate."""
     samples = np.random.default_rng(0).normal(size=3 * rate) * 0.1
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, "FLOAT")
@@ -313,7 +313,7 @@ def test_a_student_of_a_published_teacher(self_train, tmp_path, capsys):
 
 @pytest.mark.parametrize("seconds", [0.5, 4.0, 9.0])
 def test_frames_of_a_student_as_published_get_the_nearest_target(seconds):
-    """As many frames as targets, and each its own window's."""
+    """There are as many frames as targets, and each has the target of its window."""
     frames = int(75 * seconds)
     batch = CropCollator()(
         [
@@ -382,7 +382,7 @@ def test_teachers_that_are_none(teacher_folder, tmp_path):
     yaml.write_text(good.replace("        ffn_dim: 32\n", ""))
     with pytest.raises(UserError, match="cannot be built"):
         load_teacher(folder, "last_no_norm")
-    yaml.write_text("format: 1\nencoder: !new:torch.nn.Linear [2, 2]\n")
+    yaml.write_text("format: 2\nencoder: !new:torch.nn.Linear [2, 2]\n")
     torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "encoder.ckpt")
     with pytest.raises(UserError, match="holds a Linear"):
         load_teacher(folder, "last_no_norm")

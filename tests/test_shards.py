@@ -1,4 +1,4 @@
-"""Tar shards: packed, read in place, gone through once per pass, whatever happens."""
+"""Tar shards: packing, reading in place, one pass over all items, damage."""
 
 import collections
 import hashlib
@@ -6,10 +6,10 @@ import io
 import json
 import os
 import random
-import runpy
 import shutil
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ from encodecmae_sb.data.codes import (
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
 from encodecmae_sb.data.shards import reading as shards_module
+from encodecmae_sb.data.shards.indexing import index_shards
+from encodecmae_sb.data.shards.packing import PackItems, deal
 from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
@@ -39,6 +41,7 @@ from encodecmae_sb.data.shards.reading import (
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.lobes import Codec
+from encodecmae_sb.pipelines.pack import pack
 from encodecmae_sb.pretrained.codec_files import BUNDLED
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv
@@ -46,12 +49,6 @@ from encodecmae_sb.utils.files import write_csv
 ROOT = Path(__file__).parent.parent
 CROP = 0.5  # seconds
 MB = 0.1  # per shard
-
-
-def make_shards(*arguments):
-    """Runs the recipe, in this process."""
-    recipe = runpy.run_path(str(ROOT / "recipes/make_shards.py"))
-    recipe["main"]([str(argument) for argument in arguments])
 
 
 def write_noise(folder, count, rate=8000, extension="wav", **options):
@@ -78,8 +75,7 @@ def audio(tmp_path_factory):
 def packed(audio, tmp_path_factory):
     """The folder with their shards."""
     folder = tmp_path_factory.mktemp("packed") / "shards"
-    both = f"[{audio[0]}, {audio[1]}]"
-    make_shards(folder, "--data_folder", both, "--shard_mb", MB)
+    pack(folder, audio, MB)
     return folder
 
 
@@ -169,7 +165,7 @@ def test_packing_goes_on_where_it_was_stopped(audio, packed, tmp_path):
     # As killed while it writes the fourth shard.
     stop.write_text(
         "import os, runpy, sys\n"
-        "from encodecmae_sb.data import packing\n"
+        "from encodecmae_sb.data.shards import packing\n"
         "write, count = packing._members, 0\n"
         "def watched(*args):\n"
         "    global count\n"
@@ -188,23 +184,43 @@ def test_packing_goes_on_where_it_was_stopped(audio, packed, tmp_path):
     with pytest.raises(UserError, match="give the same command again"):
         prepare_shards(folder, tmp_path)
     with pytest.raises(UserError, match="holds other shards"):
-        make_shards(folder, *arguments[:2], "--shard_mb", "1")
-    make_shards(folder, *arguments)
+        pack(folder, audio, 1)
+    pack(folder, audio, MB)
     assert [path.stat().st_mtime_ns for path in done] == times
     for path in packed.glob("*.tar"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
     # A shard that was damaged is made again, and it alone.
     os.truncate(done[0], 3000)
-    make_shards(folder, *arguments)
+    pack(folder, audio, MB)
     assert done[0].read_bytes() == (packed / done[0].name).read_bytes()
     assert done[1].stat().st_mtime_ns == times[1]
+
+
+def test_packing_takes_little_memory_per_file(tmp_path):
+    count = 5000
+    (tmp_path / "a.wav").write_bytes(bytes(100))
+    with open(tmp_path / "a.csv", "w") as file:
+        file.write("ID,duration,wav,num_samples,sample_rate\n")
+        for i in range(count):
+            file.write(f"speaker/chapter/{i},1.5,{tmp_path}/a.wav,12000,8000\n")
+    tracemalloc.start()
+    try:
+        items = PackItems("corpus", tmp_path / "a.csv")
+        dealt = deal(items.sizes, 10_000, seed=0)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 350 * count
+    assert sorted(np.concatenate(dealt)) == list(range(count))
+    assert {len(numbers) for numbers in dealt} == {100}
+    assert items[7].row["ID"] == "speaker/chapter/7"
 
 
 def test_flac_loses_nothing(tmp_path):
     audio = tmp_path / "audio"
     for subtype in ("PCM_16", "PCM_24", "FLOAT"):
         write_noise(audio / subtype, 3, subtype=subtype)
-    make_shards(tmp_path / "shards", "--data_folder", audio, "--flac")
+    pack(tmp_path / "shards", audio, flac=True)
     for corpus in prepare_shards(tmp_path / "shards", tmp_path):
         rows = read_manifest(corpus.train_csv) + read_manifest(corpus.valid_csv)
         assert len(rows) == 9
@@ -230,9 +246,9 @@ def test_shards_from_elsewhere(audio, tmp_path):
     with pytest.raises(UserError, match="--index"):
         prepare_shards(folder, tmp_path)
     with pytest.raises(UserError, match="--max_unusable"):
-        make_shards(folder, "--index", "--max_unusable", "0.01")
+        index_shards(folder, max_unusable=0.01)
     assert not (folder / "shards.json").exists()
-    make_shards(folder, "--index")
+    index_shards(folder)
     (corpus,) = prepare_shards(folder, tmp_path)
     assert corpus.name == "foreign"
     valid = read_manifest(corpus.valid_csv)
@@ -249,11 +265,11 @@ def test_shards_for_the_test_are_named(audio, tmp_path, caplog):
     with tarfile.open(folder / "test-0.tar", "w") as tar:
         tar.add(audio[0] / "0.wav", "0.wav")
     with pytest.raises(UserError, match=r"test-0\.tar.*another name"):
-        make_shards(folder, "--index")
+        index_shards(folder)
     with tarfile.open(folder / "more.tar", "w") as tar:
         for i in range(3):
             tar.add(audio[0] / f"{i}.wav", f"{i}.wav")
-    make_shards(folder, "--index")
+    index_shards(folder)
     (record,) = [r for r in caplog.records if "for the test" in r.getMessage()]
     assert record.getMessage().endswith("test-0.tar")
     (corpus,) = prepare_shards(folder, tmp_path)
@@ -296,7 +312,7 @@ def test_odd_items_of_shards_from_elsewhere(audio, tmp_path):
                 name = "caf\udce9" if i == 0 else str(i % len(ODD))
                 add(tar, f"{part}/{i}/{name}.json", known)
                 add(tar, f"{part}/{i}/{name}.wav", content)
-    make_shards(folder, "--index")
+    index_shards(folder)
     corpora = prepare_shards(folder, tmp_path / "manifests")
     found = collections.Counter()
     for corpus in corpora:
@@ -403,7 +419,7 @@ def test_a_loader_goes_on_at_any_step(packed, tmp_path, workers):
 
 
 def damage(folder):
-    """Cuts a shard in half, replaces one, deletes one; what is lost of each."""
+    """Cuts a shard in half, replaces one, deletes one; returns what is lost of each."""
     cut, changed, gone = sorted(folder.glob("train-*.tar"))[:3]
     rows = [read_manifest(f"{path}.csv") for path in (cut, changed, gone)]
     half = cut.stat().st_size // 2
@@ -461,7 +477,7 @@ def test_bad_input(packed, copied, audio, tmp_path):
     with pytest.raises(UserError, match="format 0, not 1"):
         prepare_shards(copied, tmp_path)
     with pytest.raises(FileNotFoundError, match="No such folder"):
-        make_shards(copied, "--data_folder", "nowhere")
+        pack(copied, "nowhere")
 
 
 # Codes
@@ -480,9 +496,7 @@ def with_codes(audio, tmp_path_factory):
                 stamp = file_stamp(row["wav"])
                 frames = rng.integers(0, 1024, (int(float(row["duration"]) * 75), 8))
                 part.append([(row["wav"], stamp, "")], [frames])
-    both = f"[{audio[0]}, {audio[1]}]"
-    options = ("--shard_mb", MB, "--codes_folder", codes)
-    make_shards(shards, "--data_folder", both, *options)
+    pack(shards, audio, MB, codes_folder=codes)
     return codes, shards
 
 
@@ -517,7 +531,8 @@ def test_indexing_again_forgets_nothing(with_codes, tmp_path):
     shutil.copytree(with_codes[1], folder)
     for path in folder.glob("*.tar.csv"):
         path.unlink()
-    make_shards(folder, "--index")
+    recipe = ROOT / "recipes/make_shards.py"
+    execute([sys.executable, recipe, folder, "--index"], tmp_path)
     for path in with_codes[1].glob("*.tar.csv"):
         rows, again = read_manifest(path), read_manifest(folder / path.name)
         assert [row["codes"] for row in rows] == [row["codes"] for row in again]
@@ -553,7 +568,7 @@ def test_items_without_codes_among_coded_ones(audio, with_codes, tmp_path):
             add(tar, f"{name}.wav", content)
             if made is not None:
                 add(tar, f"{name}.codes.npy", made)
-    make_shards(folder, "--index", "--max_unusable", 0.2)
+    index_shards(folder, max_unusable=0.2)
     reported = {
         Member.at(row["path"]).name: row["reason"]
         for row in read_manifest(folder / "unusable_files.csv")

@@ -1,17 +1,10 @@
-"""What pretraining and codec training share: a run counted in steps that can be
-killed at any of them, reports as it goes, and remembers what it measured."""
+"""What all Brains share: resuming, reporting, and runs that are counted in steps."""
 
-import json
 import math
 import time
 
 import torch
 from speechbrain import Brain, Stage
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from torch._functorch import config as partitioner
@@ -31,27 +24,13 @@ logger = get_logger(__name__)
 _READ_EVERY = 20
 
 
-def cosine_schedule(progress, lr, warmup=0.01, final=0.05):
-    """Learning rate after a share of a run: linear warm-up, then half a cosine.
-
-    Example
-    -------
-    >>> cosine_schedule(0.01, lr=1.0), round(cosine_schedule(1.0, lr=1.0), 2)
-    (1.0, 0.05)
-    """
-    if progress < warmup:
-        return lr * progress / warmup
-    done = min(1.0, (progress - warmup) / (1 - warmup))
-    return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 def share_crops(crops_per_step, batch_size, num_processes):
-    """Forward passes of each process that make up a step of so many crops.
+    """How many forward passes each process makes in an optimizer step.
 
     Arguments
     ---------
     crops_per_step : int
-        Of all processes together.
+        Crops of all processes together.
     batch_size : int
         Crops per process and forward pass.
     num_processes : int
@@ -63,7 +42,7 @@ def share_crops(crops_per_step, batch_size, num_processes):
     Raises
     ------
     UserError
-        If the crops cannot be shared evenly.
+        If the processes cannot share the crops evenly.
 
     Example
     -------
@@ -87,53 +66,17 @@ def share_crops(crops_per_step, batch_size, num_processes):
     return crops_per_step // at_once
 
 
-@register_checkpoint_hooks
-class History:
-    """What each validation measured, saved with every checkpoint.
-
-    Example
-    -------
-    >>> history = History()
-    >>> history.append({"step": 10, "loss": 0.5})
-    >>> history.column("loss")
-    [0.5]
-    """
-
-    def __init__(self):
-        self.rows = []
-
-    def append(self, row):
-        """Adds a row: a dict of plain numbers."""
-        self.rows.append(row)
-
-    def column(self, name):
-        """All values of one measurement, oldest first."""
-        return [row[name] for row in self.rows if name in row]
-
-    @mark_as_saver
-    def save(self, path):
-        """Writes the rows as JSON."""
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.rows, file)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Reads the rows back."""
-        with open(path, encoding="utf-8") as file:
-            self.rows = json.load(file)
-
-
 class ResumableBrain(Brain):
-    """A Brain with a history, that can be stopped between any two optimizer steps.
+    """A Brain that can be stopped and resumed between any two optimizer steps.
 
-    Reads from the yaml: `history`, and `precision`, which may be `auto` (see
-    `precision.best_precision`).
+    Reads from the yaml: `history`; `precision`, which may be `auto` (see
+    `precision.best_precision`); and, if there is one, `train_logger`.
 
     Raises
     ------
-    ValueError
-        If `max_grad_norm` is not positive: 0 would stop the learning, and a negative
-        number turn it round.
+    UserError
+        If `max_grad_norm` is not positive: 0 would stop the training, and a negative
+        number would reverse every step.
     """
 
     def __init__(
@@ -162,7 +105,7 @@ class ResumableBrain(Brain):
         return self.hparams.history
 
     def shares(self):
-        """How the work of a step is shared, as far as the result depends on it."""
+        """How processes share a step, as far as the result depends on it."""
         processes = 1
         if self.distributed_launch:
             processes = torch.distributed.get_world_size()
@@ -170,39 +113,75 @@ class ResumableBrain(Brain):
         return {"grad_accumulation_factor": factor, "processes": processes}
 
     def identify(self, **content):
-        """Makes sure that checkpoints which are there are of this very training.
+        """Refuses to resume from the checkpoints of another training.
 
         Arguments
         ---------
         **content
             What the training depends on besides the yaml and the run options: data,
-            targets, weights that it starts from; see `identity.named`.
+            targets, initial weights; see `identity.named`.
 
         Raises
         ------
         UserError
-            If they are of another; the message lists what differs.
+            If the output folder holds checkpoints of another training. The message
+            lists the differences.
         """
         options = {"precision": self.precision, "max_grad_norm": self.max_grad_norm}
         how = {**options, **self.shares()}
         identity = {**getattr(self.hparams, "yaml_identity", {}), **how, **content}
-        # A test may be run otherwise than the training was.
+        # A test may use another precision or number of processes than the training.
         ignored = how if self.test_only else ()
         self.checkpointer.identify(identity, ignored)
         if hasattr(self.hparams, "record_experiment") and not self.test_only:
             self.hparams.record_experiment()
 
+    def report(self, row, shown, **checkpoint):
+        """Notes what a validation measured, everywhere it is wanted, and saves.
+
+        The row goes to the history, the terminal, the yaml's `train_logger` where there
+        is one (SpeechBrain's loggers fit as they are), and into a checkpoint.
+
+        Arguments
+        ---------
+        row : dict of str to number
+            `step` or `epoch`, or both, and what was measured. What begins with
+            `train_` is of the training, all else of the validation.
+        shown : str
+            The line for the terminal.
+        **checkpoint
+            Of SpeechBrain's `Checkpointer.save_and_keep_only`.
+        """
+        row = {name: float(value) for name, value in row.items()}
+        self.history.append(row)
+        if if_main_process():
+            tqdm.write(shown)
+            logger = getattr(self.hparams, "train_logger", None)
+            if logger is not None:
+                _log(logger, row)
+        # logging.DEBUG: the line above is news enough.
+        self.checkpointer.save_and_keep_only(**checkpoint, verbosity=10)
+
     def between_steps(self):
-        """Whether no part of an accumulated gradient waits for the others."""
+        """Whether no accumulated gradient is waiting for an optimizer step."""
         return self.step % self.grad_accumulation_factor == 0
 
     def _should_save_intra_epoch_ckpt(self, *args):
-        # A checkpoint does not hold gradients.
+        # A checkpoint holds no gradients, so it must not interrupt an accumulation.
         return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
 
 
+def _log(logger, row):
+    """Hands a row to one of SpeechBrain's loggers."""
+    meta = {name: int(row[name]) for name in ("epoch", "step") if name in row}
+    train = {k.removeprefix("train_"): v for k, v in row.items() if k[:6] == "train_"}
+    measured = (k for k in row if k not in meta and k[:6] != "train_")
+    valid = {k.removeprefix("valid_"): row[k] for k in measured}
+    logger.log_stats(meta, train_stats=train, valid_stats=valid)
+
+
 def _choose_precision(device=None):
-    """What `precision: auto` stands for on the device that a run is on."""
+    """The precision that `precision: auto` means on the device of this run."""
     device = device or infer_device()
     precision = best_precision(device)
     if precision == "fp32" and if_main_process():
@@ -215,14 +194,17 @@ def _choose_precision(device=None):
 class StepBrain(ResumableBrain):
     """A Brain whose run is counted in optimizer steps.
 
-    SpeechBrain's epoch is here the stretch between two validations, and its batch all
-    crops that a process contributes to an optimizer step: a list with a `CropBatch`
-    for each forward pass. All randomness comes with the crops (see `data.crops`), and
-    which crops come next follows from the number of optimizer steps alone. So a run
-    killed at any step and started again ends with the same weights, bit for bit on a
-    CPU, and it may go on with other numbers of processes, of crops per forward pass
-    or of steps between validations. No step waits for the device: what is to be
-    reported is read every 20 steps, or when the bar is drawn.
+    In SpeechBrain's terms, an epoch is the stretch between two validations. A batch is
+    everything that a process contributes to an optimizer step: a list with one
+    `CropBatch` for each forward pass.
+
+    All randomness comes with the crops (see `data.crops`). The number of the optimizer
+    step alone says which crops come next. So a run that was killed at any step and
+    started again ends with the same weights, bit for bit on a CPU. It may resume with
+    another number of processes, another batch size or another `valid_interval`.
+
+    No step waits for the device: losses are read every 20 steps, or when the progress
+    bar is drawn.
 
     Reads from the yaml: `training_steps`, `valid_interval`, `batch_size`,
     `num_workers`, `history`, SpeechBrain's run options and, in place of
@@ -251,12 +233,12 @@ class StepBrain(ResumableBrain):
 
     @property
     def crops_per_step(self):
-        """Crops of an optimizer step, of all processes together."""
+        """Crops of an optimizer step, all processes together."""
         share = self.hparams.batch_size * self.grad_accumulation_factor
         return share * self.world_size
 
     def shares(self):
-        """Only the crops of a step: how they are shared changes nothing."""
+        """The crops of a step. How processes share them does not change the result."""
         return {"crops_per_step": self.crops_per_step}
 
     @property
@@ -297,21 +279,20 @@ class StepBrain(ResumableBrain):
             self.bar.close()
 
     def stretches(self, sampler):
-        """Numbers the stretches between validations, from where the run is now.
+        """Sets the sampler to the steps before each validation, one after another.
 
         Arguments
         ---------
         sampler : DrawSampler
-            Is told which steps each stretch has.
+            Its `steps` are set.
 
         Yields
         ------
         int
-            Validations so far, plus 1.
+            The number of the validation, counted from 1.
         """
         interval, last = self.hparams.valid_interval, self.hparams.training_steps
-        # The step alone does not tell that a run is finished: it may have been killed
-        # before its last validation.
+        # A run that was killed after its last step still needs its last validation.
         while self.validated_step < last:
             due = self.validated_step // interval + 1
             due = max(due, math.ceil(self.optimizer_step / interval))
@@ -327,14 +308,14 @@ class StepBrain(ResumableBrain):
             )
 
     def on_stage_start(self, stage, epoch=None):
-        """Starts the clock of a training stretch."""
+        """Starts to time the steps until the next validation."""
         self.stage = stage
         if stage == Stage.TRAIN:
             self.stretch_started = time.time()
             self.stretch_seconds = 0.0
 
     def on_fit_batch_start(self, batches, should_step):
-        """Accounts for files that could not be read."""
+        """Adds files that could not be read to the list of unusable files."""
         bad = [item for batch in batches for item in batch.unusable]
         if bad and self.unusable is not None:
             self.unusable.add(bad)
@@ -347,7 +328,7 @@ class StepBrain(ResumableBrain):
             return
         self.bar.update(1)
         if time.monotonic() - self.shown_at < self.bar.mininterval:
-            return  # reading the numbers would wait for the device, and show nothing
+            return  # the bar is not drawn now, and reading would wait for the device
         self.shown_at = time.monotonic()
         rate = self.stretch_seconds / (time.time() - self.stretch_started)
         shown = {name: f"{float(value):.3f}" for name, value in self.shown.items()}
@@ -355,10 +336,10 @@ class StepBrain(ResumableBrain):
         self.bar.set_postfix(shown, refresh=False)
 
     def fit_batch(self, batches):
-        """An optimizer step: a forward and backward pass for each batch of crops.
+        """Makes an optimizer step: a forward and backward pass for each batch of crops.
 
-        As in SpeechBrain, but that the loss stays on the device: whether it is finite
-        is seen when it is read.
+        Unlike SpeechBrain's, it leaves the loss on the device. `read_losses` checks
+        later whether it is finite.
 
         Arguments
         ---------
@@ -382,21 +363,21 @@ class StepBrain(ResumableBrain):
         self.optimizers_step()
         loss = torch.stack(losses).mean()
         if "loss" in self.shown:
-            self.shown["loss"] = loss  # not that of the last batch alone
+            self.shown["loss"] = loss  # of all batches, not of the last one
         self.on_fit_batch_end(batches, outputs, loss, True)
         return loss
 
     def between_steps(self):
-        """Always: `fit_batch` makes a whole step."""
+        """Always true: `fit_batch` makes a whole step."""
         return True
 
     def optimizers_step(self):
-        """Clips the gradients and makes a step.
+        """Clips the gradients and updates the weights.
 
-        With `skip_nonfinite_grads` not if they are not all finite. As in SpeechBrain,
-        which measures them twice and asks the device for each parameter; a fused
-        optimizer takes both as numbers on the device, and scales gradients as it
-        reads them.
+        With `skip_nonfinite_grads` it skips a step whose gradients are not all finite.
+        The result is SpeechBrain's. SpeechBrain measures the gradients twice and asks
+        the device once per parameter. Here the norm is measured once and stays on the
+        device; the fused optimizer scales the gradients while it reads them.
         """
         groups = self.optimizer.param_groups
         if self.scaler.is_enabled() or not all(group.get("fused") for group in groups):
@@ -405,7 +386,7 @@ class StepBrain(ResumableBrain):
         parameters = [p for group in groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        # The optimizer divides by it.
+        # The optimizer divides the gradients by this.
         self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1).float()
         if self.skip_nonfinite_grads:
             self.optimizer.found_inf = (~norm.isfinite()).float()
@@ -415,7 +396,7 @@ class StepBrain(ResumableBrain):
         self.optimizer_step += 1
 
     def update_average(self, loss, avg_loss):
-        """Keeps a training loss for later, and now and then reads those kept."""
+        """Keeps a training loss on the device, and reads every 20 of them."""
         if self.stage != Stage.TRAIN:
             return super().update_average(loss, avg_loss)
         self.unread.append(loss)
@@ -424,17 +405,17 @@ class StepBrain(ResumableBrain):
         return self.read_losses(avg_loss)
 
     def read_losses(self, avg_loss):
-        """Mean loss of a training stretch, with the losses that were not read yet.
+        """Adds the losses that were not read yet to the mean training loss.
 
         Arguments
         ---------
         avg_loss : float
-            The mean without them.
+            The mean loss since the last validation, without them.
 
         Returns
         -------
         float
-            Over all processes.
+            The mean over all processes.
 
         Raises
         ------
@@ -471,7 +452,7 @@ class StepBrain(ResumableBrain):
         Arguments
         ---------
         tensor : torch.Tensor
-            Of the same shape in every process; may be overwritten.
+            The same shape in every process. It may be overwritten.
 
         Returns
         -------
@@ -484,10 +465,9 @@ class StepBrain(ResumableBrain):
 
     def _compile(self):
         if self.compile and self.device_type == "cpu":
-            # For the gradient of a ReLU its output will do, which is kept in any case.
-            # Left to itself the compiler keeps a table of booleans beside it, and
-            # fills that value by value, which takes longer than all of the ReLU. This
-            # is the one switch for it; what else is computed anew is cheap.
+            # The gradient of a ReLU needs only its output, which is stored anyway. By
+            # default the compiler also stores a table of booleans. Filling it takes
+            # longer than the ReLU. This switch makes the compiler recompute instead.
             partitioner.aggressive_recomputation = True
         if self.compile:
             for module in self.modules.modules():
@@ -499,7 +479,7 @@ class StepBrain(ResumableBrain):
         super()._wrap_distributed()
         for module in self.modules.values():
             if isinstance(module, DistributedDataParallel):
-                # Our buffers never change; one that is frozen may be a whole codec.
+                # Our buffers never change, and some are large: a whole frozen codec.
                 module.broadcast_buffers = False
 
     def _save_intra_epoch_ckpt(self):
@@ -519,21 +499,15 @@ class StepBrain(ResumableBrain):
             return
         row = {"step": self.optimizer_step, "train_loss": self.train_loss}
         row.update(self.validation_row(stage_loss))
-        self.history.append({name: float(value) for name, value in row.items()})
-        if if_main_process():
-            line = "  ".join(
-                f"{name} {value:.3f}"
-                for name, value in self.history.rows[-1].items()
-                if name in self.reported
-            )
-            tqdm.write(f"step {self.optimizer_step}: {line}")
-        self.checkpointer.save_and_keep_only(
+        shown = [f"{k} {v:.3f}" for k, v in row.items() if k in self.reported]
+        self.report(
+            row,
+            f"step {self.optimizer_step}: " + "  ".join(shown),
             meta={"step": self.optimizer_step, "loss": float(stage_loss)},
             num_to_keep=2,
-            verbosity=10,  # logging.DEBUG: the line above is news enough
         )
 
-    # Names in the validation row that are printed after each validation.
+    # What is printed after each validation.
     reported = ()
 
     def validation_row(self, stage_loss):

@@ -2,7 +2,6 @@
 
 import contextlib
 
-import numpy as np
 import torch
 from speechbrain import Stage
 from speechbrain.dataio.sampler import DynamicBatchSampler
@@ -11,24 +10,39 @@ from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.metric_stats import ErrorRateStats
 from speechbrain.utils.seed import seed_everything
-from tqdm import tqdm
 
 from encodecmae_sb.data.speech import collate_speech, is_empty
 from encodecmae_sb.data.tokenizer import BLANK
 from encodecmae_sb.inference.recogniser import search
-from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import whole_file
 
-from .base import ResumableBrain
+from .finetune import FineTuneBrain
 
 
-class CTCBrain(ResumableBrain):
+def check_validated(checkpointer):
+    """Makes sure that there is a checkpoint to test.
+
+    Raises
+    ------
+    UserError
+        If no checkpoint was validated.
+    """
+    if not any("cer" in saved.meta for saved in checkpointer.list_checkpoints()):
+        raise UserError(
+            f"--test_only, but {checkpointer.checkpoints_dir} holds no checkpoint that "
+            "was validated: run without it first."
+        )
+
+
+class CTCBrain(FineTuneBrain):
     """Trains a recogniser; randomness is a function of seed and step alone.
 
-    Modules: `encoder` (`EnCodecMAE`) and `head` (`CTCHead`). Reads from the yaml:
-    `seed`, `number_of_epochs`, `epoch_counter`, `history`, `batch_seconds`,
-    `num_buckets`, `max_batch_items`, `test_batch_size`, `num_workers`, `lr`,
-    `lr_encoder`, `weight_decay`, `lr_schedule`, `freeze_steps` (steps before an
-    encoder that is not frozen starts to learn) and, if there is one, `wav_augment`.
+    Modules: `encoder` (`EnCodecMAE`) and `head` (`CTCHead`). Reads from the yaml,
+    besides what `FineTuneBrain` reads: `number_of_epochs`, `history`,
+    `batch_seconds`, `num_buckets`, `max_batch_items`, `test_batch_size`,
+    `num_workers`, `lr_schedule` and, if there is one, `wav_augment`.
 
     Validation decodes greedily; `evaluate_set` uses a CTC beam search. `wer` and
     `cer` are in per cent.
@@ -39,7 +53,6 @@ class CTCBrain(ResumableBrain):
         self.tokens = tokens
         self.unusable = unusable
         self.searcher = None
-        self.bar = None
         self.num_empty = 0
         self.batch_is_empty = False
 
@@ -60,8 +73,8 @@ class CTCBrain(ResumableBrain):
             seed=self.hparams.seed,
         )
         if not self.distributed_launch:
-            # SpeechBrain tells a sampler the epoch only if it wrapped it itself;
-            # without, every epoch has the same batches.
+            # Without this SpeechBrain does not tell the sampler the epoch, and every
+            # epoch has the same batches.
             self.train_sampler = sampler
         self.total_steps = len(sampler) * self.hparams.number_of_epochs
         if self.distributed_launch:
@@ -71,7 +84,6 @@ class CTCBrain(ResumableBrain):
             self.hparams.epoch_counter,
             train_set,
             valid_set,
-            progressbar=False,  # our own spans the run
             train_loader_kwargs={
                 "batch_sampler": sampler,
                 "collate_fn": collate_speech,
@@ -79,8 +91,6 @@ class CTCBrain(ResumableBrain):
             },
             valid_loader_kwargs=self.loader_options(),
         )
-        if self.bar is not None:
-            self.bar.close()
 
     def loader_options(self):
         """How validation and test sets are loaded."""
@@ -89,60 +99,20 @@ class CTCBrain(ResumableBrain):
             "collate_fn": collate_speech,
         }
 
-    def init_optimizers(self):
-        """One optimizer for the head, one for an encoder that is not frozen."""
-        encoder, head = [], list(self.modules.head.parameters())
-        for name, parameter in self.modules.encoder.named_parameters():
-            # The weights of the sum of layers are new, as the head is.
-            new = name.endswith("layer_weights")
-            if parameter.requires_grad:
-                (head if new else encoder).append(parameter)
-        groups = {"head": (head, self.hparams.lr)}
-        if encoder:
-            groups["encoder"] = (encoder, self.hparams.lr_encoder)
-        self.optimizers_dict = {
-            name: torch.optim.AdamW(
-                parameters, lr=lr, weight_decay=self.hparams.weight_decay
-            )
-            for name, (parameters, lr) in groups.items()
-        }
-        self.peak_lr = {name: lr for name, (_, lr) in groups.items()}
-        for name, optimizer in self.optimizers_dict.items():
-            self.checkpointer.add_recoverable(f"optimizer_{name}", optimizer)
-
-    def freeze_optimizers(self, optimizers):
-        """The encoder's optimizer waits for `freeze_steps`."""
-        if self.optimizer_step < self.hparams.freeze_steps:
-            return {"head": optimizers["head"]}
-        return optimizers
-
-    def on_fit_start(self):
-        """Recovers the last checkpoint and opens the progress bar."""
-        super().on_fit_start()
-        if if_main_process() and not self.noprogressbar:
-            self.bar = open_bar(self.total_steps, initial=self.optimizer_step)
-
     def on_fit_batch_start(self, batch, should_step):
         """Sets seeds and learning rates; both depend on the step alone."""
-        step = [self.hparams.seed, self.hparams.epoch_counter.current, self.step]
         rank = self.rank if self.distributed_launch else 0
-        seed = int(np.random.SeedSequence([*step, rank]).generate_state(1)[0])
         # SpeechBrain's augmentations draw from the global generators.
-        seed_everything(seed, verbose=False)
+        seed_everything(self.step_seed(rank), verbose=False)
         progress = min(1.0, self.optimizer_step / self.total_steps)
         for name, optimizer in self.optimizers_dict.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.hparams.lr_schedule(progress, self.peak_lr[name])
         self.note_unusable(batch)
 
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Moves the progress bar."""
-        if self.bar is not None and should_step:
-            epoch = self.hparams.epoch_counter.current
-            self.bar.set_postfix(
-                epoch=epoch, loss=f"{self.avg_train_loss:.3f}", refresh=False
-            )
-            self.bar.update(1)
+    def shown(self):
+        """The mean loss so far."""
+        return {"loss": f"{self.avg_train_loss:.3f}"}
 
     def update_average(self, loss, avg_loss):
         """The mean loss of a stage so far, without batches that have no audio."""
@@ -167,24 +137,24 @@ class CTCBrain(ResumableBrain):
         log_probs : torch.Tensor
             Shape [B, T, tokens]; B is larger than the batch where the augmentation
             adds to it.
-        lens : torch.Tensor
-            Relative lengths, shape [B].
+        num_steps : torch.Tensor
+            Steps of each item, int64, shape [B].
         """
         wavs, lens = batch.to(self.device).sig
         training = stage == Stage.TRAIN
         if training and hasattr(self.hparams, "wav_augment"):
             wavs, lens = self.hparams.wav_augment(wavs, lens)
         encoder = getattr(self.modules.encoder, "module", self.modules.encoder)
-        waiting = training and self.optimizer_step < self.hparams.freeze_steps
-        # Of an encoder that stays frozen the sum of layers learns from the start.
-        apart = waiting and not encoder.freeze
-        with torch.no_grad() if apart else contextlib.nullcontext():
+        num_frames = encoder.num_frames(absolute_lengths(lens, wavs.shape[1]))
+        # In a frozen encoder the sum of layers learns from the start.
+        no_gradients = training and self.encoder_waits
+        with torch.no_grad() if no_gradients else contextlib.nullcontext():
             frames = self.modules.encoder(wavs, lens)
-        return self.modules.head(frames, encoder.frame_lens(lens, wavs.shape[1]))
+        return self.modules.head(frames, num_frames)
 
     def compute_objectives(self, predictions, batch, stage):
         """The CTC loss; outside training also the error counts."""
-        log_probs, lens = predictions
+        log_probs, num_steps = predictions
         targets, target_lens = batch.tokens
         if stage == Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
             targets, target_lens = self.hparams.wav_augment.replicate_multiple_labels(
@@ -192,22 +162,24 @@ class CTCBrain(ResumableBrain):
             )
         self.batch_is_empty = is_empty(batch)
         if self.batch_is_empty:
-            # No effect, but a gradient of every parameter: other processes wait for it.
+            # No effect, but gradients of all parameters: other processes wait for them.
             loss = 0 * log_probs.sum()
         else:
+            lens = relative_lengths(num_steps, log_probs.shape[1])
             with torch.autocast(log_probs.device.type, enabled=False):
                 loss = ctc_loss(log_probs, targets, lens, target_lens, BLANK)
         if stage != Stage.TRAIN:
             self.note_unusable(batch)
             if not self.batch_is_empty:
-                texts = self.decode(log_probs, lens)
+                texts = self.decode(log_probs, num_steps)
                 self.count_errors(batch.id, texts, batch.wrd)
         return loss
 
-    def decode(self, log_probs, lens):
+    def decode(self, log_probs, num_steps):
         """Log-probabilities -> list of texts."""
         if self.searcher is not None:
-            return search(self.searcher, log_probs, lens)
+            return search(self.searcher, log_probs, num_steps)
+        lens = relative_lengths(num_steps, log_probs.shape[1])
         numbers = ctc_greedy_decode(log_probs, lens, blank_id=BLANK)
         return [self.tokens.decode(item) for item in numbers]
 
@@ -237,17 +209,13 @@ class CTCBrain(ResumableBrain):
                 "wer": float(self.wer.summarize("error_rate")),
                 "cer": float(self.cer.summarize("error_rate")),
             }
-            self.history.append(row)
-            if if_main_process():
-                tqdm.write(
-                    f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
-                    f"loss {row['valid_loss']:.3f}  WER {row['wer']:.1f} %  "
-                    f"CER {row['cer']:.1f} %"
-                )
-            self.checkpointer.save_and_keep_only(
+            self.report(
+                row,
+                f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
+                f"loss {row['valid_loss']:.3f}  WER {row['wer']:.1f} %  "
+                f"CER {row['cer']:.1f} %",
                 meta={"cer": row["cer"], "epoch": epoch},
                 min_keys=["cer"],
-                verbosity=10,  # logging.DEBUG: the line above is news enough
             )
 
     def evaluate_set(self, test_set, searcher, path):
@@ -281,7 +249,7 @@ class CTCBrain(ResumableBrain):
             "loss": float(loss),
         }
         if if_main_process():
-            with open(path, "w", encoding="utf-8") as file:
+            with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
                 self.wer.write_stats(file)
                 file.write("\n\nCharacters\n")
                 self.cer.write_stats(file)

@@ -5,45 +5,15 @@ import math
 import numpy as np
 import torch
 from speechbrain import Stage
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 
 from encodecmae_sb.data.crops import CropCollator
-from encodecmae_sb.data.stored import HOP
-from encodecmae_sb.nnet.encodecmae import frame_mask
 from encodecmae_sb.nnet.targets import on_frames_of
+from encodecmae_sb.utils.recoverables import Unigrams
 
 from .base import StepBrain
 
 # Crops in which codes are counted, if a run draws as many.
 _UNIGRAM_CROPS = 512
-
-
-@register_checkpoint_hooks
-class Unigrams:
-    """How often codes occur, counted once in a run and kept in its checkpoints.
-
-    Attributes
-    ----------
-    log_probs : torch.Tensor or None
-        See `PretrainBrain.count_codes`.
-    """
-
-    def __init__(self):
-        self.log_probs = None
-
-    @mark_as_saver
-    def save(self, path):
-        """Writes the tensor."""
-        torch.save(self.log_probs.cpu(), path)
-
-    @mark_as_loader
-    def load(self, path, end_of_epoch):
-        """Reads the tensor back."""
-        self.log_probs = torch.load(path, map_location="cpu", weights_only=True)
 
 
 class PretrainBrain(StepBrain):
@@ -52,20 +22,28 @@ class PretrainBrain(StepBrain):
     Modules: `model` (`MaskedCodecModel`), `masker` (`GapMasker`), `loss_fn`
     (`MaskedCodecLoss`) and, unless the crops bring their codes (see `data.codes`),
     `targets` (`Targets`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
-    there is one (the paper has none).
+    there is one (the paper has none), and `input_augment`, if there is one: a function
+    `(wavs [B, N], lengths [B], seeds [B]) -> wavs` of what the model hears in training,
+    called once in each forward pass, after the targets were taken from the clean audio.
+    Whatever it draws must follow from the seeds, or a resumed run would hear something
+    else.
 
-    Validation measures, per codebook q = 1, 2, ... and over all frames of the
-    validation set together: `masked_ce_q` and `masked_accuracy_q` on hidden
-    frames, and `unigram_ce_q`, the cross-entropy, on the same frames, of the code
-    distribution of the training set: what a model knows that knows how often each
-    code occurs and nothing else. All in nats; with several corpora each figure is
-    given for every one of them, too, as `<corpus>/<name>`, with the distribution of
-    that corpus alone.
+    Validation measures on all hidden frames of the validation set, for each codebook
+    q = 1, 2, ...:
 
-    With one codebook, as in self-training, it also measures `majority_accuracy`, what
-    the best constant answer gets on hidden frames; and over all frames of the
-    validation set `clusters_used`, the share of the codes that occur, and
-    `cluster_perplexity`, e to the entropy of their distribution.
+    * `masked_ce_q`: the cross-entropy, in nats.
+    * `masked_accuracy_q`: the share of frames whose most probable code is right.
+    * `unigram_ce_q`: the cross-entropy, in nats, of a model that knows how often each
+      code occurs in the training set, and nothing else.
+
+    With several corpora each of these is given for every corpus, too, as
+    `<corpus>/<name>`; the unigram is then that of this corpus alone.
+
+    With one codebook, as in self-training, it also measures:
+
+    * `majority_accuracy`: the accuracy of the best constant answer on hidden frames.
+    * `clusters_used`: the share of the codes that occur in the validation set.
+    * `cluster_perplexity`: e to the entropy of their distribution there.
     """
 
     reported = (
@@ -94,21 +72,21 @@ class PretrainBrain(StepBrain):
 
     @torch.no_grad()
     def count_codes(self, crops):
-        """Distributions of the codes in samples of the training crops.
+        """Counts codes in training crops: for the mixture, and for each corpus.
 
         Arguments
         ---------
         crops : RandomCrops
-            Its first 512 draws, or all draws of a shorter run, are the sample of the
-            mixture. The sample of a corpus is its crops among them, and of further
-            draws until they are half as many.
+            The mixture is counted in its first 512 draws, or in all draws of a shorter
+            run. A corpus is counted in its crops among them. Further draws are added
+            until there are half as many.
 
         Returns
         -------
         torch.Tensor
             Log-probabilities of the mixture and then of each corpus, float32, shape
-            [1 + corpora, Q, K]; every code is counted once more than it occurs. NaN
-            for a corpus that is too rarely drawn.
+            [1 + corpora, Q, K]. Each count is increased by 1, so that no probability
+            is 0. NaN for a corpus that is drawn too rarely.
         """
         sizes = self.hparams.n_codebooks, self.hparams.codebook_size
         counts = torch.ones(1 + len(self.corpora), *sizes)
@@ -118,13 +96,15 @@ class PretrainBrain(StepBrain):
             chosen = draws[start : start + size]
             batch = collate([crops[draw] for draw in chosen])
             codes = self.codes(batch.to(self.device)).cpu()
-            valid = frame_mask(batch.lengths // HOP, codes.shape[1])
-            parts = [torch.tensor(chosen) < self._sample_size]
-            parts += [batch.corpus == i for i in range(len(self.corpora))]
-            for table, part in zip(counts, parts, strict=True):
-                here = codes[valid & part[:, None]]
-                for row, found in zip(table, here.T, strict=True):
-                    row += torch.bincount(found, minlength=len(row))
+            rows = chosen, batch.corpus.tolist(), codes, batch.num_frames
+            for draw, corpus, item, num_frames in zip(*rows, strict=True):
+                tables = [counts[1 + corpus]]
+                if draw < self._sample_size:
+                    tables.append(counts[0])
+                for q, found in enumerate(item[:num_frames].T):
+                    found = torch.bincount(found, minlength=counts.shape[-1])
+                    for table in tables:
+                        table[q] += found
         counts[1:][~enough] = torch.nan
         return (counts / counts.sum(-1, keepdim=True)).log().to(self.device)
 
@@ -134,7 +114,7 @@ class PretrainBrain(StepBrain):
         return min(_UNIGRAM_CROPS, draws)
 
     def _draws_to_count(self, crops):
-        """Draws that `count_codes` looks at, and which corpora have enough of them."""
+        """The draws in which codes are counted, and which corpora have enough."""
         size = self._sample_size
         draws = list(range(size))
         corpora = [crops.corpus_of(draw) for draw in draws]
@@ -170,19 +150,20 @@ class PretrainBrain(StepBrain):
             self.code_counts = torch.zeros(2, size, dtype=torch.int64)
 
     def on_fit_batch_start(self, batches, should_step):
-        """Counts the frames of the step; sets the learning rate by the schedule."""
+        """Counts the frames of the step, and sets the learning rate."""
         super().on_fit_batch_start(batches, should_step)
-        frames = torch.cat([batch.lengths for batch in batches]) // HOP
+        frames = torch.cat([batch.num_frames for batch in batches])
         hidden = self.modules.masker.num_hidden(frames)
         counts = torch.stack([hidden.sum(), (frames - hidden).sum()]).float()
-        # Per batch and process: the mean of all their losses is then that of all
-        # frames of the step together, however they are shared.
+        # The counts of one batch on average. With these, the mean of the losses of all
+        # batches is the loss of all frames of the step, however they are shared.
         counts = counts.to(self.device, non_blocking=True) / len(batches)
         self.step_counts = self.mean_over_processes(counts)
-        if hasattr(self.hparams, "lr_schedule"):
+        schedule = getattr(self.hparams, "lr_schedule", None)
+        if schedule is not None:
             progress = self.optimizer_step / self.hparams.training_steps
             for group in self.optimizer.param_groups:
-                group["lr"] = self.hparams.lr_schedule(progress)
+                group["lr"] = schedule(progress)
 
     def compute_forward(self, batch, stage):
         """Hides frames and predicts codes.
@@ -193,58 +174,57 @@ class PretrainBrain(StepBrain):
             Shape [B, T, Q, K].
         codes : torch.Tensor
             int64, shape [B, T, Q].
-        masked : torch.Tensor
-            True at hidden frames, shape [B, T].
-        valid : torch.Tensor or None
-            False at padding; None if there is none.
+        mask : FrameMask
+            Which frames are hidden, visible and padding.
         """
         batch = batch.to(self.device)
-        masker = self.modules.masker
+        codes, wavs = self.codes(batch), batch.wavs
+        augment = getattr(self.hparams, "input_augment", None)
+        if augment is not None and stage == Stage.TRAIN:
+            # After the targets: they stay those of the clean audio.
+            wavs = augment(wavs, batch.lengths, batch.seeds)
         front_end = self.hparams.model.encoder.front_end
-        wavs, codes = on_frames_of(front_end, batch.wavs, self.codes(batch))
-        num_frames = codes.shape[1]
-        # A last frame that is not full counts as padding.
-        frames = batch.lengths // HOP
-        masked = masker(frames, batch.seeds, num_frames)
-        valid = None if batch.full else frame_mask(frames, num_frames)
-        max_visible = masker.max_visible(num_frames)
-        logits = self.modules.model(wavs, masked, valid, max_visible)
-        return logits, codes, masked, valid
+        wavs, codes = on_frames_of(front_end, wavs, codes)
+        mask = self.modules.masker(
+            batch.num_frames, batch.seeds, codes.shape[1], padded=not batch.full
+        )
+        return self.modules.model(wavs, mask), codes, mask
 
     def compute_objectives(self, predictions, batch, stage):
-        """The loss; in validation also the sums that the metrics come from."""
-        logits, codes, masked, valid = predictions
-        # In validation every process has all items.
+        """The loss. In validation it also adds to the sums behind the metrics."""
+        logits, codes, mask = predictions
+        # In validation every process sees all items.
         counts = self.step_counts if stage == Stage.TRAIN else None
-        loss = self.modules.loss_fn(logits, codes, masked, valid, counts)
+        loss = self.modules.loss_fn(logits, codes, mask, counts)
         if stage == Stage.TRAIN:
             self.shown = {
                 "loss": loss.loss.detach(),
                 "acc": loss.masked_accuracy.mean(),
             }
         else:
-            self.add_to_sums(loss, codes, masked, batch.corpus)
+            self.add_to_sums(loss, codes, mask.hidden, batch.corpus)
             if self.hparams.n_codebooks == 1:
-                every = frame_mask(batch.lengths // HOP, codes.shape[1])
-                self.add_to_counts(codes[..., 0].cpu(), masked.cpu(), every.cpu())
+                self.add_to_counts(codes[..., 0], mask)
         return loss.loss
 
-    def add_to_sums(self, loss, codes, masked, corpus):
+    def add_to_sums(self, loss, codes, hidden, corpus):
         """Adds a validation batch to the sums over hidden frames per corpus."""
         q = torch.arange(codes.shape[-1], device=codes.device)
         mixture = -self.unigram[0, q, codes]
         own = -self.unigram[1 + corpus.to(codes.device)[:, None, None], q, codes]
-        hidden = masked[..., None].to(mixture)
+        counted = hidden[..., None].to(mixture)
         for i, values in enumerate((loss.ce, loss.right, mixture, own)):
             # Moved first: not every device has double precision.
-            per_item = (values * hidden).sum(1).cpu().double()
+            per_item = (values * counted).sum(1).cpu().double()
             self.sums[:, i].index_add_(0, corpus.cpu(), per_item)
-        self.frames.index_add_(0, corpus.cpu(), masked.sum(1).cpu().double())
+        self.frames.index_add_(0, corpus.cpu(), hidden.sum(1).cpu().double())
 
-    def add_to_counts(self, codes, *masks):
-        """Counts the codes of a validation batch, [B, T], where each mask is True."""
-        for row, mask in zip(self.code_counts, masks, strict=True):
-            row += torch.bincount(codes[mask], minlength=len(row))
+    def add_to_counts(self, codes, mask):
+        """Counts the codes of a validation batch [B, T]: hidden ones, and all."""
+        for row, where in zip(
+            self.code_counts, (mask.hidden, mask.hidden | mask.visible), strict=True
+        ):
+            row += torch.bincount(codes[where].cpu(), minlength=len(row))
 
     def validation_row(self, stage_loss):
         """The metrics of the class docstring, overall and per corpus."""
@@ -280,48 +260,3 @@ def _cluster_figures(hidden, every):
         "clusters_used": (every > 0).double().mean().item(),
         "cluster_perplexity": entropy.exp().item(),
     }
-
-
-def draw_curves(history, path):
-    """Draws loss, cross-entropy and accuracy over the run.
-
-    Arguments
-    ---------
-    history : History
-        Filled by `PretrainBrain`.
-    path : str or Path
-        The PNG file to write.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    steps = history.column("step")
-    n_codebooks = sum(key.startswith("masked_ce_") for key in history.rows[-1])
-    figure, (losses, entropy, accuracy) = pyplot.subplots(
-        1, 3, figsize=(13, 4), layout="constrained"
-    )
-    losses.plot(steps, history.column("train_loss"), ".-", label="training")
-    losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
-    losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
-    losses.legend()
-    colours = pyplot.cm.viridis([q / n_codebooks for q in range(n_codebooks)])
-    for q, colour in enumerate(colours, 1):
-        ce = history.column(f"masked_ce_{q}")
-        entropy.plot(steps, ce, ".-", color=colour, label=f"codebook {q}")
-        unigram = history.column(f"unigram_ce_{q}")
-        entropy.plot(steps, unigram, ":", color=colour)
-        share = [100 * value for value in history.column(f"masked_accuracy_{q}")]
-        accuracy.plot(steps, share, ".-", color=colour, label=f"codebook {q}")
-    entropy.set(
-        title="Hidden frames: cross-entropy (dotted: unigram)",
-        xlabel="step",
-        ylabel="nats",
-    )
-    accuracy.set(title="Hidden frames: accuracy", xlabel="step", ylabel="%")
-    accuracy.legend(fontsize="small")
-    for axes in (losses, entropy, accuracy):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)

@@ -1,8 +1,7 @@
 """Audio files: what is usable, and how to read a part of one.
 
-Everything goes through libsndfile (the ``soundfile`` package), which reads WAV,
-FLAC, OGG and MP3 by position, so that a crop of a long file costs no more than
-the crop.
+libsndfile (the ``soundfile`` package) reads WAV, FLAC, OGG and MP3 from any position:
+the cost of a crop does not depend on the length of its file.
 """
 
 import contextlib
@@ -18,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from tqdm import tqdm
 
 from encodecmae_sb.utils.files import whole_file
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.signal import LOWPASS_WIDTH, resample, resampling_ratio
 
 from .tars import Member, open_source
@@ -28,7 +28,7 @@ from .tars import Member, open_source
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 
 _MIN_RATE = 1000  # Hz
-# Files that a thread is given at once: handing one over takes half as long as
+# Files given to a thread at once: handing over a single file takes half as long as
 # inspecting it.
 _PORTION = 8
 _WAITING = 128  # portions that wait for a thread
@@ -67,12 +67,12 @@ class AudioInfo:
         return -(-self.num_samples * new // orig)
 
 
-def inspect_audio(path, min_seconds=320 / 24000, check_values=True):
-    """Reads the header and the end of a file, and says whether it can be used.
+def inspect_audio(path, min_seconds=HOP / SAMPLE_RATE, check_values=True):
+    """Reads the header and the end of a file; raises an error if it cannot be used.
 
-    Integer files are judged by their header and last block alone, so the cost
-    does not depend on the length; floating-point files, the only ones that can
-    hold non-finite values, are read whole in blocks.
+    Of integer files only the header and the last block are read, so the cost does not
+    depend on the length. Floating-point files are read whole, in blocks: only they can
+    hold non-finite values.
 
     Arguments
     ---------
@@ -81,8 +81,8 @@ def inspect_audio(path, min_seconds=320 / 24000, check_values=True):
     min_seconds : float
         Shorter files are unusable. Default: one frame of the codec.
     check_values : bool
-        False does not read floating-point files whole, for a caller who will read
-        and check them anyway.
+        False does not read floating-point files whole: for callers that read and
+        check them later.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def inspect_audio(path, min_seconds=320 / 24000, check_values=True):
     >>> inspect_audio(path).sample_rate
     16000
     """
-    path = os.fspath(path)  # pathlib keeps every name that it has ever seen
+    path = os.fspath(path)  # not a Path: pathlib keeps every name in memory
     try:
         path.encode()
         if os.path.getsize(path) == 0:
@@ -152,7 +152,7 @@ def write_audio(path, samples, sample_rate):
     >>> inspect_audio(path).duration
     1.0
     """
-    # Not by libsndfile, which does not say that a disk is full.
+    # Let libsndfile write to memory only: it reports no error when a disk is full.
     content = io.BytesIO()
     kind = Path(path).suffix.lstrip(".").upper()
     soundfile.write(content, samples, sample_rate, format=kind)
@@ -180,7 +180,7 @@ def can_be_read(path):
     """
     try:
         if Member.at(path) is None:
-            inspect_audio(path)  # most that is bad shows at once
+            inspect_audio(path)  # finds most errors at once
         with open_source(path) as source, soundfile.SoundFile(source) as file:
             count = 0
             for block in file.blocks(blocksize=1 << 20, dtype="float32"):
@@ -217,11 +217,10 @@ def inspect_files(paths, total, desc):
 
     paths = iter(paths)
     portions = iter(lambda: list(itertools.islice(paths, _PORTION)), [])
-    bar = tqdm(
-        total=total, desc=desc, unit=" files", dynamic_ncols=True, disable=total < 200
-    )
-    # Threads, not processes: the work is waiting for the disk, and libsndfile runs
-    # outside the interpreter's lock. Some at a time: a portion that waits takes 2 kB.
+    bar = open_bar(total, desc, "files", quiet=total < 200)
+    # Use threads, not processes: most of the time is spent waiting for the disk, and
+    # libsndfile releases the interpreter's lock. Limit the queue: a waiting portion
+    # takes 2 kB.
     with bar, ThreadPoolExecutor(max_workers=16) as pool:
         while some := list(itertools.islice(portions, _WAITING)):
             for results in pool.map(lambda paths: [*map(inspect, paths)], some):
@@ -230,7 +229,7 @@ def inspect_files(paths, total, desc):
 
 
 def _check_wav_is_whole(path):
-    """Libsndfile quietly shortens a cut WAV file; its own header tells."""
+    """Raises an error for a cut WAV file, which libsndfile would silently shorten."""
     with open(path, "rb") as file:
         riff = file.read(12)
         if riff[:4] != b"RIFF" or riff[8:12] != b"WAVE":
@@ -240,7 +239,7 @@ def _check_wav_is_whole(path):
             if len(header) < 8:
                 return
             name, length = struct.unpack("<4sI", header)
-            # Files that were streamed carry a length near the largest one, for
+            # Streamed files have a length near the largest possible one, which means
             # "unknown" (sox: 0x7FFFF000).
             if name == b"data":
                 missing = file.tell() + length - size
@@ -251,11 +250,11 @@ def _check_wav_is_whole(path):
 
 
 def read_audio(path, target_rate, start=0.0, seconds=None):
-    """Reads mono audio, or a part of it, at the rate asked for.
+    """Reads mono audio, or a part of it, at the requested rate.
 
-    A part equals the same part of the whole file resampled, up to float noise:
-    the read starts on a block of the resampler, and a margin around it, cut off
-    afterwards, feeds the filter.
+    A part equals the same part of the whole file resampled, up to rounding errors: it
+    starts on a block of the resampler, and is read with a margin for the filter, which
+    is cut off afterwards.
 
     Arguments
     ---------
@@ -282,8 +281,9 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     """
     try:
         with open_source(path) as source, soundfile.SoundFile(source) as file:
-            orig, new = resampling_ratio(file.samplerate, target_rate)
-            first_block = int(start * file.samplerate / orig)
+            rate = file.samplerate
+            orig, new = resampling_ratio(rate, target_rate)
+            first_block = int(start * rate / orig)
             margin_blocks = _margin_blocks(orig, new)
             read_block = max(0, first_block - margin_blocks)
             read_from = read_block * orig
@@ -304,7 +304,7 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
     if not np.isfinite(samples).all():
         raise UnusableAudio("non-finite samples (NaN or Inf)")
     waveform = torch.from_numpy(samples.mean(axis=1))
-    waveform = resample(waveform, orig, new)
+    waveform = resample(waveform, rate, target_rate)
     skip = (first_block - read_block) * new
     return waveform[skip:] if wanted is None else waveform[skip : skip + wanted]
 
@@ -312,8 +312,8 @@ def read_audio(path, target_rate, start=0.0, seconds=None):
 def stream_audio(path, target_rate, samples):
     """Reads mono audio from its beginning to its end, a stretch at a time.
 
-    The stretches, joined, equal the whole file resampled, up to float noise, and
-    memory does not depend on the file's length.
+    The joined stretches equal the whole file resampled, up to rounding errors. Memory
+    does not depend on the file's length.
 
     Arguments
     ---------
@@ -332,8 +332,8 @@ def stream_audio(path, target_rate, samples):
     Raises
     ------
     UnusableAudio
-        When it comes to a part that cannot be read, is missing, or holds
-        non-finite samples.
+        When it reaches a part that cannot be read, is missing, or holds non-finite
+        samples.
 
     Example
     -------
@@ -347,7 +347,7 @@ def stream_audio(path, target_rate, samples):
         file = _Sequential(str(path))
     with file:
         info = AudioInfo(file.frames, file.samplerate, file.channels)
-        orig, new = resampling_ratio(file.samplerate, target_rate)
+        orig, new = resampling_ratio(info.sample_rate, target_rate)
         margin = _margin_blocks(orig, new)
         total = info.samples_at(target_rate)
         held, held_from = np.zeros(0, np.float32), 0
@@ -356,14 +356,14 @@ def stream_audio(path, target_rate, samples):
             read_block = max(0, first // new - margin)
             last_block = -(-(first + count) // new)
             read_to = min(info.num_samples, (last_block + margin) * orig)
-            # What the filter still needs of before, and what follows on it.
+            # Keep the samples that the filter still needs, and append the next ones.
             held = held[read_block * orig - held_from :]
             held_from = read_block * orig
             more = _read_mono(file, read_to - held_from - len(held))
             held = np.concatenate([held, more])
-            # Of whole blocks it is certain how many samples they become.
+            # Pad to whole blocks: then the number of output samples is exact.
             padded = np.pad(held, (0, -len(held) % orig))
-            wave = resample(torch.from_numpy(padded), orig, new)
+            wave = resample(torch.from_numpy(padded), info.sample_rate, target_rate)
             skip = first - read_block * new
             yield wave[skip : skip + count]
 
@@ -371,8 +371,9 @@ def stream_audio(path, target_rate, samples):
 class _Sequential(soundfile.SoundFile):
     """A file that is read from its beginning to its end.
 
-    After each read soundfile seeks to where it is. An MP3 frame may borrow bits from
-    those before it, which are gone after a seek: some milliseconds would be wrong.
+    After each read, soundfile seeks to the current position. That damages MP3: a frame
+    may borrow bits from earlier frames, which are lost after a seek, and some
+    milliseconds would be wrong.
     """
 
     def seekable(self):
@@ -406,7 +407,7 @@ def _read_mono(file, count):
 
 @contextlib.contextmanager
 def _unusable_if_unreadable():
-    """Says in the same words whatever libsndfile or the system says."""
+    """Turns errors of libsndfile and of the system into `UnusableAudio`."""
     try:
         yield
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:

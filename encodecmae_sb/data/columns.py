@@ -9,10 +9,10 @@ import numpy as np
 
 
 class Texts(Sequence):
-    """Many texts, one after another in one piece of memory.
+    """Many texts in one block of memory.
 
-    A list takes about twice as much, and is copied into every forked worker that reads
-    it. In a NumPy array each text takes as much memory as the longest.
+    A list takes about twice as much, and every forked worker that reads it gets its own
+    copy. In a NumPy array each text takes as much memory as the longest one.
 
     Arguments
     ---------

@@ -21,9 +21,9 @@ from .columns import read_columns
 
 _MAX_ATTEMPTS = 20
 
-# Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding,
-# 6 frames of it at the deepest layer: of a shorter batch, the codes would depend on
-# how long it is, and so on which crops happen to be batched together.
+# Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding, at
+# the deepest layer 6 frames of it. In a shorter batch the codes of a crop would depend
+# on the length of the batch, and so on the other crops in it.
 _MIN_FRAMES = 8
 
 
@@ -38,13 +38,16 @@ class CropBatch:
         multiple of the hop.
     lengths : torch.Tensor
         True lengths in samples, int64, shape [B].
+    num_frames : torch.Tensor
+        Whole frames of each item, int64, shape [B]. A last frame that is not full
+        counts as padding.
     seeds : torch.Tensor
         A seed per item, for its mask, int64, shape [B].
     corpus : torch.Tensor
         Index of each item's corpus, int64, shape [B].
     full : bool
-        Whether all items are N samples long. Known on the host, so that batches
-        of equal length never ask the device.
+        Whether all items are N samples long. Known on the host, so that nothing has
+        to ask the device.
     unusable : list of (str, str)
         Path and reason of files that could not be read and were replaced.
     targets : torch.Tensor, optional
@@ -54,6 +57,7 @@ class CropBatch:
 
     wavs: torch.Tensor
     lengths: torch.Tensor
+    num_frames: torch.Tensor
     seeds: torch.Tensor
     corpus: torch.Tensor
     full: bool
@@ -107,6 +111,7 @@ class CropCollator:
         return CropBatch(
             wavs=wavs,
             lengths=lengths,
+            num_frames=lengths // self.hop_length,
             seeds=torch.tensor([item["seed"] for item in items]),
             corpus=torch.tensor([item["corpus"] for item in items]),
             full=bool((lengths == longest).all()),

@@ -1,7 +1,7 @@
-"""Listing folders without passing over what cannot be read.
+"""Lists folders, and raises an error for folders that cannot be read.
 
-`os.walk` and `Path.glob` take an unreadable folder for an empty one: a part of a corpus
-would be missing without a word, and no one would know how many files it holds.
+`os.walk` and `Path.glob` treat an unreadable folder as an empty one: a part of a corpus
+would be missing without any message.
 """
 
 import errno
@@ -13,12 +13,12 @@ from encodecmae_sb.utils.errors import UserError
 
 from .audio import AUDIO_EXTENSIONS
 
-# Of file systems such as ext4, for what a repair finds; only root may read it.
+# A folder of file systems such as ext4 for recovered files; only root may read it.
 _LOST = "lost+found"
 
 
 def list_folder(folder):
-    """What lies in a folder.
+    """Lists the entries of a folder.
 
     Arguments
     ---------
@@ -27,7 +27,7 @@ def list_folder(folder):
     Returns
     -------
     list of os.DirEntry
-        In the order of the file system; `lost+found` is passed over.
+        In the order of the file system, without `lost+found`.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def is_folder(entry):
     Raises
     ------
     UserError
-        If that cannot be found out, unless it is named like an audio file.
+        If this cannot be found out, unless the name is that of an audio file.
     """
     try:
         return entry.is_dir()

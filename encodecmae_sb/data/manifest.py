@@ -3,9 +3,9 @@
 Any folder works: audio is found recursively. A folder laid out in official
 parts (LibriSpeech's `train-*`, `dev-*`, `test-*`) keeps them; in any other, one
 file in twenty is held out for validation, chosen by a hash of its path so that
-the choice never changes. What is there for the test, at any depth, is left out
-in either case. LibriSpeech transcripts, where there are any, become the `wrd` and
-`spk_id` columns.
+the choice never changes. Parts for the test, at any depth, are left out in both
+cases. LibriSpeech transcripts, if there are any, become the `wrd` and `spk_id`
+columns.
 """
 
 import csv
@@ -31,8 +31,8 @@ logger = get_logger(__name__)
 _FORMAT = 3  # raise it when the manifest's columns or rules change
 _HELD_OUT = 20  # one file in this many, where there is no official split
 
-# How the names of official parts begin. A letter after the shorter ones makes
-# another word: valves are not for validation.
+# How the names of official parts begin. No letter may follow the shorter ones: valves
+# are not for validation.
 _PARTS = {
     "train": r"train",
     "valid": r"dev|valid|val(?![a-z])",
@@ -65,10 +65,10 @@ class Corpus:
 
 
 def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
-    """Builds, or finds up to date, the manifests of several folders.
+    """Builds the manifests of several folders, unless they are up to date.
 
-    A manifest is built once and rebuilt when a file was added, removed or
-    changed (path, size or time).
+    A manifest is built again if a file was added, removed or changed (path, size or
+    time).
 
     Arguments
     ---------
@@ -87,7 +87,7 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
     ------
     FileNotFoundError
         If a folder does not exist or holds no audio.
-    ValueError
+    UserError
         If too much of a folder is unusable.
 
     Example
@@ -111,7 +111,7 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
 
 
 def check_folders(data_folders):
-    """Folders as absolute paths, once it is sure that they exist.
+    """Checks that folders exist; returns them as absolute paths.
 
     Arguments
     ---------
@@ -160,7 +160,7 @@ def find_audio(folder):
     FileNotFoundError
         If the folder does not exist or holds no audio.
     UserError
-        If a folder in it cannot be read: no one knows what is missing then.
+        If a folder in it cannot be read.
     """
     (folder,) = check_folders(folder)
     found, nowhere, visited, waiting = [], [], set(), [""]
@@ -196,7 +196,7 @@ def find_audio(folder):
 
 
 def _size_and_time(entry):
-    """Of a file, in bytes and nanoseconds."""
+    """Size of a file in bytes, and its time of change in nanoseconds."""
     try:
         stat = entry.stat()
     except OSError:  # a link that leads nowhere: reported when it is inspected
@@ -205,7 +205,7 @@ def _size_and_time(entry):
 
 
 def prepare_split(folder, save_folder, max_unusable=0.05):
-    """Builds, or finds up to date, one manifest of a whole folder.
+    """Builds one manifest of a whole folder, unless it is up to date.
 
     Arguments
     ---------
@@ -224,7 +224,7 @@ def prepare_split(folder, save_folder, max_unusable=0.05):
 
     Raises
     ------
-    FileNotFoundError, ValueError
+    FileNotFoundError, UserError
         As `prepare_corpora`.
 
     Example
@@ -269,10 +269,10 @@ def _prepare(folder, name, save_folder, max_unusable):
 
 
 def _up_to_date(folder, state_file, csv_files, deal, max_unusable):
-    """Writes manifests unless the folder is as it was when they were written.
+    """Writes manifests unless the folder has not changed since they were written.
 
-    `deal(rows, files)` yields, row by row, the number of the CSV file and the row: of
-    millions of files no list of rows is ever held.
+    `deal(rows, files)` yields, row by row, the number of the CSV file and the row. The
+    rows are never held in a list: there may be millions.
 
     Returns the number of files, and those left out.
     """
@@ -290,7 +290,7 @@ def _up_to_date(folder, state_file, csv_files, deal, max_unusable):
 
     def dealt(rows):
         yield from deal(rows, files)
-        # There is a state only while the manifests are those that it is of.
+        # Delete the state before the manifests are replaced: it describes the old ones.
         state_file.unlink(missing_ok=True)
 
     if state.get("fingerprint") != fingerprint:
@@ -305,7 +305,7 @@ def _up_to_date(folder, state_file, csv_files, deal, max_unusable):
 
 
 def _fingerprint(folder, files):
-    """Tells whether the files of a folder are still the same."""
+    """A digest that changes when the files of a folder change."""
     key = hashlib.sha256(json.dumps([_FORMAT, str(folder)]).encode())
     for first in range(0, len(files), 1000):
         key.update(json.dumps(files[first : first + 1000]).encode())
@@ -313,9 +313,9 @@ def _fingerprint(folder, files):
 
 
 def _scan(folder, paths, unusable, max_unusable):
-    """Yields rows of the usable files; (path, reason) of the others go to a list.
+    """Yields rows of the usable files; appends (path, reason) of the others to a list.
 
-    At the end it makes sure that they are not too many.
+    At the end it makes sure that not too many are unusable.
     """
     transcripts = _read_transcripts({os.path.dirname(path) for path in paths}, folder)
     stems = Counter(os.path.splitext(path)[0] for path in paths)
@@ -369,7 +369,7 @@ def _check_share(folder, num_files, unusable, max_unusable):
 
 @functools.lru_cache(1 << 16)
 def part_named(name):
-    """The part of a corpus that a folder or file of this name is.
+    """The part of a corpus that a folder or file is, by its name.
 
     Arguments
     ---------
@@ -392,7 +392,7 @@ def part_named(name):
 
 
 def _part_of(folder, paths):
-    """A function from a row to "train", "valid" or "" (neither)."""
+    """Makes a function that maps a row to "train", "valid" or "" (neither)."""
     examples = {path.rpartition(os.sep)[0]: path for path in paths}  # one a folder
     tests = {_test_part(path) for path in examples.values()}
     usable = [path for path in examples.values() if not _test_part(path)]
@@ -444,7 +444,7 @@ def held_out(row):
 
 
 def split_rows(rows, part_of=held_out):
-    """Parts rows in two.
+    """Splits rows in two.
 
     Arguments
     ---------

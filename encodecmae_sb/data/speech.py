@@ -1,21 +1,27 @@
-"""Transcribed speech: manifests with a `wrd` column become datasets."""
+"""Transcribed speech: from manifests with a `wrd` column to datasets."""
 
 import os
 import re
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from encodecmae_sb.bundled import speech_folder
+from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import check_path
+from encodecmae_sb.utils.grid import SAMPLE_RATE
+from encodecmae_sb.utils.identity import named
 
 from .audio import UnusableAudio, inspect_audio, read_audio
 from .manifest import check_folders, prepare_split, read_manifest
 
-_STAND_IN = 24000  # samples of silence where nothing else is left
+_STAND_IN = SAMPLE_RATE  # samples of silence for a batch without readable files
 
 
 @dataclass
@@ -27,7 +33,8 @@ class SpeechSet:
     name : str
         Such as `dev-clean`.
     rows : list of dict
-        With keys ID (str), wav (path), wrd (text), duration (seconds).
+        With keys ID (str), wav (path), wrd (text), duration (seconds) and, after
+        `tokenize`, tokens (int32).
     left_out : list of (str, str)
         ID or path, and reason, of each utterance that cannot be used.
     """
@@ -40,6 +47,87 @@ class SpeechSet:
     def seconds(self):
         """Duration of all utterances."""
         return sum(row["duration"] for row in self.rows)
+
+    def tokenize(self, tokens):
+        """Adds to each row the numbers of its transcript, from `Tokens`."""
+        for row in self.rows:
+            row["tokens"] = np.array(tokens.encode(row["wrd"]), dtype=np.int32)
+
+
+def load_sets(hparams):
+    """Training, validation and test sets, as a yaml names them.
+
+    Arguments
+    ---------
+    hparams : dict
+        With keys `data_folder`, `train_splits`, `train_csv` and the same of `valid`
+        and `test`, `save_folder`, `max_unusable` and `source_sample_rate`.
+
+    Returns
+    -------
+    list of SpeechSet
+        Training, validation, and the test sets.
+
+    Raises
+    ------
+    FileNotFoundError, UserError
+        As `librispeech_set` and `manifest_set`, and if what is named is not enough.
+    """
+    parts = ("train", "valid", "test")
+    given = [part for part in parts if hparams[f"{part}_csv"]]
+    if given and len(given) < 3 and not hparams["data_folder"]:
+        raise UserError(
+            f"Of train_csv, valid_csv and test_csv only {', '.join(given)} given, and "
+            "no data_folder whose parts could stand for the rest: give all three."
+        )
+    return [loaded for part in parts for loaded in _load_part(part, hparams)]
+
+
+def _load_part(part, hparams):
+    """The sets of a part: one, or for `test` as many as there are named."""
+    folder = hparams["data_folder"] or speech_folder()
+    share, rate = hparams["max_unusable"], hparams["source_sample_rate"]
+    files, splits = hparams[f"{part}_csv"], hparams[f"{part}_splits"]
+    if files is not None:
+        files = [files] if isinstance(files, str) else files
+        if part != "test" and len(files) > 1:
+            raise UserError(f"{part}_csv={files}: give one manifest.")
+        return [manifest_set(file, folder, rate, share) for file in files]
+    splits = [splits] if isinstance(splits, str) else splits
+    if not isinstance(splits, list) or not all(isinstance(x, str) for x in splits):
+        raise UserError(
+            f"{part}_splits={splits}: names of folders are allowed, one or a list, "
+            f'such as --{part}_splits "[dev-clean, dev-other]"'
+        )
+    groups = [[split] for split in splits] if part == "test" else [splits]
+    save = hparams["save_folder"]
+    return [librispeech_set(folder, names, save, share, rate) for names in groups]
+
+
+def sets_identity(sets):
+    """All that a training depends on of sets, see `utils.identity`."""
+    keys = "ID", "duration", "wrd"
+    rows = [[row[key] for key in keys] for part in sets for row in part.rows]
+    return named([part.name for part in sets], digest(rows))
+
+
+def set_names(sets):
+    """A short name for each test set, no two the same, and none "valid".
+
+    Example
+    -------
+    >>> set_names([SpeechSet("a/test.csv", []), SpeechSet("b/test.csv", [])])
+    ['test', 'test_1']
+    """
+    names = []
+    for part in sets:
+        stem = name = Path(part.name).stem
+        count = 0
+        while name in (*names, "valid"):  # which has figures, too
+            count += 1
+            name = f"{stem}_{count}"
+        names.append(name)
+    return names
 
 
 def librispeech_set(
@@ -58,7 +146,7 @@ def librispeech_set(
     max_unusable : float
         Share of utterances that may be unusable.
     sample_rate : int, optional
-        Rate in Hz that the files are to have; default: each its own.
+        Rate in Hz that all files must have; default: any.
 
     Returns
     -------
@@ -68,7 +156,7 @@ def librispeech_set(
     ------
     FileNotFoundError
         If a part is missing; the message lists those that are there.
-    ValueError
+    UserError
         If transcripts are missing or empty, too much audio is unusable, or a rate is
         another than declared.
 
@@ -115,7 +203,7 @@ def manifest_set(csv_file, data_folder=None, sample_rate=None, max_unusable=0.05
     data_folder : str, optional
         What `$data_root` (or `${data_root}`) in the paths stands for.
     sample_rate : int, optional
-        Rate in Hz that the files are to have; default: each its own.
+        Rate in Hz that all files must have; default: any.
     max_unusable : float
         Share of utterances that may be unusable.
 
@@ -127,7 +215,7 @@ def manifest_set(csv_file, data_folder=None, sample_rate=None, max_unusable=0.05
     ------
     FileNotFoundError
         If there is no such file.
-    ValueError
+    UserError
         If columns or transcripts are missing, or a rate is another than declared.
     """
     try:
@@ -191,7 +279,7 @@ def _transcribed(name, rows, left_out, max_unusable):
     return SpeechSet(name, usable, left_out)
 
 
-def leave_out_short(speech, tokens, num_outputs):
+def leave_out_short(speech, num_steps):
     """Leaves out utterances too short for CTC to align their transcript.
 
     CTC needs an output step for every token, and one more between equal ones.
@@ -199,19 +287,19 @@ def leave_out_short(speech, tokens, num_outputs):
     Arguments
     ---------
     speech : SpeechSet
-        Changed in place.
-    tokens : Tokens
-        Makes the targets.
-    num_outputs : callable
-        Seconds -> output steps of the model.
+        Tokenized; changed in place.
+    num_steps : list of int
+        Output steps of the model for each row.
+
+    Raises
+    ------
+    UserError
+        If no utterance is left.
     """
     kept = []
-    for row in speech.rows:
-        numbers = tokens.encode(row["wrd"])
-        needed = len(numbers) + sum(
-            a == b for a, b in zip(numbers, numbers[1:], strict=False)
-        )
-        steps = num_outputs(row["duration"])
+    for row, steps in zip(speech.rows, num_steps, strict=True):
+        numbers = row["tokens"]
+        needed = len(numbers) + int((numbers[1:] == numbers[:-1]).sum())
         if steps < needed:
             why = f"{steps} output steps for a target that needs {needed}"
             speech.left_out.append((row["ID"], why))
@@ -226,15 +314,13 @@ def leave_out_short(speech, tokens, num_outputs):
     speech.rows = kept
 
 
-def speech_dataset(speech, tokens, sample_rate=24000):
+def speech_dataset(speech, sample_rate=SAMPLE_RATE):
     """A SpeechBrain dataset with `id`, `sig`, `tokens`, `wrd` and `unusable`.
 
     Arguments
     ---------
     speech : SpeechSet
-        What to load.
-    tokens : Tokens
-        Makes the targets.
+        What to load; tokenized.
     sample_rate : int
         Of `sig`, in Hz; files of other rates are resampled.
 
@@ -243,7 +329,10 @@ def speech_dataset(speech, tokens, sample_rate=24000):
     DynamicItemDataset
     """
     data = {
-        row["ID"]: {name: row[name] for name in ("wav", "wrd", "duration")}
+        row["ID"]: {
+            **{name: row[name] for name in ("wav", "wrd", "duration")},
+            "numbers": row["tokens"],
+        }
         for row in speech.rows
     }
     items = [
@@ -252,13 +341,13 @@ def speech_dataset(speech, tokens, sample_rate=24000):
             "takes": "wav",
             "provides": ["sig", "unusable"],
         },
-        {"func": partial(_encode, tokens), "takes": "wrd", "provides": "tokens"},
+        {"func": _tensor, "takes": "numbers", "provides": "tokens"},
     ]
     keys = ["id", "sig", "tokens", "wrd", "unusable"]
     return DynamicItemDataset(data, items, keys)
 
 
-# Not inside the function above: a process that is not forked gets them as a pickle.
+# These are not inside the function above: worker processes may get them as a pickle.
 
 
 def _read(sample_rate, wav):
@@ -268,16 +357,16 @@ def _read(sample_rate, wav):
         return None, (wav, str(error))
 
 
-def _encode(tokens, text):
-    return torch.tensor(tokens.encode(text))
+def _tensor(numbers):
+    return torch.from_numpy(numbers).long()
 
 
 def collate_speech(items):
     """A `PaddedBatch` without the items that could not be read.
 
-    Its `unusable` lists them as (path, reason). Of a batch of which nothing could be
-    read one item remains, with silence for its audio, and `is_empty` tells: several
-    processes go through their batches together, so that none can be left out.
+    Its `unusable` lists them as (path, reason). If no item could be read, one remains
+    with silence as its audio, and `is_empty` is true: a batch cannot be left out,
+    because several processes go through their batches together.
     """
     bad = [item["unusable"] for item in items if item["sig"] is None]
     good = [item for item in items if item["sig"] is not None]

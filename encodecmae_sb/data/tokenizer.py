@@ -69,7 +69,7 @@ class Tokens:
 
         Raises
         ------
-        ValueError
+        UserError
             If the text is too small for so many units, or has more characters.
         """
         written = io.BytesIO()
@@ -112,7 +112,7 @@ class Tokens:
 
         Raises
         ------
-        ValueError
+        UserError
             If a character is none of the tokens.
         """
         if self.model is not None:
@@ -145,9 +145,37 @@ class Tokens:
             self.__init__(model=data)
 
 
-def load_tokens(tokens, path):
-    """`Tokens.load` as a hook for SpeechBrain's Pretrainer."""
-    tokens.load(path)
+def make_tokens(texts, token_type, vocab_size):
+    """The vocabulary of a training set.
+
+    Arguments
+    ---------
+    texts : list of str
+        Its transcripts.
+    token_type : str
+        "char", or "bpe" or "unigram" (SentencePiece).
+    vocab_size : int
+        Number of SentencePiece units.
+
+    Returns
+    -------
+    Tokens
+
+    Raises
+    ------
+    UserError
+        If there is no such type, or `vocab_size` does not fit the texts.
+
+    Example
+    -------
+    >>> len(make_tokens(["ONE TWO", "TEN"], "char", None))
+    7
+    """
+    if token_type == "char":
+        return Tokens.of_characters(texts)
+    if token_type in ("bpe", "unigram"):
+        return Tokens.of_pieces(texts, vocab_size, token_type)
+    raise UserError(f"token_type={token_type!r}: allowed are char, bpe and unigram.")
 
 
 def check_characters(tokens, rows, name):
@@ -164,7 +192,7 @@ def check_characters(tokens, rows, name):
 
     Raises
     ------
-    ValueError
+    UserError
         Naming the characters and where they are.
     """
     known = set("".join(tokens.labels).replace("▁", " "))

@@ -1,4 +1,4 @@
-"""Keeps account of audio that could not be used."""
+"""Keeps a list of the audio that cannot be used."""
 
 import csv
 import os
@@ -18,20 +18,19 @@ logger = get_logger(__name__)
 
 
 class UnusableFiles:
-    """The list of files left out, in a file, with a limit.
+    """The list of files left out, also kept in a CSV file, with a limit.
 
     Arguments
     ---------
     path : str or Path
-        CSV file with columns path and reason. If it exists, the files in it that
-        still cannot be read are taken over, so that a resumed run counts on, and the
-        others are forgotten.
+        CSV file with columns path and reason. If it exists, a resumed run keeps the
+        files in it that still cannot be read, and drops the others.
     num_files : int
         Files of the corpora, the unusable included.
     max_share : float
         Share of them that may be unusable before the run stops.
     recheck : bool
-        False takes over all that is listed, readable again or not.
+        False keeps all listed files, even those that can be read again.
 
     Example
     -------
@@ -62,7 +61,7 @@ class UnusableFiles:
             write_unusable(self.path, self.reasons.items())
 
     def add(self, items):
-        """Notes files and writes the new ones down.
+        """Adds files, and appends the new ones to the CSV file.
 
         Arguments
         ---------
@@ -118,10 +117,10 @@ def write_unusable(path, items):
 
 
 def _still_unusable(path):
-    """Whether it is audio that is there and cannot be read.
+    """Whether a listed file exists and still cannot be read.
 
-    What is not there was removed, or is the ID of an utterance: if it is missed, or
-    still lacks what it lacked, it is noted again.
+    If it does not exist, it was removed, or the entry is the ID of an utterance. If it
+    is needed and cannot be used, it will be added again.
     """
     member = Member.at(path)
     there = os.path.isfile(path if member is None else member.tar)

@@ -12,10 +12,13 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from torch import nn
 
-from encodecmae_sb.data.stored import HOP, SAMPLE_RATE
 from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
-from encodecmae_sb.nnet.encodecmae import MaskedCodecModel, frame_mask
+from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
+from encodecmae_sb.nnet.masking import FrameMask
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+
+from .plots import picture
 
 
 @dataclass
@@ -45,6 +48,12 @@ class PretrainingRun:
     metrics: dict
     checkpoint: Path
 
+    @property
+    def prefixes(self):
+        """Of the validation's figures: "" for all of it, "speech/" for one corpus."""
+        last = "masked_accuracy_1"
+        return sorted(key[: -len(last)] for key in self.metrics if key.endswith(last))
+
 
 def load_run(folder, codec=None):
     """Loads the newest checkpoint of a pretraining run.
@@ -64,7 +73,7 @@ def load_run(folder, codec=None):
     ------
     FileNotFoundError
         If there is no such folder.
-    ValueError
+    UserError
         If it is not a pretraining run, has no readable checkpoint of its own, or
         the codec is unknown.
     """
@@ -131,12 +140,12 @@ def _read_hparams(folder):
             f"{folder} is not a pretraining run: hyperparams.yaml in it lacks "
             f"{', '.join(sorted(missing))}. {advice}"
         )
-    # Neither a folder is made, nor are seeds of the whole process set.
+    # Leave these out: they would make a folder, and seed the whole process.
     unwanted = {"checkpointer", "__set_seed"} & keys
     try:
         with open(path, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, dict.fromkeys(unwanted))
-    except Exception as error:  # whatever building from a broken yaml raises
+    except Exception as error:  # building from a broken yaml raises many kinds
         raise UserError(f"{path} cannot be used: {error}. {advice}") from error
     model, masker = hparams["model"], hparams["masker"]
     if not isinstance(model, MaskedCodecModel) or not isinstance(masker, GapMasker):
@@ -216,7 +225,7 @@ def random_gaps(run, num_samples, seed=0):
 def draw_mask(masker, num_samples, seed):
     """The mask of one crop, as pretraining draws it, bool, shape [T]."""
     frames = torch.tensor([num_samples // HOP])
-    return masker(frames, torch.tensor([seed]), -(-num_samples // HOP))[0]
+    return masker(frames, torch.tensor([seed]), -(-num_samples // HOP)).hidden[0]
 
 
 def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
@@ -237,7 +246,7 @@ def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
 
     Raises
     ------
-    ValueError
+    UserError
         If a gap is not within the recording.
 
     Example
@@ -262,7 +271,7 @@ def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
             )
         first, last = (round(t * sample_rate / HOP) for t in (start, stop))
         hidden[first : max(last, first + 1)] = True
-    # What is left of a last frame is never predicted.
+    # A last frame that is not whole is never predicted.
     hidden[num_samples // HOP :] = False
     if not hidden.any():
         raise UserError(f"gaps={text!r} hide no whole frame (13 ms).")
@@ -292,7 +301,7 @@ def fill_in(run, wav, hidden, temperature=0.0, seed=0):
 
     Raises
     ------
-    ValueError
+    UserError
         If a whole piece is hidden.
     """
     if not temperature >= 0:
@@ -307,17 +316,15 @@ def fill_in(run, wav, hidden, temperature=0.0, seed=0):
         codes.append(true)
         best = drawn = true
         if masked.any():
-            valid = None
-            if len(piece) % HOP:
-                frames = torch.tensor([len(piece) // HOP])
-                valid = frame_mask(frames, len(true))
-            if not (~masked if valid is None else ~masked & valid).any():
+            frames = torch.tensor([len(piece) // HOP]) if len(piece) % HOP else None
+            mask = FrameMask.of(masked, frames)
+            if not mask.max_visible:
                 begin, end = start / SAMPLE_RATE, (start + len(piece)) / SAMPLE_RATE
                 raise UserError(
                     f"The gaps hide everything from {begin:.2f} to {end:.2f} s, one "
                     "piece of the training's length: leave something to go by."
                 )
-            logits = run.model(padded, masked, valid)[0].float()  # [T, Q, K]
+            logits = run.model(padded, mask)[0].float()  # [T, Q, K]
             where = masked[0, :, None]
             best = drawn = torch.where(where, logits.argmax(-1), true)
             if temperature:
@@ -336,6 +343,36 @@ def silence(wav, hidden):
     return wav * ~hidden.repeat_interleave(HOP)[: len(wav)]
 
 
+def measure(run, done):
+    """Accuracy on the hidden frames, beside what the run's validation reported.
+
+    Arguments
+    ---------
+    run : PretrainingRun
+    done : Reconstruction
+
+    Returns
+    -------
+    dict of str to number
+        `frames`, `hidden_frames`, `chance` and, for each codebook q = 1, 2, ...,
+        `gap_accuracy_q`, `constant_accuracy_q`, `validation_accuracy_q` and, of a run
+        with several corpora, `CORPUS/validation_accuracy_q`.
+    """
+    metrics = {
+        "frames": len(done.hidden),
+        "hidden_frames": int(done.hidden.sum()),
+        "chance": 1 / run.codec.codebook_size,
+    }
+    pairs = zip(done.accuracy.tolist(), done.constant_accuracy.tolist(), strict=True)
+    for q, (right, constant) in enumerate(pairs, 1):
+        metrics[f"gap_accuracy_{q}"] = right
+        metrics[f"constant_accuracy_{q}"] = constant
+        for prefix in run.prefixes:
+            reported = run.metrics[f"{prefix}masked_accuracy_{q}"]
+            metrics[f"{prefix}validation_accuracy_{q}"] = reported
+    return metrics
+
+
 def draw_spectrograms(wavs, hidden, path, sample_rate=SAMPLE_RATE):
     """Draws spectrograms one below the other, with the gaps marked.
 
@@ -349,46 +386,31 @@ def draw_spectrograms(wavs, hidden, path, sample_rate=SAMPLE_RATE):
         The PNG file to write.
     sample_rate : int
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    edges = torch.diff(F.pad(hidden.int(), (1, 1))).nonzero().flatten().tolist()
-    seconds = HOP / sample_rate
-    gaps = [
-        (seconds * a, seconds * b) for a, b in zip(edges[::2], edges[1::2], strict=True)
-    ]
+    edges = torch.diff(F.pad(hidden.int(), (1, 1))).nonzero().view(-1, 2)
+    gaps = (HOP / sample_rate * edges.double()).tolist()
     length = len(next(iter(wavs.values()))) / sample_rate
-    figure, rows = pyplot.subplots(
-        len(wavs),
-        1,
-        figsize=(min(40, max(9, 3 * length)), 2.4 * len(wavs)),
-        sharex=True,
-        layout="constrained",
-    )
-    images, loudest = {}, -120.0
+    images = {}
     for title, wav in wavs.items():
         spectrum = torch.stft(
             wav, 1024, 240, window=torch.hann_window(1024), return_complex=True
         )
         images[title] = 20 * spectrum.abs().clamp(min=1e-6).log10()
-        loudest = max(loudest, images[title].max().item())
-    for axes, (title, image) in zip(rows, images.items(), strict=True):
-        axes.imshow(
-            image,
-            origin="lower",
-            aspect="auto",
-            extent=(0, length, 0, sample_rate / 2000),
-            cmap="magma",
-            vmin=loudest - 80,
-            vmax=loudest,
-        )
-        for start, stop in gaps:
-            axes.axvspan(start, stop, facecolor="none", edgecolor="cyan", linewidth=1.2)
-            # A bar on top, to find narrow gaps by.
-            axes.axvspan(start, stop, 0.96, 1.0, color="cyan")
-        axes.set(title=title, ylabel="kHz", ylim=(0, sample_rate / 2000))
-    rows[-1].set(xlabel="seconds (cyan: hidden from the model)", xlim=(0, length))
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    loudest = max(image.max().item() for image in images.values())
+    size = (min(40, max(9, 3 * length)), 2.4 * len(wavs))
+    with picture(path, rows=len(wavs), figsize=size, sharex=True) as (_, rows):
+        for axes, (title, image) in zip(rows, images.items(), strict=True):
+            axes.imshow(
+                image,
+                origin="lower",
+                aspect="auto",
+                extent=(0, length, 0, sample_rate / 2000),
+                cmap="magma",
+                vmin=loudest - 80,
+                vmax=loudest,
+            )
+            for gap in gaps:
+                axes.axvspan(*gap, facecolor="none", edgecolor="cyan", linewidth=1.2)
+                # A bar on top makes narrow gaps visible.
+                axes.axvspan(*gap, 0.96, 1.0, color="cyan")
+            axes.set(title=title, ylabel="kHz", ylim=(0, sample_rate / 2000))
+        rows[-1].set(xlabel="seconds (cyan: hidden from the model)", xlim=(0, length))

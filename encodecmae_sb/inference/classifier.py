@@ -1,79 +1,14 @@
 """A trained classifier: its interface, and its folder that `foreign_class` loads."""
 
-import json
-from pathlib import Path
-
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
-from encodecmae_sb import __version__
 from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.nnet.lengths import relative_lengths
 from encodecmae_sb.nnet.pooling import probabilities
-from encodecmae_sb.pretrained.folder import FORMAT, INTERFACE, encoder_yaml, yaml_value
+from encodecmae_sb.pretrained.folder import export_folder
 
 from .encoder import check_batch, read_file
-
-_YAML = """\
-# An EnCodecMAE classifier, made by encodecmae_sb {version}.
-format: {format}
-sample_rate: {sample_rate}
-multi_label: {multi_label}
-labels:
-{labels}
-
-{lobe}
-
-head: !new:encodecmae_sb.nnet.pooling.ClipHead
-    dim: {head.dim}
-    num_classes: {head.num_classes}
-    num_layers: {head.num_layers}
-    pooling: {head.pooling}
-    hidden_size: {hidden_size}
-    dropout: {head.dropout}
-
-classifier: !new:encodecmae_sb.nnet.pooling.ClipClassifier
-    lobe: !ref <lobe>
-    head: !ref <head>
-
-modules:
-    classifier: !ref <classifier>
-
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        classifier: !ref <classifier>
-    custom_hooks:
-        classifier: !name:encodecmae_sb.pretrained.folder.load_weights
-"""
-
-_ENCODER = """\
-{encoder}
-
-lobe: !new:encodecmae_sb.lobes.EnCodecMAE
-    source: !ref <encoder>
-    input_sample_rate: {lobe.input_sample_rate}
-    output_all_hiddens: {lobe.output_all_hiddens}
-    layer: {lobe.layer}
-    output_norm: {lobe.output_norm}
-    piece_seconds: {piece_seconds}
-    whole_codec_frames: {lobe.whole_codec_frames}"""
-
-_LOG_MEL = "lobe: !new:encodecmae_sb.nnet.pooling.LogMelFrames"
-
-_README = """\
-# An EnCodecMAE classifier
-
-{number} classes{several}. {origin}
-
-    from speechbrain.inference.interfaces import foreign_class
-
-    classifier = foreign_class(
-        source="{folder}",
-        pymodule_file="custom_interface.py",
-        classname="EnCodecMAEClassifier",
-    )
-    probabilities, score, index, label = classifier.classify_file("sound.wav")
-
-{figures}"""
 
 
 class EnCodecMAEClassifier(Pretrained):
@@ -134,7 +69,7 @@ class EnCodecMAEClassifier(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it cannot be read.
         """
         wav = read_file(path, self.sample_rate)
@@ -167,12 +102,12 @@ class EnCodecMAEClassifier(Pretrained):
 
         Raises
         ------
-        ValueError
+        UserError
             If shapes or values are off.
         """
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
-        wav_lens = torch.tensor(lengths) / wavs.shape[1]
-        return self._classify(wavs, wav_lens)
+        num_samples = torch.tensor(lengths)
+        return self._classify(wavs, relative_lengths(num_samples, wavs.shape[1]))
 
     def forward(self, wavs, wav_lens=None):
         """Same as `classify_batch`."""
@@ -228,7 +163,7 @@ def decide(probabilities, labels, multi_label, threshold=0.5):
 def export_classifier(
     classifier, labels, folder, multi_label=False, origin="", figures=None
 ):
-    """Writes a classifier folder.
+    """Writes a classifier folder, whole or not at all.
 
     Arguments
     ---------
@@ -237,7 +172,7 @@ def export_classifier(
     labels : list of str
         Names of the classes, in their order.
     folder : str or Path
-        Made if needed; files in it are replaced.
+        Made if needed; files of the same names in it are replaced.
     multi_label : bool
         Whether a clip may have several labels.
     origin : str
@@ -245,50 +180,20 @@ def export_classifier(
     figures : dict of str to float, optional
         Metrics for the folder's README.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = classifier.state_dict()
-    torch.save(
-        {name: tensor.cpu() for name, tensor in weights.items()},
-        folder / "classifier.ckpt",
-    )
-    lobe, head = classifier.lobe, classifier.head
-    lobe_yaml, sample_rate = _LOG_MEL, 24000
+    lobe = classifier.lobe
     if isinstance(lobe, EnCodecMAE):
         sample_rate = lobe.input_sample_rate
-        seconds = None
-        if lobe.piece is not None:
-            seconds = lobe.piece / lobe.encoder.front_end.sample_rate
-        lobe_yaml = _ENCODER.format(
-            encoder=encoder_yaml(lobe.encoder),
-            lobe=lobe,
-            piece_seconds=yaml_value(seconds),
-        )
-    text = _YAML.format(
-        version=__version__,
-        format=FORMAT,
-        sample_rate=sample_rate,
-        multi_label=multi_label,
-        # Quoted, so that "yes" or "7" stays a string.
-        labels="\n".join(
-            f"    - {json.dumps(label, ensure_ascii=False)}" for label in labels
-        ),
-        lobe=lobe_yaml,
-        head=head,
-        hidden_size=yaml_value(head.hidden_size),
-    )
-    (folder / "hyperparams.yaml").write_text(text, encoding="utf-8")
-    (folder / "custom_interface.py").write_text(INTERFACE, encoding="utf-8")
-    table = "".join(
-        f"| {name} | {value:.4g} |\n" for name, value in (figures or {}).items()
-    )
+    else:
+        sample_rate = lobe.front_end.sample_rate
+    settings = {"sample_rate": sample_rate, "multi_label": multi_label}
+    several = ", any number of them in a clip" if multi_label else ""
     shown = ", ".join(labels[:50]) + (", ..." if len(labels) > 50 else "")
-    readme = _README.format(
-        number=len(labels),
-        several=", any number of them in a clip" if multi_label else "",
-        origin=origin,
-        folder=folder.name,
-        figures=(f"| measured | |\n| --- | --- |\n{table}\n" if table else "")
-        + f"Classes: {shown}\n",
+    export_folder(
+        folder,
+        "classifier",
+        {"classifier": classifier},
+        {**settings, "labels": list(labels)},
+        f"{len(labels)} classes{several}. {origin}",
+        figures,
+        f"Classes: {shown}",
     )
-    (folder / "README.md").write_text(readme, encoding="utf-8")

@@ -20,6 +20,7 @@ from encodecmae_sb.nnet.chunks import (
     num_joined_frames,
     pad_items,
 )
+from encodecmae_sb.nnet.lengths import absolute_lengths
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.signal import resample
 
@@ -43,7 +44,7 @@ def read_file(path, sample_rate):
     ------
     FileNotFoundError
         If there is no such file.
-    ValueError
+    UserError
         If it cannot be read.
     """
     with _says_which_file(path):
@@ -52,7 +53,7 @@ def read_file(path, sample_rate):
 
 @contextlib.contextmanager
 def _says_which_file(path):
-    """Makes of an `UnusableAudio` an error that names the file."""
+    """Turns an `UnusableAudio` into an error that names the file."""
     try:
         yield
     except UnusableAudio as error:
@@ -84,7 +85,7 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
 
     Raises
     ------
-    ValueError
+    UserError
         If shapes or values are off.
     """
     if wavs.dim() != 2:
@@ -98,7 +99,7 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
             f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
             f"each of the {len(wavs)} items."
         )
-    lengths = (wav_lens.cpu().double() * wavs.shape[1]).round().long().tolist()
+    lengths = absolute_lengths(wav_lens.cpu().double(), wavs.shape[1]).tolist()
     if sample_rate is not None and sample_rate != target_rate:
         # Item by item, so that the padding does not leak into the last samples.
         items = [
@@ -154,8 +155,9 @@ class EnCodecMAEEncoder(Pretrained):
     def encode_file(self, path, layer="last"):
         """Encodes an audio file of any rate, mono or not (channels are averaged).
 
-        The file is read as it is encoded: an hour takes little more memory than its
-        features. Where these are too many, see `encode_stream`.
+        The file is read in parts while it is encoded: an hour of audio takes little
+        more memory than its features. If the features do not fit into memory, use
+        `encode_stream`.
 
         Arguments
         ---------
@@ -174,7 +176,7 @@ class EnCodecMAEEncoder(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it cannot be read or is shorter than a frame.
         """
         shape = self.output_shape(path, layer)
@@ -186,7 +188,7 @@ class EnCodecMAEEncoder(Pretrained):
         return features
 
     def encode_stream(self, path, layer="last", batch_size=8):
-        """Encodes an audio file a stretch at a time, in memory that does not grow.
+        """Encodes an audio file part by part; memory does not grow with its length.
 
         Arguments
         ---------
@@ -195,9 +197,9 @@ class EnCodecMAEEncoder(Pretrained):
         layer : int or str
             As for `encode_file`.
         batch_size : int
-            Pieces of 4 s encoded at once, and so the length of a stretch. A GPU is
-            faster with more; memory grows with it (base model on the CPU: about 30 MB
-            for each piece, with codec latents as input 75 MB).
+            Number of pieces of 4 s in a part, which are encoded at once. A GPU is
+            faster with more. Memory grows with it (base model on a CPU: about 30 MB
+            for each piece, 75 MB with codec latents as input).
 
         Yields
         ------
@@ -209,22 +211,21 @@ class EnCodecMAEEncoder(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
-            If it is shorter than a frame; when it comes to a part that cannot be
-            read.
+        UserError
+            If it is shorter than a frame, or when a part cannot be read.
         """
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: at least 1 is needed.")
-        self.output_shape(path, layer)  # whatever is wrong with the whole file
+        self.output_shape(path, layer)  # raises if the file cannot be used
         yield from self._stream(path, layer, batch_size)
 
     def _stream(self, path, layer, batch_size=8):
-        """`encode_stream` of a file that was looked at."""
-        stretches = stream_audio(path, self.sample_rate, batch_size * PIECE)
+        """`encode_stream` of a file that was checked."""
+        parts = stream_audio(path, self.sample_rate, batch_size * PIECE)
         with _says_which_file(path):
-            for number, wav in enumerate(stretches):
+            for number, wav in enumerate(parts):
                 if is_dropped(len(wav), number * batch_size):
-                    return  # the tail, alone in its stretch
+                    return  # this part is nothing but a short tail
                 yield self._encode(wav[None], None, layer, batch_size)[0]
 
     def output_shape(self, path, layer="last"):
@@ -245,14 +246,14 @@ class EnCodecMAEEncoder(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it cannot be read, is truncated, or is shorter than a frame, or if
             `layer` is unknown.
         """
         encoder = self.mods.encoder
         check_layer(encoder, layer)
         with _says_which_file(path):
-            # Samples that are not numbers come out when they are read.
+            # NaN and Inf are found later, when the samples are read.
             info = inspect_audio(path, min_seconds=0, check_values=False)
         samples = info.samples_at(self.sample_rate)
         frames = num_joined_frames(encoder.front_end, samples)
@@ -288,7 +289,7 @@ class EnCodecMAEEncoder(Pretrained):
 
         Raises
         ------
-        ValueError
+        UserError
             If an item is shorter than a frame, or shapes or values are off.
         """
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)

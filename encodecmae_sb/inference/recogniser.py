@@ -1,92 +1,38 @@
-"""A trained recogniser as a folder, and the interface that loads it."""
+"""A trained recogniser: its interface, and its folder that `foreign_class` loads."""
 
 import shutil
-from pathlib import Path
 
 import torch
 from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.inference.interfaces import Pretrained
 
-from encodecmae_sb import __version__
 from encodecmae_sb.data.tokenizer import BLANK
-from encodecmae_sb.pretrained.folder import FORMAT, INTERFACE, encoder_yaml, yaml_value
+from encodecmae_sb.pretrained.folder import export_folder
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP
 
 from .encoder import check_batch, read_file
 
-_YAML = """\
-# A CTC speech recogniser on an EnCodecMAE encoder, made by encodecmae_sb {version}.
-format: {format}
-{encoder}
 
-lobe: !new:encodecmae_sb.lobes.EnCodecMAE
-    source: !ref <encoder>
-    freeze: True
-    input_sample_rate: {lobe.input_sample_rate}
-    layer: {lobe.layer}
-    output_norm: {lobe.output_norm}
-    piece_seconds: {piece_seconds}
-    whole_codec_frames: {lobe.whole_codec_frames}
+class LanguageModel:
+    """A KenLM file that comes with an exported folder.
 
-head: !new:encodecmae_sb.lobes.CTCHead
-    input_size: {head.input_size}
-    num_tokens: {head.num_tokens}
-    hidden_size: {head.hidden_size}
-    num_layers: {head.num_layers}
-    recurrent: {head.recurrent}
-    stack: {head.stack}
+    Arguments
+    ---------
+    path : str, optional
+        Of the file; `load` sets it.
+    """
 
-tokens: !new:encodecmae_sb.data.tokenizer.Tokens
+    def __init__(self, path=None):
+        self.path = path
 
-language_model: !new:encodecmae_sb.inference.recogniser.FilePath
+    def save(self, path):
+        """Copies the file."""
+        shutil.copyfile(self.path, path)
 
-beam_search:
-{beam_search}
-
-modules:
-    encoder: !ref <lobe>
-    head: !ref <head>
-
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
-        lobe: !ref <lobe>
-        head: !ref <head>
-        tokens: !ref <tokens>{language_model}
-    custom_hooks:
-        lobe: !name:encodecmae_sb.pretrained.folder.load_weights
-        head: !name:encodecmae_sb.pretrained.folder.load_weights
-        tokens: !name:encodecmae_sb.data.tokenizer.load_tokens
-        language_model: !name:encodecmae_sb.inference.recogniser.load_path
-"""
-
-_README = """\
-# A speech recogniser on an EnCodecMAE encoder
-
-{origin}
-
-    from speechbrain.inference.interfaces import foreign_class
-
-    recogniser = foreign_class(
-        source="{folder}",
-        pymodule_file="custom_interface.py",
-        classname="EnCodecMAEASR",
-    )
-    print(recogniser.transcribe_file("speech.wav"))
-
-| measured | |
-| --- | --- |
-{figures}"""
-
-
-class FilePath:
-    """The path of a file that comes with an exported folder; None without one."""
-
-    path = None
-
-
-def load_path(holder, path):
-    """Notes a path, as a hook for SpeechBrain's Pretrainer."""
-    holder.path = str(path)
+    def load(self, path):
+        """Notes where the file is."""
+        self.path = str(path)
 
 
 def build_searcher(tokens, settings, kenlm_model_path=None):
@@ -112,7 +58,7 @@ def build_searcher(tokens, settings, kenlm_model_path=None):
     )
 
 
-def search(searcher, log_probs, lens):
+def search(searcher, log_probs, num_steps):
     """Decodes a batch with a beam search.
 
     Arguments
@@ -120,23 +66,23 @@ def search(searcher, log_probs, lens):
     searcher : CTCBeamSearcher
     log_probs : torch.Tensor
         Shape [B, T, tokens].
-    lens : torch.Tensor
-        Relative lengths, shape [B].
+    num_steps : torch.Tensor
+        Steps of each item, int64, shape [B].
 
     Returns
     -------
     list of str
     """
-    # The searcher cuts lens * T off to a whole number, and 0.3947 * 38 is 14.999.
-    steps = (lens * log_probs.shape[1]).round() + 0.25
-    best = searcher(log_probs.cpu(), (steps / log_probs.shape[1]).cpu())
-    return [hypotheses[0].text for hypotheses in best]
+    # One by one, because the searcher cuts relative lengths off to whole steps, and
+    # 15 / 38 * 38 may be 14.999.
+    items = zip(log_probs.cpu(), num_steps.tolist(), strict=True)
+    return [searcher(item[None, :steps])[0][0].text for item, steps in items]
 
 
 def export_recogniser(
     lobe, head, tokens, beam_search, folder, origin, figures, kenlm_model_path=None
 ):
-    """Writes a folder that holds all that recognition needs.
+    """Writes a folder that holds all that recognition needs, whole or not at all.
 
     Arguments
     ---------
@@ -146,7 +92,7 @@ def export_recogniser(
     beam_search : dict
         Settings of `build_searcher`.
     folder : str or Path
-        Made if needed; files in it are replaced.
+        Made if needed; files of the same names in it are replaced.
     origin : str
         A sentence or two for the folder's README: trained how, on what.
     figures : dict of str to float
@@ -154,35 +100,11 @@ def export_recogniser(
     kenlm_model_path : str, optional
         Copied into the folder.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, module in (("lobe", lobe), ("head", head)):
-        weights = {key: value.cpu() for key, value in module.state_dict().items()}
-        torch.save(weights, folder / f"{name}.ckpt")
-    tokens.save(folder / "tokens.ckpt")
+    parts = {"lobe": lobe, "head": head, "tokens": tokens}
     if kenlm_model_path:
-        shutil.copyfile(kenlm_model_path, folder / "language_model.ckpt")
-    yaml = _YAML.format(
-        version=__version__,
-        format=FORMAT,
-        encoder=encoder_yaml(lobe.encoder),
-        lobe=lobe,
-        piece_seconds=yaml_value(lobe.piece_seconds),
-        head=head,
-        beam_search="\n".join(
-            f"    {name}: {yaml_value(value)}" for name, value in beam_search.items()
-        ),
-        language_model=(
-            "\n        language_model: !ref <language_model>"
-            if kenlm_model_path
-            else ""
-        ),
-    )
-    (folder / "hyperparams.yaml").write_text(yaml, encoding="utf-8")
-    (folder / "custom_interface.py").write_text(INTERFACE, encoding="utf-8")
-    table = "".join(f"| {name} | {value:.4g} |\n" for name, value in figures.items())
-    readme = _README.format(origin=origin, folder=folder.name, figures=table)
-    (folder / "README.md").write_text(readme, encoding="utf-8")
+        parts["language_model"] = LanguageModel(kenlm_model_path)
+    settings = {"beam_search": beam_search}
+    export_folder(folder, "recogniser", parts, settings, origin, figures)
 
 
 class EnCodecMAEASR(Pretrained):
@@ -211,7 +133,8 @@ class EnCodecMAEASR(Pretrained):
     <class 'str'>
     """
 
-    MODULES_NEEDED = ["encoder", "head"]
+    MODULES_NEEDED = ["lobe", "head"]
+    HPARAMS_NEEDED = ["beam_search", "tokens"]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -221,7 +144,7 @@ class EnCodecMAEASR(Pretrained):
     @property
     def sample_rate(self):
         """Rate that `transcribe_batch` expects, in Hz."""
-        return self.mods.encoder.input_sample_rate
+        return self.mods.lobe.input_sample_rate
 
     def transcribe_file(self, path):
         """Transcribes an audio file of any rate, mono or not.
@@ -239,7 +162,7 @@ class EnCodecMAEASR(Pretrained):
         ------
         FileNotFoundError
             If there is no such file.
-        ValueError
+        UserError
             If it cannot be read or is shorter than a frame.
         """
         wav = read_file(path, self.sample_rate)
@@ -266,24 +189,21 @@ class EnCodecMAEASR(Pretrained):
 
         Raises
         ------
-        ValueError
+        UserError
             If shapes or values are off.
         """
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
-        if min(lengths) < 320:
+        if min(lengths) < HOP:
             raise UserError(f"an item of {min(lengths)} samples is less than a frame")
-        wavs = wavs.to(self.device)
-        wav_lens = torch.tensor(lengths, device=self.device) / wavs.shape[1]
-        frames = self.mods.encoder(wavs, wav_lens)
-        frame_lens = self.mods.encoder.frame_lens(wav_lens, wavs.shape[1])
-        log_probs, lens = self.mods.head(frames, frame_lens)
+        num_samples = torch.tensor(lengths, device=self.device)
+        frames, num_frames = self.mods.lobe.encode(wavs.to(self.device), num_samples)
+        log_probs, num_steps = self.mods.head(frames, num_frames)
         if self.searcher is None:
+            language_model = getattr(self.hparams, "language_model", LanguageModel())
             self.searcher = build_searcher(
-                self.hparams.tokens,
-                vars(self.hparams)["beam_search"],
-                self.hparams.language_model.path,
+                self.hparams.tokens, self.hparams.beam_search, language_model.path
             )
-        texts = search(self.searcher, log_probs, lens)
+        texts = search(self.searcher, log_probs, num_steps)
         return texts, [self.hparams.tokens.encode(text) for text in texts]
 
     def forward(self, wavs, wav_lens=None):

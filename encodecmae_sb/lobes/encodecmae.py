@@ -1,4 +1,4 @@
-"""The trained encoder as a lobe that stands where a recipe has `wav2vec2:`."""
+"""The trained encoder as a lobe, used where a SpeechBrain recipe has `wav2vec2:`."""
 
 import contextlib
 import logging
@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from encodecmae_sb.nnet.chunks import (
-    CODEC_HOP,
     check_layer,
     encode_in_pieces,
     num_joined_frames,
@@ -16,9 +15,12 @@ from encodecmae_sb.nnet.chunks import (
     shortest_item,
     unused_modules,
 )
-from encodecmae_sb.nnet.encodecmae import frame_mask
 from encodecmae_sb.nnet.heads import sum_layers
+from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
+from encodecmae_sb.nnet.masking import frame_mask
+from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP
 from encodecmae_sb.utils.signal import resample, resampling_ratio
 
 WEIGHTED = "weighted"
@@ -31,23 +33,23 @@ logger = logging.getLogger(__name__)
 class EnCodecMAE(nn.Module):
     """A pretrained EnCodecMAE encoder for SpeechBrain recipes.
 
-    Takes the place of `wav2vec2` in SpeechBrain's own: waveform and relative lengths
-    in, frames out. Features of an item do not depend on the batch it comes in:
-    whatever stands after its end is ignored. They are what the interfaces give; the
-    rule is at the top of `encodecmae_sb.nnet.chunks`. Only an item that is shorter
-    than a frame is not refused here: silence is added to it.
+    Replaces `wav2vec2` in SpeechBrain's recipes: waveforms and relative lengths in,
+    frames out. Features of an item do not depend on its batch: samples after its end
+    are ignored. The features are those of the interfaces; see the rule at the top of
+    `encodecmae_sb.nnet.chunks`. There is one difference: the lobe adds silence to an
+    item that is shorter than a frame, where the interfaces refuse it.
 
     Arguments
     ---------
     source : str, Path or AudioEncoder
         A folder that a recipe exported; the name of published weights, such as
-        `mel256-ec-base_st`, fetched once and kept by huggingface_hub; or an encoder
-        that is there already.
+        `mel256-ec-base_st`, fetched once and kept by huggingface_hub; or an
+        `AudioEncoder`.
     freeze : bool
-        Keep the encoder as it is: no gradients, eval mode whatever `train()` of an
-        enclosing module is called with. The layer weights below stay trainable.
-        What is trained otherwise is what the output depends on: with an inner layer,
-        not the layers after it.
+        Keep the encoder as it is: no gradients, and always eval mode, even after
+        `train()` of an enclosing module. The layer weights below stay trainable.
+        Without `freeze`, only modules that the output depends on are trained: with an
+        inner layer, the layers after it are not.
     freeze_feature_extractor : bool
         With `freeze=False`: train the transformer only, not the projection of its
         input and the scale of its positions. (The front ends themselves have nothing
@@ -59,9 +61,9 @@ class EnCodecMAE(nn.Module):
     layer : int or str
         `"last"`, `"last_no_norm"` (the last layer without the final norm), a number
         counted from 0, or `"weighted"`: a sum with learnt weights, the softmax of
-        `layer_weights`. These are parameters of the lobe, and learn only where an
-        optimizer gets them: `asr_ctc.py` does that, SpeechBrain's own recipes do not
-        if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
+        `layer_weights`. These are parameters of the lobe. They learn only if an
+        optimizer has them: in `asr_ctc.py` one has, in SpeechBrain's own recipes none
+        has if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
     output_norm : bool
         Normalise each frame to mean 0 and variance 1 over its channels.
     piece_seconds : float, optional
@@ -70,19 +72,19 @@ class EnCodecMAE(nn.Module):
         whole frames. After whole pieces a tail of 2048 samples or fewer (85 ms) is
         dropped.
     pretrained : bool
-        False draws new weights for the same architecture, in an encoder of its own:
-        the baseline that shows what pretraining is worth. A codec inside, which
-        pretraining does not train, stays what it is.
+        False builds a new encoder of the same architecture with random weights: a
+        baseline that shows what pretraining is worth. A codec inside keeps its
+        weights, because pretraining does not train it.
     whole_codec_frames : bool
-        Let an item have `samples // 320` frames, as published encoders do in padded
-        batches; by default it has all that the front end gives for it alone, as
-        published encoders do with whole files.
+        Give an item `samples // 320` frames, as published encoders do in padded
+        batches. By default an item has all frames that the front end gives for it
+        alone, as published encoders do with whole files.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder and no such name.
-    ValueError
+    UserError
         If it is no encoder folder, the weights cannot be fetched, or an option has
         no meaning.
 
@@ -101,6 +103,9 @@ class EnCodecMAE(nn.Module):
     torch.Size([2, 2, 75, 64])
     """
 
+    # For `pretrained.describe`: how it is trained, and what its weights start from.
+    not_described = ("freeze", "freeze_feature_extractor", "pretrained")
+
     def __init__(
         self,
         source,
@@ -115,9 +120,6 @@ class EnCodecMAE(nn.Module):
         whole_codec_frames=False,
     ):
         super().__init__()
-        # Here, because that module is itself made of lobes.
-        from encodecmae_sb.pretrained.published import load_encoder_source
-
         self.encoder = load_encoder_source(source, pretrained)
         self.input_sample_rate = input_sample_rate
         self.output_all_hiddens = output_all_hiddens
@@ -134,13 +136,13 @@ class EnCodecMAE(nn.Module):
         self.piece_seconds = piece_seconds
         self.piece = None
         if piece_seconds is not None:
-            frames = round(piece_seconds * front_end.sample_rate / CODEC_HOP)
+            frames = round(piece_seconds * front_end.sample_rate / HOP)
             if frames < 10:
                 raise UserError(
                     f"piece_seconds={piece_seconds}: at least 0.14 s, or null to "
                     "encode utterances whole."
                 )
-            self.piece = CODEC_HOP * frames
+            self.piece = HOP * frames
         if layer != WEIGHTED:
             check_layer(self.encoder, layer)
         elif not output_all_hiddens:
@@ -148,7 +150,7 @@ class EnCodecMAE(nn.Module):
         self._passes = 0
         self._computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
 
-        # Several processes would wait for the gradients of what is not used.
+        # With several processes, each waits for gradients of all that is trained.
         frozen = unused_modules(self.encoder, self._computed)
         if freeze:
             frozen = [self.encoder]
@@ -157,6 +159,11 @@ class EnCodecMAE(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         self.train(self.training)
+
+    @property
+    def source(self):
+        """The encoder, from which a lobe like this one can be made."""
+        return self.encoder
 
     @property
     def dim(self):
@@ -194,8 +201,8 @@ class EnCodecMAE(nn.Module):
     def frame_lens(self, wav_lens, num_samples):
         """Relative lengths of the output, exact to the frame.
 
-        Relative lengths of a waveform stand for whole frames of the output only up to
-        rounding, which depends on the batch.
+        Relative lengths of a waveform are those of the output only up to rounding,
+        which depends on the batch.
 
         Arguments
         ---------
@@ -209,8 +216,8 @@ class EnCodecMAE(nn.Module):
         torch.Tensor
             Lengths relative to T, shape [B].
         """
-        lengths = _lengths(wav_lens, num_samples)
-        return self.num_frames(lengths) / self._num_frames(num_samples)
+        num_frames = self.num_frames(absolute_lengths(wav_lens, num_samples))
+        return relative_lengths(num_frames, self._num_frames(num_samples))
 
     def _resampled(self, num_samples):
         """Samples at the encoder's rate."""
@@ -242,14 +249,38 @@ class EnCodecMAE(nn.Module):
             `output_all_hiddens` [layers, B, T, D]. Frames after an item's end hold
             no information.
         """
+        num_samples = None
+        if wav_lens is not None:
+            num_samples = absolute_lengths(wav_lens, wavs.shape[1])
+        return self.encode(wavs, num_samples)[0]
+
+    def encode(self, wavs, num_samples=None):
+        """Encodes, with lengths as counts.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Mono samples in [-1, 1] at `input_sample_rate`, shape [B, N].
+        num_samples : torch.Tensor, optional
+            Samples of each item, int64, shape [B]; default: N.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            As `forward`.
+        num_frames : torch.Tensor
+            Frames of each item, int64, shape [B].
+        """
+        if num_samples is None:
+            num_samples = torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
         with torch.no_grad() if self.freeze else contextlib.nullcontext():
-            output = self._encode(wavs.float(), wav_lens)
+            frames = self._encode(wavs.float(), num_samples)
         if self.output_norm:
-            output = F.layer_norm(output, output.shape[-1:])
+            frames = F.layer_norm(frames, frames.shape[-1:])
         if self.layer == WEIGHTED and not self.output_all_hiddens:
-            output = sum_layers(output, self.layer_weights)
+            frames = sum_layers(frames, self.layer_weights)
             self._warn_if_nothing_learns()
-        return output
+        return frames, self.num_frames(num_samples)
 
     def _warn_if_nothing_learns(self):
         if not (self.training and torch.is_grad_enabled()):
@@ -263,40 +294,34 @@ class EnCodecMAE(nn.Module):
                 _PASSES,
             )
 
-    def _encode(self, wavs, wav_lens):
+    def _encode(self, wavs, lengths):
         """The layer or layers asked for, float32, [B, T, D] or [layers, B, T, D]."""
-        batch, samples = wavs.shape
-        if wav_lens is None:
-            wav_lens = wavs.new_ones(batch)
-        lengths = _lengths(wav_lens, samples)  # [B]
+        samples = wavs.shape[1]
+        num_frames = self._num_frames(samples)
         wavs = wavs * frame_mask(lengths, samples)
         rate = self.encoder.front_end.sample_rate
-        with torch.autocast(wavs.device.type, enabled=False):
-            # In double precision: the noise of single would be all that there is in
-            # the bands above the input's, and another for every shape of batch.
-            precise = wavs if wavs.is_mps else wavs.double()
-            resampled = resample(precise, self.input_sample_rate, rate).float()
-        # The filter rings on after the end of an item.
-        lengths = self._resampled(lengths)
-        resampled = resampled * frame_mask(lengths, resampled.shape[1])
+        if self.input_sample_rate != rate:
+            wavs, lengths = self._resample(wavs, rate), self._resampled(lengths)
+            # The filter rings on after the end of an item.
+            wavs = wavs * frame_mask(lengths, wavs.shape[1])
 
         shortest = self._shortest_item()
-        lengths = lengths.clamp(min=shortest)
         # (torchaudio works out the length of long audio to a sample or two.)
         needed = max(shortest, self._resampled(samples))
-        resampled = F.pad(resampled, (0, max(0, needed - resampled.shape[1])))
         items = encode_in_pieces(
             self.encoder,
-            resampled,
-            lengths.cpu().tolist(),
+            F.pad(wavs, (0, max(0, needed - wavs.shape[1]))),
+            lengths.clamp(min=shortest).tolist(),
             self._computed,
             batch_size=None,
             piece=self.piece,
             whole_codec_frames=self.whole_codec_frames,
         )
-        return pad_items(items, self._num_frames(samples)).float()
+        return pad_items(items, num_frames).float()
 
-
-def _lengths(wav_lens, num_samples):
-    """Samples from lengths relative to `num_samples`, int64."""
-    return (wav_lens * num_samples).round().long().clamp(max=num_samples)
+    def _resample(self, wavs, rate):
+        with torch.autocast(wavs.device.type, enabled=False):
+            # Use double precision: in bands above those of the input there is only
+            # rounding noise, and that of single precision differs with the batch.
+            precise = wavs if wavs.is_mps else wavs.double()
+            return resample(precise, self.input_sample_rate, rate).float()

@@ -1,12 +1,12 @@
-"""How audio of any length is cut into pieces, encoded, and its frames joined.
+"""Cuts audio of any length into pieces, encodes them, and joins their frames.
 
 One rule for the lobe, the interfaces, HEAR, X-ARES, classification and probes:
 
 - A piece is 4 s long, as the crops of pretraining are, unless another length is given.
-- What is left after whole pieces is a piece, too; but a tail of 2048 samples or fewer
-  is dropped.
-- Every frame that the front end gives for a piece alone is valid, the last, partial one
-  of codec latents, too. So the frames of an item do not depend on its batch.
+- The rest after whole pieces is a piece, too; but a rest of 2048 samples or fewer is
+  dropped.
+- All frames that the front end gives for a piece alone are valid, even the last one of
+  codec latents, which is partial. So the frames of an item do not depend on its batch.
 """
 
 import itertools
@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
-# Raise it when an item's frames change: what was stored of them is then computed anew.
+# Raise it when the frames of an item change: stored frames are then computed again.
 FRAMES_VERSION = 2
 # As long as the crops of pretraining: 4 s.
-PIECE = 96000
+PIECE = 4 * SAMPLE_RATE
 # A tail of at most this many samples after whole pieces is dropped.
 SHORTEST_TAIL = 2048
-# Samples that a frame of the codec describes.
-CODEC_HOP = 320
 
 
 @dataclass
@@ -60,7 +59,7 @@ def _piece_sizes(samples, piece):
 
 def _num_frames(front_end, samples, whole_codec_frames):
     """Frames of a piece; below 1 it is too short."""
-    return samples // CODEC_HOP if whole_codec_frames else front_end.num_frames(samples)
+    return samples // HOP if whole_codec_frames else front_end.num_frames(samples)
 
 
 def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False):
@@ -89,7 +88,7 @@ def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False)
 
 
 def shortest_item(front_end, whole_codec_frames=False):
-    """Samples from which on an item has a frame.
+    """Samples of the shortest item that has a frame.
 
     Example
     -------
@@ -98,8 +97,13 @@ def shortest_item(front_end, whole_codec_frames=False):
     (1, 637)
     """
     if whole_codec_frames:
-        return CODEC_HOP
-    return 1 if front_end.num_frames(1) > 0 else front_end.win_length
+        return HOP
+    return 1 if _fills_up(front_end) else front_end.win_length
+
+
+def _fills_up(front_end):
+    """Whether the last frame may be partial; if not, each needs a whole window."""
+    return front_end.num_frames(1) > 0
 
 
 def seconds_per_frame(front_end):
@@ -142,6 +146,21 @@ def frame_starts(front_end, frames):
     return whole * PIECE + frames % per_piece * front_end.hop_length
 
 
+def frame_middle(front_end):
+    """Middle of the samples that the first frame describes.
+
+    In samples from the start; sample i lasts from i to i + 1.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> frame_middle(LogMel()), frame_middle(LogMel(hop_length=318, centered=False))
+    (160.0, 318.5)
+    """
+    fills_up = _fills_up(front_end)
+    return (front_end.hop_length if fills_up else front_end.win_length) / 2
+
+
 def encode_in_pieces(
     encoder,
     wavs,
@@ -171,9 +190,9 @@ def encode_in_pieces(
     piece : int, optional
         Samples of a piece; None: items are encoded whole.
     whole_codec_frames : bool
-        Let a piece have `samples // 320` frames, the codec's whole ones, and silence
-        after its end: the way of the published implementation with padded batches
-        (not with long audio).
+        Give a piece `samples // 320` frames, the whole ones of the codec, and silence
+        after its end. The published implementation does this with padded batches, but
+        not with long audio.
 
     Returns
     -------
@@ -183,7 +202,7 @@ def encode_in_pieces(
 
     Raises
     ------
-    ValueError
+    UserError
         If an item is shorter than a frame or `layer` is unknown.
 
     Example
@@ -223,8 +242,10 @@ def encode_in_pieces(
         num_frames = None
         if min(counts) < frames.shape[1]:
             num_frames = torch.tensor(counts).to(device)
-        output = encoder.encode(frames, num_frames, num_layers_of(encoder, layer))
-        # Unbound, so that a gradient of one row is not as large as all of them.
+        output = encoder.encode(
+            frames, num_frames, num_layers=num_layers_of(encoder, layer)
+        )
+        # Unbind the rows: the gradient of an indexed row would be as large as all rows.
         rows = select_layer(output, layer).unbind(-3)
         for p, row in zip(group, rows, strict=True):
             if joined[p.item] is None:
@@ -250,7 +271,7 @@ def _front_end_frames(front_end, waves, num_frames, device):
 
 
 def pad_items(items, num_frames):
-    """Makes a batch of what `encode_in_pieces` gives.
+    """Pads the result of `encode_in_pieces` to a batch.
 
     Arguments
     ---------
@@ -278,7 +299,7 @@ def pad_items(items, num_frames):
 
 
 def check_layer(encoder, layer):
-    """Raises a ValueError if `layer` is not one that `select_layer` knows."""
+    """Raises a UserError if `layer` is not one that `select_layer` knows."""
     if layer in ("last", "last_no_norm", "all"):
         return
     if isinstance(layer, int) and 0 <= layer < encoder.num_layers:
@@ -302,7 +323,7 @@ def select_layer(output, layer):
 
 
 def num_layers_of(encoder, layer):
-    """Layers that have to be computed for what `layer` stands for."""
+    """Number of layers to compute for `layer`."""
     return layer + 1 if isinstance(layer, int) else encoder.num_layers
 
 

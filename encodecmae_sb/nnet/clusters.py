@@ -20,10 +20,11 @@ from .chunks import (
     PIECE,
     SHORTEST_TAIL,
     encode_in_pieces,
+    frame_middle,
     frame_starts,
     shortest_item,
 )
-from .targets import Targets, frame_middles, nearest_places, target_middles
+from .targets import Targets, nearest_places, target_middles
 
 MOST_CLUSTERS = 65535  # indices are stored as 2-byte integers
 _ROUNDS = 50
@@ -242,9 +243,9 @@ class ClusterTargets(Targets):
             items = embed(self.teacher, self.layer, wavs, lengths)
         for row, frames, length in zip(codes, items, lengths, strict=True):
             index, _ = nearest(frames, self.centroids)
-            there = frame_starts(front_end, torch.arange(len(index)))
+            numbers = torch.arange(len(index), dtype=torch.float64)
+            there = frame_starts(front_end, numbers) + frame_middle(front_end)
             wanted = target_middles(-(-length // self.hop_length))
-            there = there + frame_middles(front_end, 1)
             row[: len(wanted)] = index.cpu()[nearest_places(wanted, there)]
         return codes[..., None].to(wavs.device)
 

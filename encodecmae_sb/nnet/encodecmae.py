@@ -1,9 +1,15 @@
-"""The encoder, and the masked model that pretrains it."""
+"""EnCodecMAE: the encoder, and the masked model that pretrains it.
 
-import torch
+    waveform -> front end -> projection -> positions -> [visible] -> transformer
+             -> decoder projection -> zeros at hidden frames -> decoder -> codes
+
+Shapes: B items, N samples, T frames, F channels of the front end, V most visible
+frames of an item, D width of the encoder, Q codebooks.
+"""
+
 from torch import nn
 
-from .masking import keep_visible, restore_positions
+from .masking import frame_mask
 from .transformer import SinusoidalPositions
 
 
@@ -50,38 +56,34 @@ class AudioEncoder(nn.Module):
         """Number of transformer layers."""
         return len(self.transformer.layers)
 
-    def embed(self, wavs):
-        """Frames before the transformer, with their positions, [B, T, D]."""
-        return self._embed(self.front_end(wavs))
-
-    def _embed(self, frames):
-        return self.positions(self.projection(frames).float())
-
-    def forward(self, wavs, num_frames=None):
-        """Encodes everything, nothing masked.
+    def forward(self, wavs, num_frames=None, visible=None):
+        """Encodes waveforms: all of their frames, or the visible ones.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            Samples at 24 kHz in [-1, 1], shape [B, N].
+            Samples at the front end's rate in [-1, 1], shape [B, N].
         num_frames : torch.Tensor, optional
-            Valid frames of each item, shape [B]; later ones are not attended to.
-            None: all frames are valid.
+            Valid frames of each item, int64, shape [B]; later ones are not attended
+            to. None: all frames are valid.
+        visible : VisibleFrames, optional
+            The frames to encode, as in pretraining. The others are dropped before
+            the transformer: it computes V frames in place of T.
 
         Returns
         -------
         TransformerOutput
         """
-        return self.encode(self.front_end(wavs), num_frames)
+        return self.encode(self.front_end(wavs), num_frames, visible)
 
-    def encode(self, frames, num_frames=None, num_layers=None):
+    def encode(self, frames, num_frames=None, visible=None, num_layers=None):
         """Encodes what the front end has given.
 
         Arguments
         ---------
         frames : torch.Tensor
             Shape [B, T, F].
-        num_frames : torch.Tensor, optional
+        num_frames, visible
             As for `forward`.
         num_layers : int, optional
             Layers to compute, from the first on; default: all.
@@ -90,23 +92,14 @@ class AudioEncoder(nn.Module):
         -------
         TransformerOutput
         """
-        valid = None
-        if num_frames is not None:
-            valid = frame_mask(num_frames, frames.shape[1])
-        return self.transformer(self._embed(frames), valid, num_layers)
-
-
-def frame_mask(num_frames, max_frames):
-    """True at the first `num_frames` [B] of each item, bool, [B, max_frames].
-
-    Example
-    -------
-    >>> frame_mask(torch.tensor([1, 3]), 3).int()
-    tensor([[1, 0, 0],
-            [1, 1, 1]], dtype=torch.int32)
-    """
-    time = torch.arange(max_frames, device=num_frames.device)
-    return time[None] < num_frames[:, None]
+        x = self.positions(self.projection(frames).float())  # [B, T, D]
+        attended = None
+        if visible is not None:
+            x = visible.keep(x)  # [B, V, D]
+            attended = visible.real if visible.padded else None
+        elif num_frames is not None:
+            attended = frame_mask(num_frames, frames.shape[1])
+        return self.transformer(x, attended, num_layers)
 
 
 class MaskedCodecModel(nn.Module):
@@ -126,11 +119,12 @@ class MaskedCodecModel(nn.Module):
     Example
     -------
     >>> from encodecmae_sb.lobes import LogMel, ResiDualTransformer
+    >>> from encodecmae_sb.nnet.masking import FrameMask
     >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
     >>> model = MaskedCodecModel(encoder, ResiDualTransformer(64, 1, 4, 96))
-    >>> masked = torch.zeros(2, 75, dtype=torch.bool)
-    >>> masked[:, 10:47] = True
-    >>> model(torch.zeros(2, 24000), masked).shape
+    >>> hidden = torch.zeros(2, 75, dtype=torch.bool)
+    >>> hidden[:, 10:47] = True
+    >>> model(torch.zeros(2, 24000), FrameMask.of(hidden)).shape
     torch.Size([2, 75, 8, 1024])
     """
 
@@ -143,36 +137,24 @@ class MaskedCodecModel(nn.Module):
         self.head = _linear(decoder.dim, n_codebooks * codebook_size)
         self.n_codebooks = n_codebooks
 
-    def forward(self, wavs, masked, valid=None, max_visible=None):
+    def forward(self, wavs, mask):
         """Predicts codes.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            Samples at 24 kHz in [-1, 1], shape [B, N].
-        masked : torch.Tensor
-            True at hidden frames, bool, shape [B, T].
-        valid : torch.Tensor, optional
-            False at padding, bool, shape [B, T]; None: no padding, and the same
-            number of hidden frames in every item.
-        max_visible : int, optional
-            Largest number of visible frames of an item. Giving it saves asking
-            the device.
+            Samples at the front end's rate in [-1, 1], shape [B, N].
+        mask : FrameMask
+            Of the T frames that the front end gives for N samples.
 
         Returns
         -------
         torch.Tensor
             Logits, shape [B, T, Q, codebook_size].
         """
-        visible = ~masked if valid is None else ~masked & valid
-        if max_visible is None:
-            max_visible = int(visible.sum(1).max())
-        frames = self.encoder.embed(wavs)
-        kept, positions, kept_valid = keep_visible(frames, visible, max_visible)
-        attended = None if valid is None else kept_valid
-        kept = self.encoder.transformer(kept, attended).last  # [B, Tv, D]
-        full = restore_positions(
-            self.bridge(kept).float(), positions, kept_valid, frames.shape[1]
-        )
-        full = self.decoder(self.positions(full), valid).last  # [B, T, D]
+        visible = mask.visible_frames()
+        kept = self.encoder(wavs, visible=visible).last  # [B, V, D]
+        kept = self.bridge(kept).float()  # the decoder projection
+        full = visible.restore(kept, mask.hidden.shape[1])
+        full = self.decoder(self.positions(full), mask.valid).last  # [B, T, width]
         return self.head(full).unflatten(-1, (self.n_codebooks, -1))

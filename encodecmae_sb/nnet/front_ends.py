@@ -1,4 +1,7 @@
-"""Front ends: from a waveform to the frames that the encoder sees."""
+"""Front ends: from a waveform to the frames that the encoder sees.
+
+Shapes: B items, N samples, T frames, W samples per window, F channels.
+"""
 
 import math
 
@@ -8,9 +11,13 @@ import torchaudio
 from torch import nn
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.precision import exact_float32
 
 from .encodec import build_encodec, freeze
+
+# Channels of EnCodec before quantisation, whatever its width.
+_LATENT_DIM = 128
 
 
 class LogMel(nn.Module):
@@ -18,7 +25,7 @@ class LogMel(nn.Module):
 
     Frames equal those of `torchaudio.compliance.kaldi.fbank` (Hann window, no
     dither, DC removal, pre-emphasis 0.97, FFT 1024) and are then normalised.
-    Neither autocast nor TF32 reaches in here.
+    Autocast and TF32 have no effect on them.
 
     A waveform of N samples gives, with hop H and window W,
 
@@ -61,15 +68,15 @@ class LogMel(nn.Module):
     def __init__(
         self,
         n_mels=256,
-        hop_length=320,
+        hop_length=HOP,
         win_length=637,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         centered=True,
         mean=-6.12,
         std=4.82,
     ):
         super().__init__()
-        self.dim = n_mels
+        self.dim = self.n_mels = n_mels
         self.hop_length = hop_length
         self.win_length = win_length
         self.sample_rate = sample_rate
@@ -115,8 +122,8 @@ class LogMel(nn.Module):
             float32, shape [B, T, n_mels].
         """
         with torch.autocast(wavs.device.type, enabled=False):
-            # Where there is next to no sound, single precision leaves an error of
-            # 1e-4 and more in the logarithm, another on every machine.
+            # In near silence, single precision would make an error of 1e-4 and more in
+            # the logarithm, and a different one on every machine.
             wavs = wavs.to(torch.float32 if wavs.is_mps else torch.float64)
             if self.centered:
                 left = (self.win_length - self.hop_length) // 2
@@ -130,16 +137,16 @@ class LogMel(nn.Module):
             spectrum = torch.fft.rfft(frames, self.n_fft)
             power = spectrum.real.square() + spectrum.imag.square()
             if power.is_cpu:
-                power = power.float()  # sums of positive terms lose nothing
-            # On other devices the product stays in float64, which TF32 never
-            # affects. (Turning TF32 off here would not work: this may be compiled.)
+                power = power.float()  # exact enough: all terms are positive
+            # On other devices the product stays in float64, because TF32 never affects
+            # float64. (TF32 cannot be turned off in here: this may be compiled.)
             energies = (power @ self.banks.to(power.dtype)).float()
             energies = energies.clamp(min=torch.finfo(torch.float32).eps)
             return (energies.log() - self.mean) / self.std
 
 
 def check_grid(front_end, audio_rate, target_rate, target_hop, exact=True):
-    """Makes sure that input frame t and target t are of the same audio.
+    """Checks that input frame t and target t describe the same audio.
 
     Arguments
     ---------
@@ -157,14 +164,15 @@ def check_grid(front_end, audio_rate, target_rate, target_hop, exact=True):
     Raises
     ------
     UserError
-        If they are not: it names both grids.
+        If they do not. The message names both grids.
 
     Example
     -------
     >>> check_grid(LogMel(), 24000, target_rate=24000, target_hop=320)
     """
     rates = {front_end.sample_rate, audio_rate, target_rate}
-    # As many frames as targets, too: not every front end fills up the last one.
+    # There must be as many frames as targets: some front ends drop a last frame that
+    # is not full.
     same = front_end.hop_length == target_hop and front_end.num_frames(target_hop) == 1
     seconds = 4 * target_rate
     near = not exact and front_end.num_frames(seconds) == seconds // target_hop
@@ -184,14 +192,14 @@ def check_grid(front_end, audio_rate, target_rate, target_hop, exact=True):
 
 
 class CodecLatents(nn.Module):
-    """EnCodec's encoder before quantisation, frozen: the "ec-ec" models' input.
+    """EnCodec's encoder without quantisation, frozen: the input of the "ec-ec" models.
 
     Arguments
     ---------
-    codec : Codec, optional
-        Whose encoder to use; without it the weights are to be loaded.
-    n_filters : int
-        Width of the encoder where no codec is given.
+    codec : FrozenCodec, optional
+        Whose encoder to use. None: `use` gives it one later.
+    n_filters : int, optional
+        Builds an encoder of this width instead, whose weights are then loaded.
 
     Example
     -------
@@ -200,29 +208,35 @@ class CodecLatents(nn.Module):
     torch.Size([2, 10, 128])
     """
 
-    # EnCodec mirrors the end of a signal, so that the last, partial frame of an
-    # item depends on where the item ends.
+    # EnCodec mirrors the end of a signal. So the last, partial frame of an item depends
+    # on where the item ends.
     needs_equal_lengths = True
+    # For `pretrained.describe`: the weights of the codec are loaded.
+    not_described = ("codec",)
 
-    def __init__(self, codec=None, n_filters=32):
+    def __init__(self, codec=None, n_filters=None):
         super().__init__()
-        self._use(build_encodec(n_filters, 1) if codec is None else codec.net)
-        self.hop_length = 320
-        self.sample_rate = 24000
+        self.dim = _LATENT_DIM
+        self.hop_length = HOP
+        self.sample_rate = SAMPLE_RATE
+        self.encoder = self.n_filters = None
+        if codec is not None:
+            self.use(codec)
+        elif n_filters is not None:
+            self._use(build_encodec(n_filters, 1))
 
     def use(self, codec):
-        """Takes over the encoder of a codec, whatever its width.
+        """Takes the encoder of a codec, of any width.
 
         Arguments
         ---------
-        codec : Codec
+        codec : FrozenCodec
         """
         self._use(codec.net)
 
     def _use(self, net):
         self.encoder = freeze(net.encoder)
         self.n_filters = self.encoder.n_filters
-        self.dim = self.encoder.dimension
         self.train(False)
 
     def train(self, mode=True):
@@ -230,11 +244,11 @@ class CodecLatents(nn.Module):
         return super().train(False)
 
     def stay_uncompiled(self):
-        """Keeps this out of the graph when a module around it is compiled.
+        """Keeps this module out of the graph when a module around it is compiled.
 
-        Its LSTM and its weight normalisation would cut that graph to pieces.
+        Its LSTM and its weight normalisation would break the graph many times.
         """
-        # Not at the class: with this, torch imports its compiler, which takes seconds.
+        # Not as a decorator: this makes torch import its compiler, for seconds.
         self.forward = torch.compiler.disable(self.forward)
 
     def num_frames(self, num_samples):
@@ -254,6 +268,16 @@ class CodecLatents(nn.Module):
         -------
         torch.Tensor
             float32, shape [B, ceil(N / 320), 128].
+
+        Raises
+        ------
+        UserError
+            If it has no codec yet.
         """
+        if self.encoder is None:
+            raise UserError(
+                "CodecLatents has no codec yet: give it one with use(codec), or build "
+                "it with CodecLatents(codec)."
+            )
         with exact_float32(wavs.device.type):
             return self.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What stands between an encoder and a task: a sum of layers, output layers."""
+"""Between an encoder and a task: a sum of layers, and output layers for CTC."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import nn
 
 from encodecmae_sb.utils.errors import UserError
 
-from .encodecmae import frame_mask
+from .masking import frame_mask
 
 
 class LayerSum(nn.Module):
@@ -46,6 +46,7 @@ class LayerSum(nn.Module):
 
     def __init__(self, num_layers):
         super().__init__()
+        self.num_layers = num_layers
         self.layer_weights = nn.Parameter(torch.zeros(num_layers))
 
     def forward(self, layers):
@@ -63,15 +64,14 @@ class LayerSum(nn.Module):
 
         Raises
         ------
-        ValueError
+        UserError
             If it is another number of layers, or a single one.
         """
-        expected = len(self.layer_weights)
-        if layers.dim() != 4 or len(layers) != expected:
+        if layers.dim() != 4 or len(layers) != self.num_layers:
             raise UserError(
                 f"LayerSum got shape {list(layers.shape)}: [layers, batch, frames, "
-                f"width] is needed, with num_layers={expected} layers. Give the lobe "
-                "output_all_hiddens: True, and num_layers the encoder's number."
+                f"width] is needed, with num_layers={self.num_layers} layers. Give the "
+                "lobe output_all_hiddens: True, and num_layers the encoder's number."
             )
         return sum_layers(layers, self.layer_weights)
 
@@ -110,9 +110,9 @@ class CTCHead(nn.Module):
     Example
     -------
     >>> head = CTCHead(64, num_tokens=29, hidden_size=32, stack=2)
-    >>> log_probs, lens = head(torch.zeros(2, 75, 64), torch.tensor([1.0, 0.4]))
-    >>> log_probs.shape, lens
-    (torch.Size([2, 38, 29]), tensor([1.0000, 0.3947]))
+    >>> log_probs, num_steps = head(torch.zeros(2, 75, 64), torch.tensor([75, 30]))
+    >>> log_probs.shape, num_steps
+    (torch.Size([2, 38, 29]), tensor([38, 15]))
     """
 
     def __init__(
@@ -154,12 +154,12 @@ class CTCHead(nn.Module):
                 size = hidden_size
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, num_tokens))
 
-    def describe(self):
-        """What stands before the output layer, in words.
+    def in_words(self):
+        """What comes before the output layer.
 
         Example
         -------
-        >>> CTCHead(64, num_tokens=29).describe()
+        >>> CTCHead(64, num_tokens=29).in_words()
         '2 BiLSTM layers of 1024'
         """
         if not self.num_layers:
@@ -172,41 +172,39 @@ class CTCHead(nn.Module):
         """Output steps that a number of frames gives."""
         return -(-num_frames // self.stack)
 
-    def forward(self, frames, wav_lens=None):
+    def forward(self, frames, num_frames=None):
         """Computes log-probabilities, in float32.
 
         Arguments
         ---------
         frames : torch.Tensor
             Shape [B, T, D].
-        wav_lens : torch.Tensor, optional
-            Lengths relative to T, shape [B]; default: all 1. Frames after an item's
-            end change nothing before it.
+        num_frames : torch.Tensor, optional
+            Frames of each item, int64, at least 1, shape [B]; default: T. Frames
+            after an item's end change nothing before it.
 
         Returns
         -------
         log_probs : torch.Tensor
             Shape [B, ceil(T / stack), num_tokens].
-        lens : torch.Tensor
-            Lengths relative to the output's, shape [B].
+        num_steps : torch.Tensor
+            Output steps of each item, int64, shape [B].
         """
         x = self.norm(frames)
-        if wav_lens is None:
-            wav_lens = torch.ones(len(x), device=x.device)
-        num_frames = (wav_lens * x.shape[1]).round().long().clamp(min=1)  # [B]
+        if num_frames is None:
+            num_frames = torch.full((len(x),), x.shape[1], device=x.device)
         x = x * frame_mask(num_frames, x.shape[1])[..., None]
         x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stack))
         x = x.unflatten(1, (-1, self.stack)).flatten(2)  # [B, T', stack * D]
-        lengths = self.num_outputs(num_frames)
+        num_steps = self.num_outputs(num_frames)
         if self.recurrent:
             # Packed, so that the backward direction starts at each item's own end.
             packed = nn.utils.rnn.pack_padded_sequence(
-                x, lengths.cpu(), batch_first=True, enforce_sorted=False
+                x, num_steps.cpu(), batch_first=True, enforce_sorted=False
             )
             x, _ = nn.utils.rnn.pad_packed_sequence(
                 self.body(packed)[0], batch_first=True, total_length=x.shape[1]
             )
         else:
             x = self.body(x)
-        logits = self.output(x)
-        return logits.float().log_softmax(-1), lengths / x.shape[1]
+        return self.output(x).float().log_softmax(-1), num_steps

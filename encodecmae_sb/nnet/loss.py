@@ -1,4 +1,7 @@
-"""What pretraining minimises."""
+"""What pretraining minimises.
+
+Shapes: B items, T frames, Q codebooks, K classes per codebook.
+"""
 
 from dataclasses import dataclass
 
@@ -18,20 +21,20 @@ CODEBOOK_WEIGHTS = (
     0.06589669,
 )
 
-# Logits of which there is a copy in float32 at a time: as many as the caches of a CPU
-# hold; elsewhere enough to keep the device busy (256 MiB).
+# Logits are copied to float32 in blocks of this size: on a CPU as many as its caches
+# hold, elsewhere enough to keep the device busy (256 MiB).
 _BLOCK = {"cpu": 2**21}
 _BLOCK_ELSEWHERE = 2**26
 
 
 @dataclass
 class MaskedLoss:
-    """The loss and what it is made of; all tensors stay on the device.
+    """The loss and its parts. All tensors stay on the device.
 
     Arguments
     ---------
     loss : torch.Tensor
-        What is minimised, scalar.
+        The loss to minimise, scalar.
     masked_loss, visible_loss : torch.Tensor
         Weighted cross-entropy on hidden and on visible frames, scalars.
     masked_ce, visible_ce : torch.Tensor
@@ -67,9 +70,10 @@ class MaskedCodecLoss(nn.Module):
 
     Example
     -------
+    >>> from encodecmae_sb.nnet.masking import FrameMask
     >>> logits, codes = torch.zeros(2, 10, 8, 1024), torch.zeros(2, 10, 8).long()
-    >>> masked = torch.arange(10).expand(2, 10) < 5
-    >>> loss = MaskedCodecLoss()(logits, codes, masked)
+    >>> mask = FrameMask.of(torch.arange(10).expand(2, 10) < 5)
+    >>> loss = MaskedCodecLoss()(logits, codes, mask)
     >>> round(loss.masked_ce[0].item(), 3)  # log(1024)
     6.931
     """
@@ -84,23 +88,7 @@ class MaskedCodecLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.masked_weight = masked_weight
 
-    @staticmethod
-    def count(masked, valid=None):
-        """Numbers of hidden and of visible frames of a batch, float32, shape [2].
-
-        Arguments
-        ---------
-        masked, valid : torch.Tensor
-            As for `forward`.
-
-        Returns
-        -------
-        torch.Tensor
-        """
-        hidden, visible = _split(masked, valid)
-        return torch.stack([hidden.sum(), visible.sum()]).float()
-
-    def forward(self, logits, codes, masked, valid=None, counts=None):
+    def forward(self, logits, codes, mask, counts=None):
         """Computes the loss, in float32 whatever autocast says.
 
         Arguments
@@ -109,22 +97,20 @@ class MaskedCodecLoss(nn.Module):
             Shape [B, T, Q, K].
         codes : torch.Tensor
             int64, shape [B, T, Q].
-        masked : torch.Tensor
-            True at hidden frames, bool, shape [B, T].
-        valid : torch.Tensor, optional
-            False at padding, which counts neither as hidden nor as visible.
+        mask : FrameMask
+            Padding counts neither as hidden nor as visible.
         counts : torch.Tensor, optional
-            What the sums over hidden and over visible frames are divided by, shape
-            [2]; default: the numbers of such frames in the batch. Processes that
-            share a step give the mean of theirs: the mean of their losses is then
-            that of all their frames together.
+            Divisors of the sums over hidden and over visible frames, shape [2].
+            Default: the numbers of such frames in the batch. Processes that share a
+            step give the mean of their numbers. The mean of their losses is then the
+            loss of all their frames together.
 
         Returns
         -------
         MaskedLoss
         """
-        counts = self.count(masked, valid) if counts is None else counts
-        hidden, visible = _split(masked, valid)
+        counts = mask.counts if counts is None else counts
+        hidden, visible = mask.hidden, mask.visible
         with torch.autocast(logits.device.type, enabled=False):
             ce, right = _CrossEntropy.apply(logits.flatten(0, 2), codes.flatten())
             ce, right = ce.view(codes.shape), right.view(codes.shape)
@@ -150,18 +136,11 @@ class MaskedCodecLoss(nn.Module):
             )
 
 
-def _split(masked, valid):
-    """Which frames are hidden and which visible, both bool, [B, T]."""
-    if valid is None:
-        return masked, ~masked
-    return masked & valid, ~masked & valid
-
-
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy in float32, block of rows by block of rows.
+    """Cross-entropy in float32, one block of rows after another.
 
-    What torch's own computes, which keeps tables in float32 of all logits, of all
-    log-probabilities, and of the gradients of both.
+    torch's own keeps float32 tables of all logits, of all log-probabilities, and of
+    the gradients of both. This keeps none of them.
     """
 
     @staticmethod
@@ -171,7 +150,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.rows = _rows_at_once(logits)
         entropy, right = [], []
         for x, code in zip(logits.split(ctx.rows), codes.split(ctx.rows), strict=True):
-            x = x.float()  # for argmax, too: in bf16 it is several times slower
+            x = x.float()  # also for argmax, which is several times slower in bf16
             entropy.append(-x.log_softmax(-1).gather(1, code[:, None])[:, 0])
             right.append(x.argmax(-1) == code)
         right = torch.cat(right)

@@ -11,6 +11,8 @@ from torch import nn
 
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
+from .chunks import frame_middle
+
 
 class Label(NamedTuple):
     """How targets are called, and what tells them apart.
@@ -150,35 +152,9 @@ def identify(named):
     return class_of(named).label_of(*args, **keywords)
 
 
-def frame_middles(front_end, num_frames):
-    """Where the frames of a front end are, as the middle of what each describes.
-
-    Arguments
-    ---------
-    front_end : LogMel or CodecLatents
-    num_frames : int
-
-    Returns
-    -------
-    torch.Tensor
-        In samples from the start of the waveform, float64, shape [num_frames].
-
-    Example
-    -------
-    >>> from encodecmae_sb.lobes import LogMel
-    >>> frame_middles(LogMel(hop_length=318, centered=False), 2)
-    tensor([318., 636.], dtype=torch.float64)
-    """
-    hop = front_end.hop_length
-    window = getattr(front_end, "win_length", hop)
-    before = (window - hop) // 2 if getattr(front_end, "centered", True) else 0
-    first = (window - 1) / 2 - before
-    return first + hop * torch.arange(num_frames, dtype=torch.float64)
-
-
 def target_middles(num_targets):
-    """As `frame_middles`, of targets."""
-    return (HOP - 1) / 2 + HOP * torch.arange(num_targets, dtype=torch.float64)
+    """Middles of targets, in samples as `frame_middle` counts them, [num_targets]."""
+    return HOP / 2 + HOP * torch.arange(num_targets, dtype=torch.float64)
 
 
 def nearest_places(wanted, there):
@@ -223,5 +199,7 @@ def on_frames_of(front_end, wavs, codes):
     frames = codes.shape[1]
     samples = (frames - 1) * front_end.hop_length + front_end.win_length
     wavs = F.pad(wavs, (0, samples - wavs.shape[1]))
-    index = nearest_places(frame_middles(front_end, frames), target_middles(frames))
+    steps = torch.arange(frames, dtype=torch.float64)
+    middles = frame_middle(front_end) + front_end.hop_length * steps
+    index = nearest_places(middles, target_middles(frames))
     return wavs, codes[:, index.to(codes.device, non_blocking=True)]

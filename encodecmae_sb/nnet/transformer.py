@@ -1,4 +1,7 @@
-"""The ResiDual transformer (arXiv 2304.14802)."""
+"""The ResiDual transformer (arXiv 2304.14802).
+
+Shapes: B items, T frames, D width.
+"""
 
 import math
 from dataclasses import dataclass
@@ -10,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from encodecmae_sb.utils.errors import UserError
 
-# Up to so many frames a table of all pairs of frames is small (one item with 12
-# heads: 6 MB in bf16) and the plain way to attend affordable.
+# Attention computes a table of all pairs of frames. Up to this many frames the table
+# is small (6 MB for an item with 12 heads in bf16), so it may be stored.
 _FEW_FRAMES = 512
 
 
@@ -88,10 +91,11 @@ class SelfAttention(nn.Module):
 
 
 def _attend_plainly(qkv, mask):
-    """What `scaled_dot_product_attention` computes, as two matrix products.
+    """Attention as two matrix products.
 
-    In bf16 torch's kernel for CPUs takes 2.6 (300 frames) to 4 times (150 frames) as
-    long as this, forward and backward on AVX-512; in float32 it is the faster one.
+    In bf16 on a CPU with AVX-512 this is 2.6 times (300 frames) to 4 times (150 frames)
+    as fast as torch's `scaled_dot_product_attention`, forward and backward. In float32
+    torch's is faster.
     """
     _, batch, heads, frames, head_dim = qkv.shape
     q, k, v = qkv.flatten(1, 2)  # one copy; each [B * heads, T, head_dim]
@@ -138,8 +142,8 @@ class ResiDualLayer(nn.Module):
 
     def forward(self, a, r, feed_forward, valid=None):
         """Both streams after the layer, each [B, T, D]."""
-        # In the precision of the streams already here: on a CPU each sum of unlike
-        # ones makes a copy. And the gradients of both are added without rounding.
+        # Cast once, here: otherwise each of the two sums below would make a copy on a
+        # CPU. And the gradients of both are added in the precision of the streams.
         u = self.attention(a, valid).to(a.dtype)
         a = self.norm1(a + u)
         r = r + u
@@ -168,13 +172,12 @@ class ResiDualTransformer(nn.Module):
     shared_ffn : bool
         Whether all layers share one feed-forward, as in the published models.
     activation_checkpointing : bool
-        Whether training keeps only what goes from layer to layer, and computes the
-        inside of each layer a second time for its gradient: less memory, more time,
-        the same gradients.
+        Whether training stores only the inputs of the layers, and computes each layer
+        a second time for its gradient: less memory, more time, the same gradients.
 
     Raises
     ------
-    ValueError
+    UserError
         If `dim` is not divisible by `num_heads` and no `head_dim` is given.
 
     Example
@@ -184,6 +187,9 @@ class ResiDualTransformer(nn.Module):
     >>> out.last.shape, len(out.layers)
     (torch.Size([2, 10, 64]), 3)
     """
+
+    # For `pretrained.describe`: how it is trained.
+    not_described = ("activation_checkpointing",)
 
     def __init__(
         self,
@@ -204,6 +210,7 @@ class ResiDualTransformer(nn.Module):
                 )
             head_dim = dim // num_heads
         self.dim = dim
+        self.num_layers = num_layers
         self.num_heads = num_heads
         self.ffn_dim = ffn_dim
         self.head_dim = head_dim
@@ -240,7 +247,7 @@ class ResiDualTransformer(nn.Module):
         for i, layer in enumerate(self.layers):
             feed_forward = self.feed_forwards[0 if self.shared_ffn else i]
             if again:
-                # Nothing in a layer is random.
+                # A layer has no randomness, so there is no generator to restore.
                 a, r = checkpoint(
                     layer,
                     *(a, r, feed_forward, valid),

@@ -3,7 +3,7 @@
 from encodecmae_sb.lobes import AudioEncoder, CodecLatents, LogMel
 from encodecmae_sb.nnet.chunks import check_layer
 from encodecmae_sb.nnet.front_ends import check_grid
-from encodecmae_sb.pretrained.folder import encoder_yaml
+from encodecmae_sb.pretrained.describe import describe
 from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
@@ -82,11 +82,11 @@ def start_student(encoder, teacher, student):
     if student == "teacher" and _both_log_mel(encoder, teacher):
         encoder.front_end = teacher.front_end  # which has no weights
     check_grid(encoder.front_end, SAMPLE_RATE, SAMPLE_RATE, HOP, exact=False)
-    same = encoder_yaml(encoder) == encoder_yaml(teacher)
+    same = describe(encoder) == describe(teacher)
     if student == "teacher" and not same:
         raise UserError(
             "student=teacher, but the student is not built like its teacher:\n"
-            f"{encoder_yaml(encoder)}\ninstead of\n{encoder_yaml(teacher)}\n"
+            f"{describe(encoder)}\ninstead of\n{describe(teacher)}\n"
             "Give the teacher's sizes, or --student fresh."
         )
     if same and student != "fresh":

@@ -1,40 +1,78 @@
-"""A trained encoder as a folder that `foreign_class` loads anywhere.
+"""A trained model as a folder that `foreign_class` loads anywhere.
 
-The folder holds `hyperparams.yaml` (what to build), `encoder.ckpt` (weights),
-`custom_interface.py` (only imports from this package, because SpeechBrain keys
-such files by their name) and `README.md` (what it is, its figures, how to use it).
+The folder holds `hyperparams.yaml` (what to build), weights, `custom_interface.py`
+(only imports from this package, because SpeechBrain keys such files by their name) and
+`README.md` (what it is, its figures, how to use it).
 """
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml
+from torch import nn
 
 from encodecmae_sb import __version__
-from encodecmae_sb.nnet.front_ends import CodecLatents
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import whole_file
 
-FORMAT = 1  # of the folder; raise it when older code could not read a new one
+from .describe import build_like, to_yaml
 
-_YAML = """\
-# An EnCodecMAE encoder, made by encodecmae_sb {version}.
-format: {format}
-{encoder}
+FORMAT = 2  # of the folder; raise it when older code could not read a new one
+_YAML = "hyperparams.yaml"
 
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is particular to a kind of folder."""
+
+    key: str  # that only its yaml has
+    title: str
+    interface: str
+    use: str
+    example: str
+
+
+_KINDS = {
+    "encoder": _Kind(
+        "encoder",
+        "An EnCodecMAE encoder",
+        "EnCodecMAEEncoder",
+        'features = encoder.encode_file("speech.wav")  # [frames, width]',
+        "OUTPUT_FOLDER/encoder of recipes/pretrain.py",
+    ),
+    "recogniser": _Kind(
+        "beam_search",
+        "A CTC speech recogniser on an EnCodecMAE encoder",
+        "EnCodecMAEASR",
+        'print(recogniser.transcribe_file("speech.wav"))',
+        "OUTPUT_FOLDER/asr of recipes/asr_ctc.py",
+    ),
+    "classifier": _Kind(
+        "classifier",
+        "An EnCodecMAE classifier",
+        "EnCodecMAEClassifier",
+        'probabilities, score, index, label = classifier.classify_file("sound.wav")',
+        "OUTPUT_FOLDER/classifier of recipes/classify.py",
+    ),
+}
+
+_TEXT = """\
+# {title}, made by encodecmae_sb {version}.
+{content}
 modules:
-    encoder: !ref <encoder>
-
+{modules}
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     loadables:
-        encoder: !ref <encoder>
+{loadables}
     custom_hooks:
-        encoder: !name:encodecmae_sb.pretrained.folder.load_weights
-"""
+{hooks}"""
 
 # The same in every folder: SpeechBrain imports such a file once and keeps it by its
 # name, whatever folder it came from.
-INTERFACE = """\
+_INTERFACE = """\
 from encodecmae_sb.inference import (  # noqa: F401
     EnCodecMAEASR,
     EnCodecMAEClassifier,
@@ -43,36 +81,134 @@ from encodecmae_sb.inference import (  # noqa: F401
 """
 
 _README = """\
-# An EnCodecMAE encoder
+# {made.title}
 
-{num_layers} layers, {dim} wide, {parameters:.1f} M parameters; one frame in
-{frame_ms:.2f} ms of audio. {origin}
+{about}
 
     from speechbrain.inference.interfaces import foreign_class
 
-    encoder = foreign_class(
+    {kind} = foreign_class(
         source="{folder}",
         pymodule_file="custom_interface.py",
-        classname="EnCodecMAEEncoder",
+        classname="{made.interface}",
     )
-    features = encoder.encode_file("speech.wav")  # [frames, {dim}]
+    {made.use}
+"""
 
-{figures}"""
+
+def export_folder(
+    folder, kind, parts, settings=None, about="", figures=None, notes="", files=None
+):
+    """Writes a folder that `foreign_class` loads, whole or not at all.
+
+    An older folder in its place stays until everything is written. Then its
+    `hyperparams.yaml` goes first and the new one comes last: a folder that has one is
+    complete.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Made if needed; files of the same names in it are replaced.
+    kind : str
+        "encoder", "recogniser" or "classifier".
+    parts : dict of str to object
+        What is built and loaded, by its name in the yaml: modules, and objects that
+        are made without arguments and have `save(path)` and `load(path)`.
+    settings : dict of str to plain value, optional
+        More keys of the yaml.
+    about : str
+        For the README: what it is, trained how, on what.
+    figures : dict of str to float, optional
+        Metrics for the README.
+    notes : str
+        End of the README.
+    files : dict of str to callable, optional
+        More files: name, and what writes the file of a path.
+
+    Raises
+    ------
+    UserError
+        If a module cannot be described, see `describe`.
+    """
+    folder = Path(folder)
+    readme = _README.format(
+        made=_KINDS[kind], about=about, kind=kind, folder=folder.name
+    )
+    if figures:
+        rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in figures.items())
+        readme += f"\n| measured | |\n| --- | --- |\n{rows}"
+    if notes:
+        readme += f"\n{notes}\n"
+    texts = {
+        _YAML: _hyperparams(_KINDS[kind].title, parts, settings or {}),
+        "custom_interface.py": _INTERFACE,
+        "README.md": readme,
+    }
+    with contextlib.ExitStack() as stack:
+        # Files take their names in the opposite order, so the yaml is the last one.
+        for name, text in texts.items():
+            scratch = stack.enter_context(whole_file(folder / name))
+            scratch.write_text(text, encoding="utf-8")
+        for name, part in parts.items():
+            scratch = stack.enter_context(whole_file(folder / f"{name}.ckpt"))
+            _save(part, scratch)
+        for name, write in (files or {}).items():
+            write(stack.enter_context(whole_file(folder / name)))
+        stack.callback((folder / _YAML).unlink, missing_ok=True)
 
 
-def export_encoder(encoder, folder, origin="", figures=None):
-    """Writes an encoder folder.
+def _hyperparams(title, parts, settings):
+    """The text of `hyperparams.yaml`."""
+    content = {"format": FORMAT, **settings}
+    modules, loadables, hooks = [], [], []
+    built = ""
+    for name, part in parts.items():
+        loadables.append(f"        {name}: !ref <{name}>")
+        hook = "load_part"
+        if isinstance(part, nn.Module):
+            content[name] = part
+            modules.append(f"    {name}: !ref <{name}>")
+            hook = "load_weights"
+        else:
+            path = f"{type(part).__module__}.{type(part).__qualname__}"
+            built += f"{name}: !new:{path}\n"
+        hooks.append(f"        {name}: !name:{__name__}.{hook}")
+    return _TEXT.format(
+        title=title,
+        version=__version__,
+        content=to_yaml(content) + built,
+        modules="\n".join(modules) + "\n",
+        loadables="\n".join(loadables),
+        hooks="\n".join(hooks) + "\n",
+    )
+
+
+def _save(part, path):
+    """Writes the weights of a module, or what another object saves."""
+    if not isinstance(part, nn.Module):
+        part.save(path)
+        return
+    weights = {name: tensor.cpu() for name, tensor in part.state_dict().items()}
+    # As an open file: torch would write the name of a path into the file.
+    with open(path, "wb") as file:
+        torch.save(weights, file)
+
+
+def export_encoder(encoder, folder, origin="", figures=None, files=None):
+    """Writes an encoder folder, whole or not at all.
 
     Arguments
     ---------
     encoder : AudioEncoder
         What to write.
     folder : str or Path
-        Made if needed; files in it are replaced.
+        Made if needed; files of the same names in it are replaced.
     origin : str
         A sentence or two for the folder's README: trained how, on what.
     figures : dict of str to float, optional
-        Metrics for the folder's README.
+        Metrics of the validation, for the folder's README.
+    files : dict of str to callable, optional
+        More files: name, and what writes the file of a path.
 
     Example
     -------
@@ -83,93 +219,27 @@ def export_encoder(encoder, folder, origin="", figures=None):
     >>> sorted(path.name for path in folder.iterdir())
     ['README.md', 'custom_interface.py', 'encoder.ckpt', 'hyperparams.yaml']
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(
-        {name: tensor.cpu() for name, tensor in encoder.state_dict().items()},
-        folder / "encoder.ckpt",
+    frame_ms = 1000 * encoder.front_end.hop_length / encoder.front_end.sample_rate
+    millions = sum(p.numel() for p in encoder.parameters()) / 1e6
+    about = (
+        f"{encoder.num_layers} layers, {encoder.dim} wide, {millions:.1f} M "
+        f"parameters; one frame in {frame_ms:.2f} ms of audio. {origin}"
+        f"{' The figures are of the validation.' if figures else ''}"
     )
-    yaml = _YAML.format(
-        version=__version__, format=FORMAT, encoder=encoder_yaml(encoder)
+    export_folder(
+        folder, "encoder", {"encoder": encoder}, None, about, figures, files=files
     )
-    (folder / "hyperparams.yaml").write_text(yaml, encoding="utf-8")
-    (folder / "custom_interface.py").write_text(INTERFACE, encoding="utf-8")
-    table = "".join(
-        f"| {name} | {value:.4g} |\n" for name, value in (figures or {}).items()
-    )
-    readme = _README.format(
-        num_layers=encoder.num_layers,
-        dim=encoder.dim,
-        parameters=sum(p.numel() for p in encoder.parameters()) / 1e6,
-        frame_ms=1000 * encoder.front_end.hop_length / encoder.front_end.sample_rate,
-        origin=origin,
-        folder=folder.name,
-        figures="| measured on validation | |\n| --- | --- |\n" + table
-        if table
-        else "",
-    )
-    (folder / "README.md").write_text(readme, encoding="utf-8")
 
 
-def encoder_yaml(encoder):
-    """The HyperPyYAML lines that build an `AudioEncoder` like a given one.
-
-    Arguments
-    ---------
-    encoder : AudioEncoder
-
-    Returns
-    -------
-    str
-        Under the key `encoder`.
-    """
-    transformer = encoder.transformer
-    return f"""\
-encoder: !new:encodecmae_sb.lobes.AudioEncoder
-    front_end: {_front_end_yaml(encoder.front_end)}
-    transformer: !new:encodecmae_sb.lobes.ResiDualTransformer
-        dim: {transformer.dim}
-        num_layers: {encoder.num_layers}
-        num_heads: {transformer.num_heads}
-        ffn_dim: {transformer.ffn_dim}
-        head_dim: {transformer.head_dim}
-        shared_ffn: {transformer.shared_ffn}"""
-
-
-def yaml_value(value):
-    """A plain value as it stands in a yaml.
-
-    Example
-    -------
-    >>> yaml_value(None), yaml_value(0.5), yaml_value("last")
-    ('null', '0.5', "'last'")
-    """
-    return "null" if value is None else repr(value)
-
-
-def _front_end_yaml(front_end):
-    if isinstance(front_end, CodecLatents):
-        return (
-            "!new:encodecmae_sb.lobes.CodecLatents\n"
-            f"        n_filters: {front_end.n_filters}"
-        )
-    return (
-        "!new:encodecmae_sb.lobes.LogMel\n"
-        f"        n_mels: {front_end.dim}\n"
-        f"        hop_length: {front_end.hop_length}\n"
-        f"        win_length: {front_end.win_length}\n"
-        f"        sample_rate: {front_end.sample_rate}\n"
-        f"        centered: {front_end.centered}\n"
-        f"        mean: {front_end.mean}\n"
-        f"        std: {front_end.std}"
-    )
+def load_part(part, path):
+    """Calls an object's own `load`; a hook for SpeechBrain's Pretrainer."""
+    part.load(path)
 
 
 def load_weights(module, path, prefix=""):
     """Loads weights, all of them or none; a hook for SpeechBrain's Pretrainer.
 
-    SpeechBrain's own way only warns of weights that are missing, and leaves
-    random ones in their place.
+    SpeechBrain's own hook only warns about missing weights and keeps random ones.
 
     Arguments
     ---------
@@ -178,11 +248,11 @@ def load_weights(module, path, prefix=""):
     path : str or Path
         A state dict, read with `weights_only=True`.
     prefix : str
-        Only weights whose names begin with it are taken, as those of this module.
+        Only weights whose names begin with it are loaded, without it.
 
     Raises
     ------
-    ValueError
+    UserError
         If the weights are missing or not those of this module.
     """
     if not Path(path).is_file():
@@ -202,15 +272,15 @@ def load_weights(module, path, prefix=""):
         ) from error
 
 
-def check_folder(folder, key="encoder"):
+def check_folder(folder, kind="encoder"):
     """Makes sure that a folder is one that this package exported and can read.
 
     Arguments
     ---------
     folder : str or Path
         The folder.
-    key : str
-        What it is to hold: a key of its `hyperparams.yaml`.
+    kind : str
+        What it is to hold: "encoder", "recogniser" or "classifier".
 
     Returns
     -------
@@ -220,31 +290,24 @@ def check_folder(folder, key="encoder"):
     ------
     FileNotFoundError
         If there is no such folder.
-    ValueError
+    UserError
         If it is not such a folder, or of a format this version does not know.
     """
     folder = Path(folder).expanduser()
+    advice = f"Give the folder of an exported {kind}, such as {_KINDS[kind].example}."
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"No such encoder folder: {folder}. Give a folder that a recipe exported, "
-            "e.g. results/mini/1234/encoder after recipes/pretrain.py."
-        )
-    path = folder / "hyperparams.yaml"
-    keys = {}
-    if path.is_file():
-        try:
-            # Tags name what to build; here only the keys matter.
-            node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-            keys = {name.value: value.value for name, value in node.value}
-        except (yaml.YAMLError, AttributeError, TypeError, ValueError):
-            keys = {}
-    missing = {"format", key} - set(keys)
-    if missing:
+        raise FileNotFoundError(f"No such {kind} folder: {folder}. {advice}")
+    try:
+        # Tags name what to build; here only the keys matter.
+        node = yaml.compose((folder / _YAML).read_text("utf-8"), yaml.SafeLoader)
+        keys = {name.value: value.value for name, value in node.value}
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
+        keys = {}
+    there = [name for name, made in _KINDS.items() if made.key in keys]
+    if "format" not in keys or not there:
         raise UserError(
-            f"{folder} is not an exported folder of this package with an {key}: "
-            f"hyperparams.yaml in it lacks {', '.join(sorted(missing))}. Give a folder "
-            "that a recipe exported, such as OUTPUT_FOLDER/encoder of "
-            "recipes/pretrain.py."
+            f"{folder} is not an exported folder of this package: it has no {_YAML}, "
+            f"or one without format or without {_KINDS[kind].key}. {advice}"
         )
     if keys["format"] != str(FORMAT):
         raise UserError(
@@ -252,11 +315,8 @@ def check_folder(folder, key="encoder"):
             f"({__version__}) reads format {FORMAT}. Export it again with this "
             "version, or install the one that made it (named in hyperparams.yaml)."
         )
-    if key == "encoder" and "head" in keys:
-        raise UserError(
-            f"{folder} holds a recogniser or a classifier. Give the folder of an "
-            "encoder, such as OUTPUT_FOLDER/encoder of recipes/pretrain.py."
-        )
+    if kind not in there:
+        raise UserError(f"{folder} holds another kind of model: {there[0]}. {advice}")
     return folder
 
 
@@ -268,8 +328,8 @@ def load_encoder_folder(folder, pretrained=True):
     folder : str or Path
         The folder.
     pretrained : bool
-        False draws new weights for all that pretraining trains; what is frozen, a
-        codec inside, is loaded in any case.
+        False draws new weights for all that pretraining trains. A codec inside, which
+        is frozen, is loaded in any case.
 
     Returns
     -------
@@ -277,12 +337,19 @@ def load_encoder_folder(folder, pretrained=True):
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        As `check_folder` and `load_weights`.
+    FileNotFoundError, UserError
+        As `check_folder` and `load_weights`, and if a class that the folder names
+        cannot be imported.
     """
     folder = check_folder(folder)
-    text = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
-    encoder = load_hyperpyyaml(text)["encoder"]
+    text = (folder / _YAML).read_text(encoding="utf-8")
+    try:
+        encoder = load_hyperpyyaml(text)["encoder"]
+    except ImportError as error:
+        raise UserError(
+            f"{folder} needs a class that cannot be imported: {error}. Put its module "
+            "on Python's path, with PYTHONPATH for example."
+        ) from error
     if pretrained:
         load_weights(encoder, folder / "encoder.ckpt")
     else:
@@ -291,9 +358,9 @@ def load_encoder_folder(folder, pretrained=True):
 
 
 def with_new_weights(encoder):
-    """A new encoder, built like another one, with new weights.
+    """A new encoder with the architecture of another one, and new weights.
 
-    What is frozen, a codec inside, is that of the other one.
+    A codec inside, which is frozen, keeps its weights.
 
     Arguments
     ---------
@@ -313,6 +380,6 @@ def with_new_weights(encoder):
     >>> bool((new.projection.weight == encoder.projection.weight).any())
     False
     """
-    new = load_hyperpyyaml(encoder_yaml(encoder))["encoder"]
+    new = build_like(encoder)
     new.front_end.load_state_dict(encoder.front_end.state_dict())
     return new.to(next(encoder.parameters()).device)

@@ -1,4 +1,4 @@
-"""Weights in the layout of the authors' published checkpoints become ours.
+"""Converts the authors' published checkpoints.
 
 A published file is a dict with `config` (text, with lines such as
 `NUM_ENCODER_HEADS = 12`) and `state_dict`. Two things in it differ from PyTorch's
@@ -8,6 +8,7 @@ in the attention weights the head index runs fastest.
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,9 +18,12 @@ from encodecmae_sb.nnet.encodecmae import AudioEncoder, MaskedCodecModel
 from encodecmae_sb.nnet.front_ends import CodecLatents, LogMel
 from encodecmae_sb.nnet.transformer import ResiDualTransformer
 from encodecmae_sb.pretrained.codec_files import check_reachable, save_codec
+from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import is_out_of_space
+from encodecmae_sb.utils.identity import named
 
+from .describe import describe
 from .folder import check_folder, export_encoder, load_encoder_folder, with_new_weights
 
 REPOSITORY = "lpepino/encodecmae-v2"  # on the Hugging Face hub
@@ -32,8 +36,8 @@ PUBLISHED = {
 CODEC_FILE = "codec.safetensors"  # beside an imported encoder
 
 _DEFAULT_HEADS = 12
-# The published mel models shift their windows by 318 samples (13.28 ms).
-_PUBLISHED_HOP = 318
+# Samples from frame to frame in the published log-mel models (13.25 ms).
+PUBLISHED_HOP = 318
 
 
 @dataclass
@@ -55,24 +59,24 @@ class PublishedModel:
 def import_published(source, folder):
     """Makes an encoder folder, as a recipe exports it, of published weights.
 
-    If the checkpoint holds the codec of its targets, that becomes
-    `codec.safetensors` in the folder, which `Codec` reads.
+    If the checkpoint holds the codec of its targets, the folder gets it as
+    `codec.safetensors`, which `Codec` reads.
 
     Arguments
     ---------
     source : str or Path
-        A file in the published layout, or a name in `PUBLISHED`, which is fetched.
+        A file in the published layout, or a name in `PUBLISHED`, to be downloaded.
     folder : str or Path
-        Made if needed; an encoder folder in its place is replaced, nothing else.
+        Made if needed. An encoder folder there is replaced; any other is an error.
 
     Returns
     -------
     PublishedModel
-        What the folder was made of.
+        What was converted.
 
     Raises
     ------
-    ValueError
+    UserError
         If the file is no such checkpoint, the name is unknown or cannot be
         fetched, or the folder holds something else.
     """
@@ -82,19 +86,19 @@ def import_published(source, folder):
     if not path.is_file():
         path = fetch_published(str(source))
     published = load_published(path)
-    has_codec = published.codec is not None
     origin = f"Converted from {path.name}, weights in the layout of {REPOSITORY}."
-    if has_codec:
+    files = {}
+    if published.codec is not None:
         origin += (
             f" {CODEC_FILE} is the EnCodec inside them (CC BY-NC 4.0), without its "
             "decoder: what their targets were computed with."
         )
+        # Rounded weights would give a few other codes.
+        files[CODEC_FILE] = partial(save_codec, published.codec, dtype=torch.float32)
     try:
-        export_encoder(published.model.encoder, folder, origin)
-        (folder / CODEC_FILE).unlink(missing_ok=True)
-        if has_codec:
-            # Rounded weights would give a few other codes.
-            save_codec(published.codec, folder / CODEC_FILE, dtype=torch.float32)
+        export_encoder(published.model.encoder, folder, origin, files=files)
+        if not files:
+            (folder / CODEC_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error}") from error
     return published
@@ -119,10 +123,10 @@ def load_encoder_source(source, pretrained=True):
     Arguments
     ---------
     source : str, Path or AudioEncoder
-        A folder, or else a name in `PUBLISHED`, or an encoder that is there already.
+        A folder, a name in `PUBLISHED`, or an encoder.
     pretrained : bool
-        False draws new weights for all that pretraining trains; what is frozen, a
-        codec inside, stays what it is.
+        False draws new weights for all that pretraining trains. A codec inside, which
+        is frozen, keeps its weights.
 
     Returns
     -------
@@ -132,7 +136,7 @@ def load_encoder_source(source, pretrained=True):
     ------
     FileNotFoundError
         If there is neither such a folder nor such a name.
-    ValueError
+    UserError
         If the folder is no encoder folder, or the weights cannot be fetched.
     """
     if isinstance(source, AudioEncoder):
@@ -147,6 +151,27 @@ def load_encoder_source(source, pretrained=True):
         )
     path = fetch_published(str(source))
     return load_published(path, pretrained).model.encoder
+
+
+def encoder_identity(encoder, source, pretrained=True):
+    """Which weights a training starts from, see `utils.identity`.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+        As loaded.
+    source : str or Path
+        What the user calls it.
+    pretrained : bool
+        False: only its architecture counts, its weights were drawn anew.
+
+    Returns
+    -------
+    dict
+    """
+    if not pretrained:
+        return named("random weights", digest(describe(encoder)))
+    return named(str(source), weights_key(encoder)[:12])
 
 
 def fetch_published(name):
@@ -164,7 +189,7 @@ def fetch_published(name):
 
     Raises
     ------
-    ValueError
+    UserError
         If the name is unknown or the file cannot be had.
     """
     if name not in PUBLISHED:
@@ -174,11 +199,11 @@ def fetch_published(name):
             f"https://huggingface.co/{REPOSITORY} can be given as a file, once "
             "downloaded."
         )
-    # Here, so that only those who use a name wait for this import.
+    # Imported here, because it is slow and only names need it.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils import get_session
 
-    # The file is looked for by its name, wherever in the repository it stands.
+    # Find the file by its name, in whatever folder of the repository.
     wanted = {"allow_patterns": [f"{name}.pt", f"*/{name}.pt"]}
     try:
         cached = snapshot_download(REPOSITORY, local_files_only=True, **wanted)
@@ -187,8 +212,7 @@ def fetch_published(name):
     except OSError:
         pass  # not in the cache yet
     try:
-        # Else the hub's client goes on trying, up to minutes: is anybody there, and
-        # does it answer?
+        # Check first that the hub answers: its client would retry for minutes.
         check_reachable(constants.ENDPOINT)
         get_session().head(constants.ENDPOINT, timeout=10)
         snapshot = snapshot_download(REPOSITORY, **wanted)
@@ -228,7 +252,7 @@ def load_published(path, pretrained=True):
     ------
     FileNotFoundError
         If there is no such file.
-    ValueError
+    UserError
         If the file is no such checkpoint.
     """
     if not Path(path).is_file():
@@ -263,8 +287,8 @@ def convert_published(state_dict, config="", pretrained=True):
     config : str
         The configuration text beside it; says how many heads there are.
     pretrained : bool
-        False draws new weights for all that pretraining trains; what is frozen, a
-        codec inside, is loaded in any case.
+        False draws new weights for all that pretraining trains. A codec inside, which
+        is frozen, is loaded in any case.
 
     Returns
     -------
@@ -273,7 +297,7 @@ def convert_published(state_dict, config="", pretrained=True):
 
     Raises
     ------
-    ValueError
+    UserError
         If names or shapes are not those of a published model.
     """
     try:
@@ -301,9 +325,9 @@ def _convert(state_dict, config, pretrained):
     if codec_weights:
         published = _take(state_dict, "target_encoder.encodec_encoder.", "encoder.")
         codec = network_from_weights({**codec_weights, **(published or latents)})
-    front_end = LogMel(hop_length=_PUBLISHED_HOP, centered=False)
+    front_end = LogMel(hop_length=PUBLISHED_HOP, centered=False)
     if latents:
-        front_end = CodecLatents()
+        front_end = CodecLatents(n_filters=32)
 
     codebook_size = codec.quantizer.bins if codec else 1024
     model = MaskedCodecModel(

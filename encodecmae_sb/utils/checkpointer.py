@@ -23,8 +23,8 @@ class AtomicCheckpointer(Checkpointer):
     """SpeechBrain's Checkpointer, safe against being killed while it saves.
 
     A checkpoint is written under another name, listed file by file, flushed to
-    the disk and only then renamed. On recovery whatever is not whole is passed
-    over, with a warning, in favour of the checkpoint before it.
+    the disk and only then renamed. Recovery skips a checkpoint that is not whole,
+    with a warning, and takes the one before it.
 
     Arguments are those of `speechbrain.utils.checkpoints.Checkpointer`.
 
@@ -47,19 +47,19 @@ class AtomicCheckpointer(Checkpointer):
         self._identity = None
 
     def identify(self, identity, ignored=()):
-        """Says which training the checkpoints are of; it is written beside them.
+        """Sets the training that the checkpoints belong to; written beside them.
 
         Arguments
         ---------
         identity : dict
-            All that the result depends on, as plain values; see `identity`.
+            Everything that the result depends on, as plain values; see `identity`.
         ignored : collection of str
             Keys that may differ.
 
         Raises
         ------
         UserError
-            If there are checkpoints of another training, or of one that is not known.
+            If there are checkpoints of another training, or of an unknown one.
         """
         self._identity = identity
         if not self.list_checkpoints():
@@ -101,8 +101,8 @@ class AtomicCheckpointer(Checkpointer):
         Raises
         ------
         UserError
-            If it cannot be written, for want of space or rights; the
-            checkpoints before it are untouched.
+            If it cannot be written, for lack of space or rights. Earlier checkpoints
+            stay as they are.
         """
         try:
             saved = super().save_checkpoint(*args, **kwargs)
@@ -133,15 +133,16 @@ class AtomicCheckpointer(Checkpointer):
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs):
         """Saves a checkpoint, then deletes the least important ones.
 
-        As in SpeechBrain, whose default for `importance_keys` is a list that every
-        call appends to: each save would sort the checkpoints once more than the last.
+        As in SpeechBrain, but with a new list of `importance_keys` in each call.
+        SpeechBrain's default is one list that every call appends to: each save would
+        sort the checkpoints once more than the save before.
         """
         super().save_and_keep_only(
             *args, importance_keys=list(importance_keys), **kwargs
         )
 
     def list_checkpoints(self):
-        """Lists the complete checkpoints and warns of the others."""
+        """Lists the complete checkpoints and warns about the others."""
         complete = []
         for folder in self._list_checkpoint_dirs():
             if problem := _incomplete(folder):

@@ -16,24 +16,31 @@ def digest(content):
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def digest_each(items):
+def digest_each(items, *before):
     """As `digest(list(items))`, but in the memory of one item.
+
+    With more arguments, as `digest([*before, list(items)])`.
 
     Example
     -------
     >>> digest_each(iter([1, "a"])) == digest([1, "a"])
     True
+    >>> digest_each(iter([1, "a"]), 2, "b") == digest([2, "b", [1, "a"]])
+    True
     """
-    content = hashlib.sha256(b"[")
+    # Around the items stands the JSON of the same list without any.
+    around = json.dumps([*before, []] if before else [], sort_keys=True)
+    end = 2 if before else 1
+    content = hashlib.sha256(around[:-end].encode())
     for number, item in enumerate(items):
         text = json.dumps(item, sort_keys=True)
         content.update(f"{', ' if number else ''}{text}".encode())
-    content.update(b"]")
+    content.update(around[-end:].encode())
     return content.hexdigest()[:12]
 
 
 def weights_key(module):
-    """Tells modules of the same make apart by their weights."""
+    """A digest of the weights of a module, as hexadecimal text."""
     content = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         content.update(name.encode())

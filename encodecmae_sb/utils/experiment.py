@@ -24,8 +24,8 @@ from .errors import UserError
 from .files import check_path, check_writable, is_out_of_space, write_text
 from .identity import yaml_identity
 
-# Keys of yaml files whose value is a path, or null where that is allowed; of some
-# also a list of them.
+# Keys of yaml files whose value is a path. Null is allowed but for `_NEEDED`, a list
+# of paths for `_SEVERAL`.
 _PATHS = (
     *("output_folder", "save_folder", "data_folder", "valid_folder", "codes_folder"),
     *("encoder_folder", "teacher", "codec", "csv", "train_csv", "valid_csv"),
@@ -39,8 +39,8 @@ _PATIENCE = timedelta(days=30)  # for processes whose work takes unequally long
 def start_experiment(argv, can_test=False, choose=None):
     """Parses the command line, loads the yaml, makes the output folder.
 
-    With `--debug` all that is made goes to a folder `debug` in the output folder, which
-    is emptied first: a few batches must not take the place of a trained model.
+    With `--debug` all results go to a folder `debug` in the output folder, which is
+    emptied first. So a debug run never replaces a trained model.
 
     Arguments
     ---------
@@ -61,9 +61,11 @@ def start_experiment(argv, can_test=False, choose=None):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such yaml file.
     UserError
-        If the yaml has no such key, one is given twice, what should be a path is none,
-        the recipe does not test, or the output folder cannot be written to.
+        If the yaml lacks a given key, a key is given twice, a path is no path, the
+        recipe does not test, or the output folder cannot be written to.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
@@ -74,10 +76,10 @@ def start_experiment(argv, can_test=False, choose=None):
     _check_keys(named, text, hparams_file)
     if run_opts.test_only and not can_test:
         raise UserError(
-            "--test_only: this recipe tests nothing apart from its training: leave it "
-            "out. What a finished run measured stands in its metrics.json."
+            "--test_only: this recipe does not test without training: leave it out. "
+            "What a finished run measured is in its metrics.json."
         )
-    # Tags name what to build; here only what is plain matters.
+    # SafeLoader does not build what the tags name; only plain values matter here.
     resolved = yaml.compose(resolve_references(text, overrides), yaml.SafeLoader)
     values = {key.value: value for key, value in resolved.value}
     for key in _PATHS:
@@ -88,19 +90,8 @@ def start_experiment(argv, can_test=False, choose=None):
         for key, value in choose(plain, named).items():
             overrides += f"\n{key}: {json.dumps(value)}"
     if run_opts.debug and not run_opts.debug_persistently:
-        # The checkpoints, too: otherwise SpeechBrain forgets them where they are
-        # needed, and the next run would find those of this one.
-        run_opts = replace(
-            run_opts,
-            debug_persistently=True,
-            overridden_args={*run_opts.overridden_args, "debug_persistently"},
-        )
-        folder = str(Path(values["output_folder"].value) / "debug")
-        overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
-        overrides += f"\noutput_folder: {json.dumps(folder)}\n"
-        if if_main_process():
-            shutil.rmtree(folder, ignore_errors=True)
-        ddp_barrier()
+        folder = Path(values["output_folder"].value) / "debug"
+        run_opts, overrides = _debug_in(folder, run_opts, overrides)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     check_writable(hparams["output_folder"])
@@ -120,23 +111,41 @@ def start_experiment(argv, can_test=False, choose=None):
     if checkpointer is not None:
         hparams["yaml_identity"] = yaml_identity(text, overrides, named)
     if checkpointer is not None and checkpointer.list_checkpoints():
-        # What stands there belongs to these checkpoints: `identify` of the Brain
-        # replaces it once it is sure that they are of this training.
+        # The recorded files describe these checkpoints. The Brain's `identify` calls
+        # `record` later, once it is sure that the checkpoints are of this training.
         hparams["record_experiment"] = record
     else:
         record()
     return hparams, run_opts, set(named)
 
 
+def _debug_in(folder, run_opts, overrides):
+    """Empties a folder and makes it the output folder; the new options and overrides.
+
+    By default SpeechBrain drops the checkpointer of a debug run, which recipes need. It
+    is kept: the checkpoints go to this folder, too, where no other run finds them.
+    """
+    if if_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
+    ddp_barrier()
+    run_opts = replace(
+        run_opts,
+        debug_persistently=True,
+        overridden_args={*run_opts.overridden_args, "debug_persistently"},
+    )
+    overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
+    return run_opts, f"{overrides}\noutput_folder: {json.dumps(str(folder))}\n"
+
+
 def _environment():
-    """What a run was made with: versions of Python and of all packages, and the GPU."""
+    """Versions of Python and of all packages, and the GPU, as text."""
     packages = {f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return "\n".join([f"Python {sys.version}", f"GPU: {gpu}", *sorted(packages), ""])
 
 
 def _check_keys(named, text, hparams_file):
-    """Makes sure that a yaml has the keys that are to be overridden, each once."""
+    """Makes sure that a yaml has the overridden keys, and each is given once."""
     known = re.findall(r"(?m)^(\w+):", text)
     for key in named:
         if named.count(key) > 1:
@@ -212,10 +221,10 @@ def _check_path(key, node):
 
 @contextlib.contextmanager
 def quit_on_user_errors():
-    """Ends a script with the message alone where the user can mend the cause.
+    """Ends a script with the message alone if the user can fix the cause.
 
-    That includes a lack of memory or of space on a disk: the message says what to do.
-    Everything else keeps its traceback.
+    That includes a lack of memory or of disk space: the message says what to do.
+    Other errors keep their traceback.
     """
     try:
         yield
@@ -255,8 +264,8 @@ def quit_on_user_errors():
 def _quit(message):
     """Ends the process with a message and exit code 1.
 
-    One of several ends at once: while it shuts down in good order it may wait for
-    the others, which are waiting for it.
+    One of several processes ends at once: an orderly shutdown could wait for the
+    other processes, which wait for this one.
     """
     if not torch.distributed.is_initialized():
         sys.exit(message)
@@ -267,7 +276,7 @@ def _quit(message):
 
 
 def is_out_of_memory(error):
-    """Whether a device, or the system, had no more memory to give.
+    """Whether an error means that a device, or the system, is out of memory.
 
     Arguments
     ---------
@@ -282,14 +291,14 @@ def is_out_of_memory(error):
     >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError())
     (True, False)
     """
-    # On a CPU torch has no class for it.
+    # torch has no error class for this on a CPU.
     return isinstance(
         error, (MemoryError, torch.OutOfMemoryError)
     ) or "DefaultCPUAllocator" in str(error)
 
 
 def choose_device(name=None):
-    """The device of this process, after a trial.
+    """Chooses the device of this process, and tries it.
 
     Arguments
     ---------
@@ -327,7 +336,7 @@ def choose_device(name=None):
 def main_process_first(function, *args):
     """Calls a function in every process, in the others after the main one.
 
-    For what the main process fetches or writes and the others then find.
+    Use it for what the main process downloads or writes and the others then find.
 
     Arguments
     ---------
@@ -372,7 +381,7 @@ def patient_barrier():
 
 
 def announce_demonstration(does):
-    """Says that a run was given no data of the user's own.
+    """Prints that a run uses the bundled corpus, for lack of the user's own data.
 
     Arguments
     ---------

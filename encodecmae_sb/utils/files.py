@@ -13,24 +13,24 @@ from pathlib import Path
 from .errors import UserError
 
 _SCRATCH = re.compile(r"\.[0-9a-f]{32}\.unfinished")
-_LEFT = 24 * 3600  # seconds after which a scratch file is of a process that died
+_LEFT = 24 * 3600  # seconds; an older scratch file belongs to a dead process
 _looked_at = set()  # folders from which this process has removed such files
 
 
 @contextlib.contextmanager
 def whole_file(path, sync=True):
-    """A scratch file to write, which takes its name when that has ended well.
+    """A scratch file that gets its final name when the block ends without an error.
 
-    No two have the same scratch file: of processes that write the same file at the
-    same time each writes a whole one, and the last remains.
+    Each call has its own scratch file. If several processes write one file at the same
+    time, each writes a whole file, and the last one stays.
 
     Arguments
     ---------
     path : str or Path
         What to write; its folder is made if needed.
     sync : bool
-        Waits until it is on the disk, so that it is whole after a power cut too. For
-        many small files that takes longer than to write them.
+        Wait until the data is on the disk, so that the file is whole even after a
+        power cut. For many small files the wait takes longer than the writing.
 
     Yields
     ------
@@ -50,12 +50,12 @@ def whole_file(path, sync=True):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path.parent)
-    # Not made from the path's name, which may be as long as names can be.
+    # Do not build on the path's name: it may have the greatest allowed length.
     scratch = path.with_name(f".{uuid.uuid4().hex}.unfinished")
     try:
         with open(scratch, "xb") as held:
-            # Tells other processes that this one is alive.
-            with contextlib.suppress(OSError):  # a file system without locks
+            # The lock tells other processes that this one is alive.
+            with contextlib.suppress(OSError):  # not every file system has locks
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield scratch
         if sync:
@@ -67,9 +67,9 @@ def whole_file(path, sync=True):
 
 
 def _remove_left(folder):
-    """Removes what killed processes left in a folder, once in a process.
+    """Removes scratch files that killed processes left in a folder, once per process.
 
-    Only what is old: not every file system shows a machine the locks of another.
+    Young files stay: not every file system shows the locks of other machines.
     """
     folder = os.path.abspath(folder)
     if folder in _looked_at:
@@ -106,7 +106,7 @@ def write_csv(path, rows, columns=None):
     path : str or Path
     rows : iterable of dict
     columns : list of str, optional
-        Default: those of the first row, of which there must be one.
+        Default: those of the first row; then there must be a row.
 
     Example
     -------
@@ -125,10 +125,10 @@ def write_csvs(paths, rows, columns=None):
     ---------
     paths : list of str or Path
     rows : iterable of (int, dict)
-        The number of the file and the row. The files take their names when the last
-        row was given.
+        The number of the file and the row. The files take their names after the last
+        row.
     columns : list of str, optional
-        Of every file. Default: those of its first row, of which there must be one.
+        Of every file. Default: those of its first row; then there must be a row.
     """
     with contextlib.ExitStack() as whole:
         scratch = [whole.enter_context(whole_file(path)) for path in paths]
@@ -145,7 +145,7 @@ def write_csvs(paths, rows, columns=None):
 
 
 def _csv_writer(file, columns):
-    """A writer of dicts, once it has written the header."""
+    """Writes the header; returns a writer of dicts."""
     writer = csv.DictWriter(file, fieldnames=columns)
     writer.writeheader()
     return writer
@@ -198,7 +198,7 @@ def is_out_of_space(error):
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
-        # What was said in another process, by other writers, by NumPy, and by torch.
+        # The messages of other processes, other writers, NumPy and torch.
         said = str(error)
         if re.search(r"No space left on device|quota exceeded", said):
             return True
@@ -213,12 +213,12 @@ def is_out_of_space(error):
 
 
 def check_path(key, value, several=False):
-    """Makes sure that what is given as a path is one, and not a number, say.
+    """Makes sure that a value is a path, and not a number, for example.
 
     Arguments
     ---------
     key : str
-        What it is given as, for the message.
+        Name of the option, for the message.
     value : object
     several : bool
         Whether it may be a list of paths.
@@ -226,7 +226,7 @@ def check_path(key, value, several=False):
     Raises
     ------
     UserError
-        If it is none.
+        If it is no path.
 
     Example
     -------
@@ -246,7 +246,7 @@ number. If a file or folder is called so, write ./ before its name.
         return
     allowed = "a path or a list of paths" if several else "a path"
     if bad and isinstance(bad[0], (int, float)) and not isinstance(bad[0], bool):
-        # Which number is not said: of the name 010, YAML has made 8.
+        # Do not repeat the number as a name: YAML turns the name 010 into 8.
         where = "in the list " if listed else ""
         raise UserError(
             f"{key}={value}: {allowed} is allowed, not a number. If a file or folder "

@@ -1,8 +1,7 @@
-"""What a training is: all that its result depends on.
+"""The identity of a training: everything that its result depends on.
 
-The first checkpoint of a run writes it down, in `identity.json`. A run that finds
-checkpoints of another training does not go on with them: its result would be called
-something that it is not.
+The first checkpoint of a run writes it to `identity.json`. A run that finds checkpoints
+with another identity refuses to go on: its result would not be what its settings say.
 """
 
 import csv
@@ -13,26 +12,25 @@ import os
 import yaml
 from hyperpyyaml import resolve_references
 
-# Keys of a yaml that may differ between two commands that go on with the same
-# training. All others may not.
+# Keys of a yaml that may change when a training goes on. All others must stay.
 MAY_CHANGE = frozenset(
     [
-        # Where things are. What is found there is identified by its content.
+        # Places of files. The files are identified by their content.
         *("output_folder", "save_folder", "data_folder", "valid_folder"),
         *("train_csv", "valid_csv", "codes_folder", "codec", "targets", "teacher"),
-        *("encoder_folder",),
+        *("encoder_folder", "csv"),
         # How long to train, and how often to validate and to save.
         *("training_steps", "number_of_epochs", "valid_interval"),
         *("optimizer_step_limit", "ckpt_interval_minutes", "ckpt_interval_steps"),
-        # What it runs on, and how.
+        # The device, and how it is used.
         *("device", "distributed_backend", "find_unused_parameters", "noprogressbar"),
         *("activation_checkpointing", "compile", "compile_mode", "compile_module_keys"),
-        # How the work is shared. Each Brain says in `shares` what must stay.
+        # How the work is divided. Each Brain says in `shares` what must stay.
         *("batch_size", "grad_accumulation_factor", "crops_per_step"),
         *("num_workers", "encode_batch_size", "test_batch_size"),
-        # What to check, and what to do about trouble.
+        # Checks, and what to do when they fail.
         *("source_sample_rate", "max_unusable"),
-        *("skip_nonfinite_grads", "nonfinite_patience"),
+        *("skip_nonfinite_grads", "nonfinite_patience", "train_logger"),
         # What is measured after training.
         *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
     ]
@@ -42,14 +40,14 @@ _SHOWN = 120  # characters of a value that an error shows
 
 
 def named(value, digest):
-    """Something that is identified by its content, not by its name.
+    """A value that is identified by its content, not by its name.
 
     Arguments
     ---------
     value : object
-        What the user calls it, to be shown.
+        The user's name for it, which is shown.
     digest : str
-        Of the content, to be compared.
+        Of the content, which is compared.
 
     Returns
     -------
@@ -59,7 +57,7 @@ def named(value, digest):
 
 
 def yaml_identity(text, overrides, given=()):
-    r"""The part of a training's identity that its yaml file says.
+    r"""The part of a training's identity that comes from its yaml file.
 
     Arguments
     ---------
@@ -88,8 +86,8 @@ def yaml_identity(text, overrides, given=()):
         key = key.value
         if key in MAY_CHANGE or key.startswith("__"):
             continue
-        # A block is kept with its references: the key that they lead to is named by
-        # itself where it differs.
+        # Keep the references in a block: the key that they refer to is compared by
+        # itself.
         plain = isinstance(node, yaml.ScalarNode) or key in given
         identity[key] = _plain(node if plain else written.get(key, node))
     return identity
@@ -108,7 +106,7 @@ def _plain(node):
 
 
 def data_identity(corpora):
-    """What the manifests of corpora list, wherever the audio lies.
+    """Identifies the content of manifests, wherever the audio lies.
 
     Arguments
     ---------
@@ -129,7 +127,7 @@ def data_identity(corpora):
                 content.update(json.dumps(rows.fieldnames).encode())
                 for row in rows:
                     for column in ("wav", "codes"):
-                        # Draws from shards depend on which shard an item is in.
+                        # Draws from shards depend on the shard of each item.
                         tar, member, _ = row.get(column, "").partition("::")
                         row[column] = os.path.basename(tar) if member else ""
                     content.update("\0".join(row.values()).encode() + b"\n")
@@ -145,8 +143,7 @@ def differences(old, new):
     Arguments
     ---------
     old, new : dict
-        A key that one of them lacks is taken for null: an older version of a yaml may
-        not have had it.
+        A missing key counts as null: an older version of a yaml may lack it.
 
     Returns
     -------
@@ -168,7 +165,7 @@ def differences(old, new):
 
 
 def _normal(value):
-    """A value to compare: from yaml numbers come as they were written."""
+    """A value to compare: yaml gives numbers as text, as they were written."""
     if isinstance(value, dict):
         return {key: _normal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

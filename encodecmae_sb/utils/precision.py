@@ -14,7 +14,7 @@ AUTO = "auto"  # in a yaml: `best_precision` of the device that the run is on
 
 
 def best_precision(device):
-    """The precision to train in on a device, if nothing else is asked for.
+    """The default precision of training on a device.
 
     Arguments
     ---------
@@ -52,10 +52,10 @@ def _cpu_has_bf16():
 
 @contextlib.contextmanager
 def exact_float32(device_type):
-    """Within it, float32 is computed as such, whatever was allowed before.
+    """Within it, float32 is computed in full precision; TF32 is switched off.
 
-    Afterwards all is allowed again that was allowed before. The switches are those of
-    the process: other threads must not compute meanwhile. Not for compiled code.
+    Afterwards the switches are as before. They belong to the whole process: other
+    threads must not compute meanwhile. Not for compiled code.
 
     Arguments
     ---------
@@ -71,9 +71,9 @@ def exact_float32(device_type):
     >>> tf32_allowed()["conv"]
     True
     """
-    # PyTorch has older switches for groups of operations and, from 2.9, newer ones
-    # for each. It refuses to read the older ones where the two disagree, so both are
-    # set; what it refuses to read is left alone, for then the newer ones count.
+    # PyTorch has older switches for groups of operations and, from 2.9, newer ones for
+    # each operation. Set both: it refuses to read an older one that contradicts the
+    # newer ones. Leave alone what cannot be read: then the newer ones count.
     older = {name: value for name in _OLDER if (value := _read(name)) is not None}
     newer = [(switch, switch.fp32_precision) for switch in _newer_switches()]
     try:
@@ -112,7 +112,7 @@ def tf32_allowed():
     return dict(zip(names, values, strict=True))
 
 
-# The older switches, and what they are set to.
+# The older switches, and the values that switch TF32 off.
 _OLDER = {"matmul": "highest", "cudnn": False}
 
 
@@ -121,7 +121,7 @@ def _read(name):
         if name == "matmul":
             return torch.get_float32_matmul_precision()
         return torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # the newer ones were used, and say something else
+    except RuntimeError:  # it contradicts the newer switches
         return None
 
 

@@ -15,13 +15,13 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
 
     Arguments
     ---------
-    total : float
+    total : int or float
         Units of the whole work.
     what : str
         What is being done.
     unit : str
         What is counted, in the plural.
-    initial : float
+    initial : int or float
         Units done before, by a run that was interrupted.
     quiet : bool
         Show nothing.
@@ -36,6 +36,8 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
     >>> with open_bar(10, "Embedding", "files", quiet=True) as bar:
     ...     bar.update(10)
     """
+    if isinstance(total, float):
+        total += 1e-3  # rounded parts may add up to more, of which tqdm would warn
     return tqdm(
         total=total,
         initial=initial,
@@ -47,3 +49,24 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
         smoothing=0.1,
         disable=quiet,
     )
+
+
+def track(items, what, unit, total=None):
+    """Yields items and shows the progress through them; see `open_bar`.
+
+    Arguments
+    ---------
+    items : iterable
+    what, unit : str
+    total : int, optional
+        How many there are; default: `len(items)`.
+
+    Example
+    -------
+    >>> list(track("ab", "Reading", "letters"))
+    ['a', 'b']
+    """
+    with open_bar(len(items) if total is None else total, what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -1,5 +1,6 @@
 """Resampling, the same one for files and for batches."""
 
+import functools
 from fractions import Fraction
 
 import torchaudio
@@ -8,12 +9,22 @@ import torchaudio
 LOWPASS_WIDTH = 6
 
 
+@functools.lru_cache
 def resampling_ratio(sample_rate, target_rate):
     """Input and output samples per resampling block, as two small integers.
 
-    Rates that share no large factor (44 099 Hz, say) would need a filter bank
-    of gigabytes; the nearest ratio of integers up to 1000 replaces theirs, which
-    is off by less than 1e-4 (0.2 cents: 24 001 Hz is taken for 24 000 Hz).
+    Rates that share no large factor (such as 44 099 Hz and 24 000 Hz) would need a
+    filter bank of gigabytes. The nearest ratio of integers up to 1000 replaces theirs.
+    The error is below 1e-4: 24 001 Hz is treated as 24 000 Hz.
+
+    Arguments
+    ---------
+    sample_rate, target_rate : int
+        Rates in Hz.
+
+    Returns
+    -------
+    (int, int)
 
     Example
     -------

@@ -1,38 +1,32 @@
-"""Packs corpora in tar shards, and indexes shards; see `data.shards`.
+"""Packs corpora in tar shards.
 
 A shard is a plain tar file. Each item is two or three files of one name in a row, as
-`webdataset` wants them: the audio as it was found, `.json` with what is known of it,
-and, if it is packed with its codes, `.codes.npy`, uint16, shape [T, Q].
+`webdataset` expects them: `.json` with what is known of it; `.codes.npy`, uint16,
+shape [T, Q], if it is packed with its codes; and the audio as it was found.
 """
 
-import contextlib
+import csv
 import io
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from speechbrain.utils.logger import get_logger
 
-from encodecmae_sb.data.audio import AUDIO_EXTENSIONS
-from encodecmae_sb.data.manifest import part_named, read_manifest, split_rows
-from encodecmae_sb.data.tars import Member, open_source
-from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.files import whole_file, write_csv, write_text
+from encodecmae_sb.utils.files import whole_file, write_csv
 
-from .reading import FORMAT, INDEX, read_index
+from .indexing import read_shard
 
-logger = get_logger(__name__)
-
-# What is held in memory: so many files, or one that is larger.
+# Limits of what is held in memory at once: files, and bytes (or one larger file).
 _AT_ONCE, _BYTES_AT_ONCE = 64, 1 << 28
-_AUDIO = tuple(extension.lstrip(".") for extension in AUDIO_EXTENSIONS)
-# WAV formats that FLAC keeps bit by bit, and what they are read as.
+# WAV formats that FLAC keeps bit by bit, and the type to read them as.
 _LOSSLESS = {"PCM_16": "int16", "PCM_24": "int32"}
 _FLAC_CHANNELS = 8
 
@@ -58,34 +52,84 @@ class PackItem:
     codes: object = None
 
 
-def deal(items, shard_bytes, seed):
-    """Items in random order, cut into shards.
+class PackItems(Sequence):
+    """The files of a manifest as `PackItem`s, made when they are asked for.
+
+    Takes about 250 bytes a file; a `PackItem` takes ten times as much.
 
     Arguments
     ---------
-    items : list of PackItem
+    corpus : str
+    manifest : str or Path
+        See `data.manifest`.
+    codes : StoredTargets, optional
+        The codes of the same files.
+
+    Attributes
+    ----------
+    sizes, seconds : numpy.ndarray
+        Bytes and duration of each file, shape [files].
+    """
+
+    def __init__(self, corpus, manifest, codes=None):
+        self.corpus, self.codes = corpus, codes
+        with open(manifest, newline="", encoding="utf-8") as file:
+            names = next(csv.reader(file))
+        columns = read_columns(manifest, **dict.fromkeys(names, str))
+        self.columns = dict(zip(names, columns, strict=True))
+        paths, seconds = self.columns["wav"], self.columns["duration"]
+        self.sizes = np.fromiter((os.stat(path).st_size for path in paths), np.int64)
+        self.seconds = np.fromiter(map(float, seconds), np.float64)
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, number):
+        def read_codes():
+            return self.codes.read(number, 0, self.codes.frames[number])
+
+        return PackItem(
+            self.corpus,
+            {name: column[number] for name, column in self.columns.items()},
+            int(self.sizes[number]),
+            None if self.codes is None else read_codes,
+        )
+
+
+def deal(sizes, shard_bytes, seed):
+    """Deals files in random order to shards.
+
+    Arguments
+    ---------
+    sizes : numpy.ndarray
+        Of the files, in bytes, shape [files].
     shard_bytes : int
-        Size of the audio files of a shard: as many shards as it takes for none to be
-        larger by more than a file, all about equally large.
+        Size of the audio files of a shard. There are as many shards as it takes for
+        none to be larger by more than a file; all are about equally large.
     seed : int
 
     Returns
     -------
-    list of list of PackItem
+    list of numpy.ndarray
+        The numbers of the files of each shard.
+
+    Example
+    -------
+    >>> [len(numbers) for numbers in deal(np.full(10, 100), 250, seed=0)]
+    [2, 3, 2, 3]
     """
-    order = np.random.default_rng(seed).permutation(len(items))
-    sizes = np.array([items[i].size for i in order])
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    sizes = sizes[order]
     count = max(1, -(-int(sizes.sum()) // shard_bytes))
     middles = np.cumsum(sizes) - sizes / 2
     shard = np.minimum((middles / sizes.sum() * count).astype(int), count - 1)
-    dealt = [[] for _ in range(count)]
-    for number, i in zip(shard, order, strict=True):
-        dealt[number].append(items[i])
-    return [items for items in dealt if items]
+    # `shard` never falls from one file to the next.
+    dealt = np.split(order, np.searchsorted(shard, np.arange(1, count)))
+    return [numbers for numbers in dealt if len(numbers)]
 
 
 def write_shard(path, items, first_key, flac=False, progress=lambda seconds: None):
-    """Writes a shard and its index; both are there whole or not at all.
+    """Writes a shard and its index, each whole or not at all.
 
     Arguments
     ---------
@@ -95,14 +139,14 @@ def write_shard(path, items, first_key, flac=False, progress=lambda seconds: Non
     first_key : int
         Items are named by consecutive numbers, from this one.
     flac : bool
-        Packs WAV files of 16 or 24 bits as FLAC, which loses nothing.
+        Packs WAV files of 16 or 24 bits as FLAC, without loss.
     progress : callable
-        Given the seconds of audio that have been packed.
+        Is called with the seconds of audio of each packed file.
 
     Returns
     -------
     list of (str, str)
-        Path and reason of files that could not be read any more.
+        Path and reason of files that can no longer be read.
 
     Raises
     ------
@@ -113,9 +157,10 @@ def write_shard(path, items, first_key, flac=False, progress=lambda seconds: Non
     -------
     >>> from encodecmae_sb.bundled import speech_folder
     >>> from encodecmae_sb.data.manifest import prepare_split
+    >>> from encodecmae_sb.data.tars import Member
     >>> tmp = getfixture("tmp_path")
     >>> manifest, _ = prepare_split(speech_folder() / "dev", tmp)
-    >>> items = [PackItem("dev", row, 1) for row in read_manifest(manifest)]
+    >>> items = list(PackItems("dev", manifest))
     >>> write_shard(tmp / "valid-000000.tar", items[:3], first_key=0)
     []
     >>> rows, _ = read_shard(tmp / "valid-000000.tar")
@@ -165,7 +210,7 @@ def write_shard(path, items, first_key, flac=False, progress=lambda seconds: Non
 
 
 def _portions(items):
-    """Items in a row that fit into memory together."""
+    """Cuts items into lists that fit into memory."""
     portion, size = [], 0
     for item in items:
         size += item.size
@@ -205,234 +250,3 @@ def _members(item, flac):
         np.save(rows, np.ascontiguousarray(item.codes(), np.uint16))
         members.append(("codes.npy", rows.getvalue()))
     return [*members, (extension, content)]
-
-
-def read_shard(path, n_codebooks=None):
-    """Reads from a shard what lies where in it.
-
-    Arguments
-    ---------
-    path : Path
-        A tar file in the WebDataset layout; of each item, one file is audio.
-    n_codebooks : int, optional
-        Codes per frame that each item must have; default: none need be there.
-
-    Returns
-    -------
-    rows : list of dict
-        Of each item ID, duration (s), wav (relative to the shard's folder, see
-        `data.tars`), num_samples, sample_rate (Hz), corpus, codes (where the rows
-        of its codes lie, or empty).
-    unusable : list of (str, str)
-        Path and reason of what cannot be used.
-    """
-    groups, unusable = {}, []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for entry in tar:
-                if entry.isfile():
-                    folder, _, name = entry.name.rpartition("/")
-                    key, _, extension = name.partition(".")
-                    member = Member(
-                        str(path), _printable(entry.name), entry.offset_data, entry.size
-                    )
-                    groups.setdefault((folder, key), {})[extension.lower()] = member
-    except tarfile.TarError as error:
-        unusable.append((str(path), f"the rest of the shard is unreadable: {error}"))
-    rows, size, unknown = [], path.stat().st_size, 0
-    for members in groups.values():
-        audio = next((members[name] for name in _AUDIO if name in members), None)
-        if audio is None:
-            continue
-        if any(entry.offset + entry.size > size for entry in members.values()):
-            unusable.append((audio.path, "cut off with its shard"))
-            continue
-        known = _known(members["json"]) if "json" in members else {}
-        if known is None:
-            known, unknown = {}, unknown + 1
-        try:
-            with open_source(audio.path) as file, soundfile.SoundFile(file) as sound:
-                length, rate = sound.frames, sound.samplerate
-        except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-            unusable.append((audio.path, f"unreadable: {error}"))
-            continue
-        codes = _codes_rows(members.get("codes.npy"), n_codebooks)
-        if n_codebooks is not None and codes is None:
-            why = f"it has no codes of {n_codebooks} codebooks, as others in its folder"
-            unusable.append((audio.path, why))
-            continue
-        # Of shards from elsewhere, the JSON may hold anything.
-        name, corpus = known.get("ID"), known.get("corpus")
-        if not isinstance(name, (str, int, float)) or name == "":
-            name = audio.name.rpartition(".")[0]
-        if not isinstance(corpus, str) or not corpus:
-            corpus = path.parent.name
-        rows.append(
-            {
-                "ID": _printable(str(name)),
-                "duration": f"{length / rate:.6f}",
-                "wav": _relative(audio, path),
-                "num_samples": length,
-                "sample_rate": rate,
-                "corpus": _printable(corpus),
-                "codes": _relative(codes, path) if codes else "",
-            }
-        )
-    if unknown:
-        logger.warning(
-            f"{path}: {unknown} of its .json files hold no JSON object: their items "
-            "are called by the names of their files"
-        )
-    return rows, unusable
-
-
-def _known(member):
-    """What is written of an item, a dict, or None if that is no JSON object."""
-    try:
-        known = json.loads(member.read())
-    except (ValueError, RecursionError):
-        return None
-    return known if isinstance(known, dict) else None
-
-
-def _printable(text):
-    """Text that can be written in UTF-8, with escapes for what cannot."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _codes_rows(member, n_codebooks):
-    """Where the codes in a NumPy file begin; None if they are not as we write them."""
-    if member is None:
-        return None
-    with open_source(member.path) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError:
-            return None
-        header = file.tell()
-    fits = version == (1, 0) and dtype == np.uint16 and len(shape) == 2
-    if not fits or by_column or n_codebooks not in (None, shape[1]):
-        return None
-    return Member(member.tar, member.name, member.offset + header, member.size - header)
-
-
-def _relative(member, shard):
-    return Member(shard.name, member.name, member.offset, member.size).path
-
-
-def index_shards(folder, max_unusable=0.05):
-    """Makes the indices of shards that were not packed here.
-
-    Shards named as a part for validation (`valid*`, `dev*`, `val`) are that, those
-    named as one for the test (`test*`, `eval`) are left out; where there are none for
-    validation, one item in twenty is held out.
-
-    Arguments
-    ---------
-    folder : Path
-    max_unusable : float
-        Share of unusable items above which to stop.
-
-    Returns
-    -------
-    shards : list of dict
-        As `write_index`.
-    unusable : UnusableFiles
-
-    Raises
-    ------
-    UserError
-        If nothing, or too little, can be used.
-    """
-    # What was packed here stays known; codes from elsewhere say nothing of their codec.
-    codes, plan = None, ""
-    if (folder / INDEX).exists():
-        with contextlib.suppress(UserError):
-            known = read_index(folder)
-            codes, plan = known.codes, known.plan
-    unusable, tables, test = [], {}, []
-    for path in sorted(folder.glob("*.tar")):
-        if part_named(path.name) == "test":
-            test.append(path.name)
-            continue
-        tables[path], odd = read_shard(path, codes and codes.n_codebooks)
-        unusable += odd
-    rows = [row for table in tables.values() for row in table]
-    left_out = ", ".join(test[:10])
-    left_out += f" and {len(test) - 10} more" if test[10:] else ""
-    if not rows:
-        why = f", such as {unusable[0][0]}: {unusable[0][1]}" if unusable else ""
-        raise UserError(
-            f"No audio that can be used in the tar files in {folder}, or no tar "
-            f"files{why}."
-            + (
-                f" Left out, since it is named as a part for the test: {left_out}. To "
-                "use it, give it another name."
-                if test
-                else ""
-            )
-        )
-    if test:
-        logger.warning(
-            f"Left out of {folder}, since it is named as a part for the test: "
-            f"{left_out}"
-        )
-    listed = folder / "unusable_files.csv"
-    listed.unlink(missing_ok=True)
-    account = UnusableFiles(listed, len(rows) + len(unusable), max_unusable)
-    account.add(unusable)
-    for path, table in tables.items():
-        split = "valid" if part_named(path.name) == "valid" else "train"
-        for row in table:
-            row["split"] = split
-    if all(row["split"] == "train" for row in rows):
-        _, valid = split_rows(rows)
-        for row in valid:
-            row["split"] = "valid"
-    shards = [path for path, table in tables.items() if table]
-    for path in shards:
-        write_csv(f"{path}.csv", tables[path])
-    if codes is None and any(row["codes"] for row in rows):
-        logger.warning(
-            f"The shards in {folder} hold codes, but no {INDEX} says of which codec: "
-            "they are not used. To use them, pack the corpus again."
-        )
-    return write_index(folder, shards, codes, plan), account
-
-
-def write_index(folder, shards, codes, plan=""):
-    """Writes `shards.json`; with it a folder of shards is finished.
-
-    Arguments
-    ---------
-    folder : Path
-    shards : list of Path
-    codes : CodesInfo or None
-    plan : str
-        Key of what was packed, if it was packed here.
-
-    Returns
-    -------
-    list of dict
-        Of each shard `name`, `items`, `seconds`, `bytes`.
-    """
-    listed = []
-    for path in shards:
-        rows = read_manifest(f"{path}.csv")
-        listed.append(
-            {
-                "name": path.name,
-                "items": len(rows),
-                "seconds": round(sum(float(row["duration"]) for row in rows), 3),
-                "bytes": path.stat().st_size,
-            }
-        )
-    content = {
-        "format": FORMAT,
-        "plan": plan,
-        "codes": codes and asdict(codes),
-        "shards": listed,
-    }
-    write_text(folder / INDEX, json.dumps(content, indent=1) + "\n")
-    return listed

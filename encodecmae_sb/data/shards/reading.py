@@ -3,7 +3,7 @@
 `recipes/make_shards.py` packs folders, or indexes shards that came from elsewhere.
 Beside each `NAME.tar` lies `NAME.tar.csv`, which says where in it each item begins,
 and `shards.json` lists the shards. So a crop is read in place, at the cost of a seek,
-and nothing has to be read to find out what a run that is resumed comes to next.
+and a resumed run finds its next crop without reading any shard.
 """
 
 import csv
@@ -31,14 +31,14 @@ INDEX = "shards.json"
 FORMAT = 1  # raise it when the columns or their meaning change
 SPLITS = ("train", "valid")
 
-# Shards whose crops are mixed: few enough that they stay in the memory which the
-# system keeps of files (2 GB at the size that make_shards makes them).
+# Number of shards whose crops are mixed: few enough to stay in the system's file cache
+# (2 GB at the default size of make_shards).
 _MIXED = 4
 
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """What the index of a folder of shards says.
+    """The content of the index of a folder of shards.
 
     Arguments
     ---------
@@ -58,7 +58,7 @@ class ShardFolder:
 
 
 def holds_shards(data_folders):
-    """Whether what is given as data folder are folders of shards.
+    """Whether data folders are folders of shards.
 
     Arguments
     ---------
@@ -92,7 +92,7 @@ def _is_shards(folder):
         return True
     if not any(folder.glob("*.tar")):
         return False
-    try:  # a download may have been left beside what was in it
+    try:  # an unpacked download may lie beside its tar file
         find_audio(folder)
     except FileNotFoundError:
         return True
@@ -142,11 +142,11 @@ def read_index(folder):
 
 
 def prepare_shards(data_folders, save_folder):
-    """Manifests of what lies in the shards of several folders.
+    """Builds the manifests of the shards of several folders.
 
-    As `prepare_corpora`, of which they are the counterpart: their files are members
-    of tar files (see `data.tars`). A shard that is cut off, changed or gone does not
-    stop anything; its lost items are listed as unusable.
+    This is the counterpart of `prepare_corpora`: the files are members of tar files
+    (see `data.tars`). A shard that is cut off, changed or missing raises no error; its
+    lost items are listed as unusable.
 
     Arguments
     ---------
@@ -181,7 +181,7 @@ def prepare_shards(data_folders, save_folder):
             content.update(os.fsencode(tar) + Path(f"{tar}.csv").read_bytes())
         stale = {}
         for corpus, count in counts.items():
-            # It names files, and what it is called elsewhere may be no name for one.
+            # The name becomes part of file names: replace what is not allowed there.
             name = unique = re.sub(r"[/\\\x00-\x1f]", "_", corpus)[:60]
             number = 0
             while unique in names:
@@ -260,9 +260,9 @@ def _is_current(state, key, files):
 
 
 def _write_manifests(folder, index, stale):
-    """Writes the manifests of corpora; a killed run leaves no half state.
+    """Writes the manifests of corpora; a killed run leaves none that counts as current.
 
-    Row by row, in another pass: of millions no list is ever held.
+    Reads the indexes a second time, row by row, instead of holding millions of rows.
     """
     paths, places = [], {}
     for corpus, (state, _, files) in stale.items():
@@ -290,11 +290,11 @@ class ShardCrops(RandomCrops):
     In a pass every item gives max(1, round(duration / crop_seconds)) crops, one at
     random in each of as many equal stretches of it. Shards come in another order in
     each pass, and the crops of a few at a time are mixed, so that what is read lies
-    close together. All this is a function of (seed, number of the draw) alone: a run
-    that was stopped, or that has other numbers of workers or processes, neither
-    repeats nor loses anything.
+    close together. All this depends on (seed, number of the draw) alone: a resumed run,
+    or one with other numbers of workers or processes, neither repeats nor loses an
+    item.
 
-    An item that cannot be read is reported, and a random other crop takes its place.
+    An item that cannot be read is reported; a random other crop replaces it.
 
     Arguments
     ---------
@@ -303,7 +303,7 @@ class ShardCrops(RandomCrops):
     crop_seconds, sample_rate, seed, targets
         As for `RandomCrops`.
     weights : None
-        How much of a pass a corpus is was settled when it was packed.
+        The share of each corpus was settled when it was packed.
 
     Raises
     ------
@@ -313,11 +313,12 @@ class ShardCrops(RandomCrops):
     Example
     -------
     >>> from encodecmae_sb.bundled import speech_folder
-    >>> from encodecmae_sb.data.manifest import prepare_split, read_manifest
-    >>> from encodecmae_sb.data.shards.packing import PackItem, write_index, write_shard
+    >>> from encodecmae_sb.data.manifest import prepare_split
+    >>> from encodecmae_sb.data.shards.indexing import write_index
+    >>> from encodecmae_sb.data.shards.packing import PackItems, write_shard
     >>> tmp = getfixture("tmp_path")
-    >>> rows = read_manifest(prepare_split(speech_folder() / "dev", tmp)[0])
-    >>> items = [PackItem("dev", row, 1) for row in rows]
+    >>> manifest, _ = prepare_split(speech_folder() / "dev", tmp)
+    >>> items = list(PackItems("dev", manifest))
     >>> shards = [tmp / "train-000000.tar", tmp / "valid-000000.tar"]
     >>> [write_shard(path, items[:9], first_key=0) for path in shards]
     [[], []]
@@ -361,7 +362,7 @@ class ShardCrops(RandomCrops):
         self.first = np.concatenate([[0], np.cumsum(counts)])
         items = np.searchsorted(shard[order], np.arange(shard.max() + 2))
         self.shard_first = self.first[items]
-        # The pass and the shards of it that the last draw was from.
+        # The pass of the last draw, and the shards that were mixed for it.
         self._pass = (None, None, None)
         self._mixed = (None, None)
 
@@ -409,8 +410,8 @@ class ShardCrops(RandomCrops):
 
 
 def _shard_numbers(paths):
-    """Number of each item's shard: by its name in its folder, folders as they come."""
-    # Not by whole paths: folders may be moved, and draws must stay.
+    """Numbers the shards by name within their folder; returns that of each item."""
+    # Do not sort whole paths: draws must stay the same when a folder is moved.
     folders, shards = {}, {}
     found = []
     for path in paths:
@@ -426,7 +427,7 @@ def _shard_numbers(paths):
 
 
 class PackedCodes(StoredCodes):
-    """The codes that lie in shards beside the audio, to be used as a folder of codes.
+    """The codes that lie in shards beside the audio, with the methods of `StoredCodes`.
 
     Arguments
     ---------
@@ -494,7 +495,7 @@ class ShardCodes(StoredTargets):
         How many there are.
     """
 
-    unreadable = ()  # what cannot be read is known from the shards
+    unreadable = ()  # the shards themselves say what cannot be read
 
     def __init__(self, manifest, n_codebooks, stored):
         paths, rates, self.codes = read_columns(

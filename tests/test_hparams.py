@@ -1,0 +1,47 @@
+"""Yaml files of the same kind have the same keys and differ only where they say so."""
+
+import pytest
+import yaml
+from test_pretrain import ROOT
+
+# Keys whose values make one pretraining what it is and not another.
+PRETRAINING = {
+    *("output_folder", "batch_size", "crop_seconds", "valid_items"),
+    *("num_workers",),
+    *("training_steps", "valid_interval", "grad_accumulation_factor", "lr"),
+    *("lr_schedule", "ckpt_interval_minutes", "masked_weight", "front_end"),
+    *("dim", "num_layers", "num_heads", "head_dim", "ffn_dim", "shared_ffn"),
+    *("decoder_layers",),
+}
+SELF_TRAINING = PRETRAINING - {"front_end"} | {
+    *("teacher", "n_clusters", "cluster_clips", "cluster_passes", "codebook_size"),
+}
+
+
+def values(name):
+    """The keys of a yaml file, and what each says, with tags and references."""
+    text = (ROOT / f"hparams/{name}.yaml").read_text()
+    node = yaml.compose(text)
+    return {key.value: yaml.serialize(value) for key, value in node.value}
+
+
+@pytest.mark.parametrize(
+    ("first", "others", "may_differ"),
+    [
+        ("mini", ["small", "base", "base_ec", "large"], PRETRAINING),
+        ("self_train_mini", ["self_train_base"], SELF_TRAINING),
+    ],
+)
+def test_files_of_a_kind(first, others, may_differ):
+    one = values(first)
+    for name in others:
+        other = values(name)
+        assert one.keys() == other.keys(), name
+        differ = {key for key in one if one[key] != other[key]}
+        assert differ <= may_differ, (name, differ - may_differ)
+
+
+def test_self_training_has_the_keys_of_pretraining():
+    """But for the teacher's, and for those that choose the targets."""
+    only_there = values("mini").keys() - values("self_train_mini").keys()
+    assert only_there <= {"codec", "codes_folder", "targets"}
