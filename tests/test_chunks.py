@@ -76,8 +76,8 @@ def test_every_way_gives_the_same_frames(ways, samples, tmp_path):
     assert int(lobe.num_frames(torch.tensor(samples))) == len(want)
     # Classification and probe.
     classifier = ClipClassifier(lobe, ClipHead(lobe.dim, 2))
-    for lens in (None, torch.ones(1)):
-        summary, num_frames = classifier.summarise(wav[None], lens)
+    for lengths in (None, torch.tensor([samples])):
+        summary, num_frames = classifier.summarise(wav[None], lengths)
         assert num_frames.tolist() == [len(want)]
         assert (summary[0, 0] - want.mean(0)).abs().max() < 1e-4
 

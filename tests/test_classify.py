@@ -2,10 +2,11 @@
 
 import contextlib
 import csv
-import importlib.util
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import run_recipe
 from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 
-from encodecmae_sb.brains.classify import loss_weights
+from encodecmae_sb.data import clip_batches, corpora
+from encodecmae_sb.data.corpora import corpus_names
 from encodecmae_sb.evaluation.metrics import (
+    accuracy_scores,
     average_precision,
     class_rows,
     multi_label_scores,
@@ -27,6 +31,8 @@ from encodecmae_sb.evaluation.metrics import (
 from encodecmae_sb.inference.classifier import export_classifier
 from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.pooling import POOLINGS, ClipClassifier, ClipHead, LogMelFrames
+from encodecmae_sb.pipelines import folds
+from encodecmae_sb.pipelines.folds import loss_weights
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.errors import UserError
 
@@ -104,12 +110,9 @@ def run(home, output, expect=0, **options):
 
 def run_here(home, output, **options):
     """The same in this process, which saves the time of starting another."""
-    spec = importlib.util.spec_from_file_location("r", ROOT / "recipes/classify.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        recipe.main(command(home, output, **options)[2:])
+        run_recipe("classify", *command(home, output, **options)[2:])
     return said.getvalue()
 
 
@@ -253,7 +256,7 @@ def test_testing_only_does_not_count_as_trained(home, frozen, tmp_path):
     run_here(home, output, test_only="")
     assert not list(output.glob("save/*/results.npz"))
     assert_same(output, frozen[0])
-    with pytest.raises(UserError, match="Run without --test_only first"):
+    with pytest.raises(SystemExit, match="Run without --test_only first"):
         run_here(home, tmp_path / "new", test_only="")
 
 
@@ -270,7 +273,7 @@ def test_random_weights_and_an_encoder_for_each_fold(home, tmp_path):
     name = "lobe.encoder.projection.weight"
     assert not torch.equal(first[name], second[name])
     shutil.rmtree(tmp_path / "without_1")
-    with pytest.raises(UserError, match="without_1"):
+    with pytest.raises(SystemExit, match="without_1"):
         run_here(home, tmp_path / "other", encoder_folder=each)
 
 
@@ -306,7 +309,7 @@ def test_several_labels_a_clip(home, tmp_path):
         ({"encoder_folder": ROOT}, "is not an exported folder"),
         ({"pooling": "max"}, "allowed are mean, mean_std, attentive"),
         ({"head": "deep"}, "allowed are linear, mlp"),
-        ({"class_weights": "yes"}, "allowed are null and balanced"),
+        ({"class_weights": "yes"}, "allowed are null, balanced"),
         ({"layer": 7}, "layer=7"),
         ({"csv": "none.csv"}, "No such manifest"),
         ({"csv": "null", "corpus_rate": 44100}, "has 22050 Hz, but corpus_rate=44100"),
@@ -315,7 +318,7 @@ def test_several_labels_a_clip(home, tmp_path):
     ],
 )
 def test_bad_settings_end_with_a_message(home, tmp_path, options, message):
-    with pytest.raises((UserError, FileNotFoundError), match=message):
+    with pytest.raises(SystemExit, match=message):
         run_here(home, tmp_path / "run", **options)
 
 
@@ -336,7 +339,7 @@ def test_unusable_audio_is_refused_or_left_out(home, tmp_path):
     rows.append(["x", str(tmp_path / "none.wav"), "1", "low", "0"])
     write_rows(tmp_path / "clips.csv", rows)
     options = {"csv": tmp_path / "clips.csv", "number_of_epochs": 1}
-    with pytest.raises(UserError, match="max_unusable"):
+    with pytest.raises(SystemExit, match="max_unusable"):
         run_here(home, tmp_path / "run", **options)
     text = run_here(home, tmp_path / "run", max_unusable=0.1, **options)
     assert "36 clips" in text
@@ -427,6 +430,9 @@ def test_average_precision_by_hand():
     # The same score for all: no order helps.
     assert average_precision(torch.zeros(4), wanted) == pytest.approx(0.5)
     assert average_precision(-scores, wanted) == pytest.approx((1 / 2 + 2 / 4) / 2)
+    # A probe whose training diverged is no better than that.
+    nothing = torch.full((4,), torch.nan)
+    assert average_precision(nothing, wanted) == pytest.approx(0.5)
 
 
 def test_figures_of_classes():
@@ -443,24 +449,168 @@ def test_figures_of_classes():
 
 def test_weights_make_up_for_rare_classes():
     targets = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
-    assert torch.allclose(
-        loss_weights(targets, 2, "balanced"), torch.tensor([1 / 3, 3.0])
+    assert torch.allclose(loss_weights(targets, 2), torch.tensor([1 / 3, 3.0]))
+
+
+def old_average_precision(scores, wanted):
+    """The sum of steps by hand; clips of the same score count together."""
+    order = scores.argsort(descending=True, stable=True)
+    scores, wanted = scores[order], wanted[order].double()
+    last = torch.ones(len(scores), dtype=torch.bool)
+    last[:-1] = scores[:-1] != scores[1:]
+    taken, found = torch.arange(1, len(scores) + 1)[last], wanted.cumsum(0)[last]
+    gained = torch.diff(found, prepend=found.new_zeros(1))
+    return ((found / taken) * gained).sum().item() / found[-1].item()
+
+
+def old_row(given, wanted):
+    """Clips, precision, recall and F1 of a class by hand."""
+    right = (given & wanted).sum().item()
+    given, clips = given.sum().item(), wanted.sum().item()
+    precision = right / given if given else 0.0
+    recall = right / clips if clips else 0.0
+    return [clips, precision, recall, 2 * right / (given + clips) if right else 0.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scikit_learn_gives_the_values_by_hand(seed):
+    generator = torch.Generator().manual_seed(seed)
+    # In steps, so that many scores are equal. Class 3 never occurs, class 4 is never
+    # predicted.
+    scores = torch.rand(60, 6, generator=generator).mul(8).round() / 8
+    scores[:, 4] = 0
+    several = (torch.rand(60, 6, generator=generator) < 0.3).float()
+    several[:, 3] = 0
+    one = torch.tensor([0, 1, 2, 4, 5])[torch.randint(5, (60,), generator=generator)]
+
+    rows = class_rows(scores, several, list("abcdef"))
+    precisions = []
+    for i, row in enumerate(rows):
+        expected = old_row(scores[:, i] > 0.5, several[:, i] > 0.5)
+        assert list(row.values())[1:-1] == expected
+        if i != 3:
+            precisions.append(old_average_precision(scores[:, i], several[:, i]))
+            assert row["average_precision"] == pytest.approx(precisions[-1], rel=1e-12)
+    metrics = multi_label_scores(scores, several)
+    assert metrics["mAP"] == pytest.approx(np.mean(precisions), rel=1e-12)
+    given, wanted = scores > 0.5, several > 0.5
+    assert metrics["micro_f1"] == old_row(given, wanted)[-1]
+
+    rows = class_rows(scores, one, list("abcdef"))
+    expected = [old_row(scores.argmax(1) == i, one == i) for i in range(6)]
+    assert [list(row.values())[1:] for row in rows] == expected
+    expected = [row for row in expected if row[0]]
+    metrics = accuracy_scores(scores, one)
+    assert metrics["accuracy"] == (scores.argmax(1) == one).double().mean().item()
+    assert metrics["balanced_accuracy"] == sum(row[2] for row in expected) / 5
+    assert metrics["macro_f1"] == sum(row[3] for row in expected) / 5
+
+
+def test_nothing_is_computed_twice(home, tmp_path, monkeypatch):
+    """Each clip is read once, and the encoder that all folds share hashed once."""
+    counts = {"read_audio": 0, "weights_key": 0, "build_classifier": 0}
+
+    def counted(module, name):
+        function = getattr(module, name)
+
+        def call(*args):
+            counts[name] += 1
+            return function(*args)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(clip_batches, "read_audio")
+    counted(folds, "weights_key")
+    counted(folds, "build_classifier")
+    run_here(home, tmp_path / "run", number_of_epochs=1)
+    assert counts == {"read_audio": 36, "weights_key": 1, "build_classifier": 3}
+
+
+CORPUS = '''
+"""Beeps: two pitches, in three folds."""
+
+from encodecmae_sb.data.clips import Clip
+
+RATE = 8000
+LAYOUT = "  FOLD/low_0.wav"
+
+
+def find_clips(folder):
+    clips = []
+    for path in sorted(folder.glob("*/*_*.wav")):
+        fold, labels = path.parent.name, (path.stem.split("_")[0],)
+        clips.append(Clip(f"{fold}/{path.stem}", str(path), labels, fold))
+    return clips
+'''
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_corpus_is_one_file(by_name, tmp_path, monkeypatch):
+    """A contributor's whole diff: one module, in the folder of corpora or elsewhere."""
+    text = CORPUS
+    if not by_name:
+        text = text.replace('"_")[0],)', '"_")[0], "beep")') + "MULTI_LABEL = True\n"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/beeps.py").write_text(text)
+    for fold in range(3):
+        for i, hz in enumerate((300, 310, 2000, 2100)):
+            path = tmp_path / f"data/{fold}/{'low' if hz < 1000 else 'high'}_{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            wav = 0.3 * np.sin(2 * np.pi * hz * np.arange(RATE // 4) / RATE)
+            soundfile.write(path, wav, RATE)
+    corpus = tmp_path / "modules/beeps.py"
+    if by_name:
+        corpus = "beeps"
+        places = [*corpora.__path__, str(tmp_path / "modules")]
+        monkeypatch.setattr(corpora, "__path__", places)
+    given = {"corpus": corpus, "data_folder": tmp_path / "data", "features": "logmel"}
+    given |= {"output_folder": tmp_path / "run", "number_of_epochs": 2}
+    given |= {"num_workers": 0}
+    flags = [part for key, value in given.items() for part in (f"--{key}", value)]
+    yaml = ROOT / "hparams/classify.yaml"
+    run_recipe("classify", yaml, "--device", "cpu", *flags)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["folds"], metrics["clips"]) == (3, 12)
+    assert ("accuracy" if by_name else "mAP") in metrics
+    labels = load(tmp_path / "run/classifier").labels
+    assert labels == (["high", "low"] if by_name else ["beep", "high", "low"])
+    # Its rate is checked.
+    soundfile.write(path, wav, 16000)
+    with pytest.raises(SystemExit, match="has 16000 Hz, but corpus_rate=8000"):
+        run_recipe("classify", yaml, *flags)
+
+
+def test_an_unknown_corpus_names_the_known_ones(tmp_path):
+    yaml = ROOT / "hparams/classify.yaml"
+    given = ["--corpus", "esc51", "--output_folder", tmp_path]
+    with pytest.raises(SystemExit, match="corpus=esc51: there are crema_d, esc50, "):
+        run_recipe("classify", yaml, *given)
+
+
+def keys_of(path):
+    lines = path.read_text().splitlines()
+    return [line.split(":")[0] for line in lines if line[:1].isalpha()]
+
+
+def test_both_yamls_have_the_same_keys_and_each_is_read():
+    keys = keys_of(ROOT / "hparams/classify.yaml")
+    assert keys == keys_of(ROOT / "hparams/classify_mini.yaml")
+    source = "".join(
+        (ROOT / "encodecmae_sb" / name).read_text()
+        for name in ("pipelines/folds.py", "data/clip_data.py", "brains/classify.py")
     )
-    assert loss_weights(targets, 2, None) is None
+    source += (ROOT / "recipes/classify.py").read_text()
+    for key in keys:
+        assert f'"{key}"' in source or f"hparams.{key}" in source
 
 
-YAMLS = sorted(path.name for path in (ROOT / "hparams").glob("classify_*.yaml"))
-
-
-@pytest.mark.parametrize("name", YAMLS)
-def test_every_yaml_has_the_same_keys(name):
-    def keys(path):
-        lines = path.read_text().splitlines()
-        return [line.split(":")[0] for line in lines if line[:1].isalpha()]
-
-    mini = ROOT / "hparams/classify_mini.yaml"
-    assert keys(ROOT / "hparams" / name) == keys(mini)
-    source = (ROOT / "recipes/classify.py").read_text()
-    source += (ROOT / "encodecmae_sb/brains/classify.py").read_text()
-    for key in keys(mini):
-        assert f'"{key}"' in source or f"hparams.{key}" in source or key == "opt_class"
+def test_the_yaml_says_what_each_corpus_needs():
+    """The options in its header are keys, and no corpus is left out."""
+    path = ROOT / "hparams/classify.yaml"
+    header = path.read_text().split("\nseed:")[0].replace("\\\n#", "")
+    table = re.findall(r"(?m)^#   (\w+) *((?: +--.*)?)$", header)
+    assert sorted([name for name, _ in table] + ["esc50"]) == corpus_names()
+    keys = keys_of(path)
+    for _, options in table:
+        words = shlex.split(options)
+        assert all(word in keys for word in (word[2:] for word in words[::2]))

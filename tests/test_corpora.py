@@ -11,12 +11,12 @@ from test_data import refuse
 from torchaudio.datasets import gtzan
 
 from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.data.clip_batches import EpochBatches
 from encodecmae_sb.data.clips import (
     Clip,
-    EpochBatches,
     all_labels,
     inspect_clips,
-    make_runs,
+    make_folds,
     read_manifests,
     targets_of,
     write_manifest,
@@ -169,8 +169,8 @@ def test_true_layout(corpus, tmp_path):
     assert len(clips) == sum(parts.values())
     assert all_labels(clips) == labels
     assert all(clip.duration == 0.1 for clip in clips)
-    runs = make_runs(clips)
-    assert len(runs) == (1 if "train" in parts else len(parts))
+    folds = make_folds(clips)
+    assert len(folds) == (1 if "train" in parts else len(parts))
 
     # What is missing is named, and where it was looked for.
     path = tmp_path / needed
@@ -203,11 +203,11 @@ def test_an_unreadable_folder_is_not_passed_over(corpus, inside, tmp_path, monke
 def test_bundled_corpora_have_the_same_layouts():
     clips = find_clips("esc50", sound_folder())
     assert len(clips) == 200
-    assert len(make_runs(clips)) == 5
+    assert len(make_folds(clips)) == 5
     clips = find_clips("librispeech", speech_folder())
-    (run,) = make_runs(clips)
+    (fold,) = make_folds(clips)
     assert len(all_labels(clips)) == 10
-    assert len(run.test) == 20
+    assert len(fold.test) == 20
 
 
 def test_unknown_corpus_and_folder(tmp_path):
@@ -252,17 +252,19 @@ def clips_of(rows):
 )
 def test_splits_that_cannot_work(rows, message):
     with pytest.raises(UserError, match=message):
-        make_runs(clips_of(rows))
+        make_folds(clips_of(rows))
 
 
 def test_folds_go_round():
     rows = [(label, fold) for label in "ab" for fold in ("1", "2", "10")]
-    runs = make_runs(clips_of(rows))
-    assert [run.name for run in runs] == ["1", "2", "10"]
-    for run, valid, train in zip(runs, ("2", "10", "1"), ("10", "1", "2"), strict=True):
-        assert {clip.part for clip in run.valid} == {valid}
-        assert {clip.part for clip in run.train} == {train}
-        assert {clip.part for clip in run.test} == {run.name}
+    folds = make_folds(clips_of(rows))
+    assert [fold.name for fold in folds] == ["1", "2", "10"]
+    for fold, valid, train in zip(
+        folds, ("2", "10", "1"), ("10", "1", "2"), strict=True
+    ):
+        assert {clip.part for clip in fold.valid} == {valid}
+        assert {clip.part for clip in fold.train} == {train}
+        assert {clip.part for clip in fold.test} == {fold.name}
 
 
 def test_manifest_round_trip(tmp_path):
@@ -324,23 +326,23 @@ def test_batches_hold_every_clip_once_and_never_one_alone(number, size):
 
 def test_a_share_of_the_other_folds_validates():
     clips = [Clip(f"clip {i}", "", (f"{i % 2}",), f"{i % 3}") for i in range(600)]
-    for run in make_runs(clips, valid_share=0.1):
-        assert {clip.part for clip in run.test} == {run.name}
-        assert len(run.test) == 200
-        chosen = {clip.id for clip in run.valid}
-        trained = {clip.id for clip in run.train}
+    for fold in make_folds(clips, valid_share=0.1):
+        assert {clip.part for clip in fold.test} == {fold.name}
+        assert len(fold.test) == 200
+        chosen = {clip.id for clip in fold.valid}
+        trained = {clip.id for clip in fold.train}
         assert 20 < len(chosen) < 60
         assert not chosen & trained
-        others = {clip.part for clip in clips} - {run.name}
-        assert {clip.part for clip in run.train} == others
-        assert {clip.part for clip in run.valid} == others
+        others = {clip.part for clip in clips} - {fold.name}
+        assert {clip.part for clip in fold.train} == others
+        assert {clip.part for clip in fold.valid} == others
         assert len(chosen | trained) == 400
     with pytest.raises(UserError, match="between 0 and 1"):
-        make_runs(clips, valid_share=10)
+        make_folds(clips, valid_share=10)
     with pytest.raises(UserError, match="is none"):
-        make_runs(clips, valid_share=1e-9)
+        make_folds(clips, valid_share=1e-9)
     parts = [
         replace(clip, part=("train", "valid", "test")[int(clip.part)]) for clip in clips
     ]
     with pytest.raises(UserError, match="of its own"):
-        make_runs(parts, valid_share=0.1)
+        make_folds(parts, valid_share=0.1)

@@ -16,8 +16,8 @@ import pytest
 import soundfile
 import torch
 
-from encodecmae_sb.brains.classify import store_summaries
 from encodecmae_sb.data.clips import Clip
+from encodecmae_sb.pipelines.clip_features import store_summaries
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import quit_on_user_errors, start_experiment
 from encodecmae_sb.utils.files import check_path, whole_file, write_csv, write_text

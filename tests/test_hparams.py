@@ -6,7 +6,8 @@ from test_pretrain import ROOT
 
 # Keys whose values make one pretraining what it is and not another.
 PRETRAINING = {
-    *("output_folder", "crop_seconds", "valid_items", "num_workers"),
+    *("output_folder", "batch_size", "crop_seconds", "valid_items"),
+    *("num_workers",),
     *("training_steps", "valid_interval", "grad_accumulation_factor", "lr"),
     *("lr_schedule", "ckpt_interval_minutes", "masked_weight", "front_end"),
     *("dim", "num_layers", "num_heads", "head_dim", "ffn_dim", "shared_ffn"),

@@ -1,9 +1,6 @@
-"""Classification of clips, on features computed once or with the encoder learning."""
+"""Trains a classifier of clips, on stored features or with the encoder learning."""
 
 import contextlib
-import json
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,120 +10,17 @@ from speechbrain.dataio.dataloader import SaveableDataLoader
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from encodecmae_sb.data.clips import (
-    EpochBatches,
-    LabelledClips,
-    inspect_clips,
-    read_manifests,
-)
-from encodecmae_sb.data.corpora import find_clips
-from encodecmae_sb.data.unusable import UnusableFiles
-from encodecmae_sb.evaluation.metrics import accuracy_scores, multi_label_scores
+from encodecmae_sb.data.clip_batches import EpochBatches
+from encodecmae_sb.evaluation.metrics import clip_scores
 from encodecmae_sb.nnet.pooling import probabilities
-from encodecmae_sb.pretrained.folder import check_folder
-from encodecmae_sb.pretrained.published import PUBLISHED
-from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.files import whole_file, write_text
 from encodecmae_sb.utils.progress import open_bar
 
 from .base import ResumableBrain
 
-CLASS_WEIGHTS = (None, "balanced")
-
-
-def find_data(hparams, named, output):
-    """Clips that can be used, from manifests or from a corpus.
-
-    The rate in the yaml is the corpus's; manifests are held to one that is named on
-    the command line.
-
-    Arguments
-    ---------
-    hparams : dict
-        Reads `csv`, `train_csv`, `valid_csv`, `test_csv`, `multi_label`, `corpus`,
-        `data_folder`, `corpus_rate` and `max_unusable`.
-    named : set of str
-        The yaml keys given on the command line.
-    output : Path
-        Where `unusable_files.csv` is written.
-
-    Returns
-    -------
-    clips : list of Clip
-    unusable : int
-        How many were left out.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `read_manifests`, `find_clips`, `inspect_clips` and `UnusableFiles`.
-    """
-    manifests = {
-        key: hparams[key] for key in ("csv", "train_csv", "valid_csv", "test_csv")
-    }
-    rate = hparams["corpus_rate"]
-    if any(manifests.values()):
-        clips = read_manifests(hparams["multi_label"], **manifests)
-        rate = rate if "corpus_rate" in named else None
-    else:
-        clips = find_clips(hparams["corpus"], hparams["data_folder"])
-    found = len(clips)
-    clips, bad = inspect_clips(clips, rate)
-    listed = output / "unusable_files.csv"
-    listed.unlink(missing_ok=True)
-    UnusableFiles(listed, found, hparams["max_unusable"]).add(bad)
-    return clips, len(bad)
-
-
-def describe_data(clips, runs, labels, unusable):
-    """One line on the clips that were found."""
-    hours = sum(clip.duration for clip in clips) / 3600
-    folds = f"{len(runs)} folds" if len(runs) > 1 else "one split"
-    return (
-        f"{len(clips)} clips, {hours:.2f} h, {len(labels)} classes, {folds}; "
-        f"{unusable} files left out."
-    )
-
-
-def check_encoder(source, key="encoder_folder"):
-    """Makes sure that there is an encoder, before any work.
-
-    Arguments
-    ---------
-    source : str
-        An exported folder, or the name of published weights.
-    key : str
-        The yaml key that names it, for the message.
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    if Path(source).expanduser().is_dir():
-        check_folder(source)
-    elif source not in PUBLISHED:
-        raise UserError(
-            f"There is no encoder in {key}={source} (from {Path.cwd()}). The "
-            "demonstration's is made by\n"
-            "  python recipes/pretrain.py hparams/mini.yaml\n"
-            f"or name another one, with --{key}: a folder that a recipe exported, or "
-            f"published weights: {', '.join(PUBLISHED)}."
-        )
-
-
-def clips_key(clips):
-    """Tells lists of clips apart, also when a file was replaced."""
-    rows = []
-    for clip in clips:
-        stat = os.stat(clip.wav)
-        rows.append([clip.id, clip.labels, stat.st_size, stat.st_mtime_ns])
-    return digest(rows)
-
 
 class ClassifyBrain(ResumableBrain):
-    """Trains a `ClipClassifier`; randomness is a function of seed and step alone.
+    """Trains a `ClipClassifier`. What is random depends on seed and step alone.
 
     Modules: `lobe` and `head`, those of the classifier. Reads from the yaml: `seed`,
     `number_of_epochs`, `epoch_counter`, `history`, `batch_size`, `num_workers`,
@@ -139,7 +33,7 @@ class ClassifyBrain(ResumableBrain):
     multi_label : bool
         Whether a clip may have several labels.
     loss_weights : torch.Tensor, optional
-        From `loss_weights`.
+        Of the classes, float32, shape [classes].
     """
 
     def __init__(
@@ -163,14 +57,14 @@ class ClassifyBrain(ResumableBrain):
         train, valid : LabelledClips
             Both with waveforms, or both with what `store_summaries` stored.
         """
-        self.stored = train.stored is not None
         durations = [clip.duration for clip in train.clips]
+        self.stored = train.stored is not None
         if self.stored and not self.modules.head.keeps_frames:
             durations = [0.0] * len(durations)  # nothing is padded
         self.train_sampler = EpochBatches(
             durations, self.hparams.batch_size, self.hparams.seed
         )
-        # What is stored is read faster than handed from process to process.
+        # Reading what is stored is faster than passing it between processes.
         workers = 0 if self.stored else self.hparams.num_workers
         train_loader = SaveableDataLoader(
             train,
@@ -197,29 +91,6 @@ class ClassifyBrain(ResumableBrain):
         if self.bar is not None:
             self.bar.close()
 
-    def init_optimizers(self):
-        """One optimizer for the head, one for a lobe that is not frozen.
-
-        Two, because SpeechBrain clips the gradients of a first group only.
-        """
-        groups = {"head": (self.modules.head, self.hparams.lr)}
-        if not self.modules.lobe.freeze:
-            groups["encoder"] = (self.modules.lobe, self.hparams.lr_encoder)
-        self.optimizers_dict = {
-            name: self.opt_class(
-                [p for p in module.parameters() if p.requires_grad], lr=lr
-            )
-            for name, (module, lr) in groups.items()
-        }
-        for name, optimizer in self.optimizers_dict.items():
-            self.checkpointer.add_recoverable(f"optimizer_{name}", optimizer)
-
-    def freeze_optimizers(self, optimizers):
-        """The encoder's optimizer waits for `freeze_steps`."""
-        if self.optimizer_step < self.hparams.freeze_steps:
-            return {"head": optimizers["head"]}
-        return optimizers
-
     def on_fit_start(self):
         """Recovers the last checkpoint and opens the progress bar."""
         super().on_fit_start()
@@ -242,18 +113,18 @@ class ClassifyBrain(ResumableBrain):
 
     def compute_forward(self, batch, stage):
         """Logits [B, classes], float32."""
+        lengths = batch.lengths  # on the CPU, where frames are counted
         batch = batch.to(self.device)
         if self.stored:
             return self.modules.head(batch.inputs.float(), batch.lengths).float()
         training = stage == Stage.TRAIN
         frozen = training and self.optimizer_step < self.hparams.freeze_steps
         with torch.no_grad() if frozen else contextlib.nullcontext():
-            lens = batch.lengths / batch.inputs.shape[1]
-            summary, num_frames = self.classifier.summarise(batch.inputs, lens)
+            summary, num_frames = self.classifier.summarise(batch.inputs, lengths)
         return self.modules.head(summary, num_frames).float()
 
     def compute_objectives(self, predictions, batch, stage):
-        """The loss; in validation also what the score comes from."""
+        """The loss. In validation it also keeps logits and targets for the score."""
         targets = batch.targets.to(self.device)
         if self.multi_label:
             loss = F.binary_cross_entropy_with_logits(
@@ -266,11 +137,11 @@ class ClassifyBrain(ResumableBrain):
         return loss
 
     def on_stage_start(self, stage, epoch=None):
-        """Empties what validation has seen."""
+        """Forgets the logits and targets of the last validation."""
         self.seen = []
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """After a validation: notes what it measured and saves a checkpoint."""
+        """After a validation: adds a row to the history and saves a checkpoint."""
         if stage == Stage.TRAIN:
             self.train_loss = float(stage_loss)
             return
@@ -280,10 +151,8 @@ class ClassifyBrain(ResumableBrain):
                 f"{'' if self.modules.lobe.freeze else ' or --lr_encoder'}."
             )
         logits, targets = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
-        if self.multi_label:
-            score = multi_label_scores(logits.sigmoid(), targets)["mAP"]
-        else:
-            score = accuracy_scores(logits, targets)["accuracy"]
+        scores = clip_scores(logits.sigmoid() if self.multi_label else logits, targets)
+        score = scores[self.score_name]
         row = {
             "epoch": epoch,
             "step": self.optimizer_step,
@@ -305,11 +174,11 @@ class ClassifyBrain(ResumableBrain):
 
     @property
     def score_name(self):
-        """What validation goes by."""
+        """The metric by which the best checkpoint is chosen."""
         return "mAP" if self.multi_label else "accuracy"
 
     def load_best(self):
-        """Goes back to the checkpoint that validated best.
+        """Loads the checkpoint with the best validation.
 
         Returns
         -------
@@ -318,7 +187,7 @@ class ClassifyBrain(ResumableBrain):
 
         Raises
         ------
-        ValueError
+        UserError
             If there is none.
         """
         best = self.checkpointer.recover_if_possible(importance_key=_merit)
@@ -335,172 +204,56 @@ class ClassifyBrain(ResumableBrain):
         Arguments
         ---------
         data : LabelledClips
-            With waveforms.
+            With waveforms, or with what `store_summaries` stored.
 
         Returns
         -------
         torch.Tensor
             float32, shape [clips, classes].
         """
-        loader = DataLoader(
-            data, collate_fn=data.collate, num_workers=self.hparams.num_workers
-        )
+        self.stored = data.stored is not None
+        workers = 0 if self.stored else self.hparams.num_workers
+        loader = DataLoader(data, collate_fn=data.collate, num_workers=workers)
         self.classifier.eval()
         rows = []
-        with torch.no_grad():
-            for batch in _bar(loader, "Testing", self.noprogressbar):
-                logits = self.classifier(batch.inputs.to(self.device))
+        quiet = self.noprogressbar or self.stored
+        bar = open_bar(len(loader), "Testing", "clips", quiet=quiet)
+        with torch.no_grad(), bar:
+            for batch in loader:
+                logits = self.compute_forward(batch, Stage.TEST)
                 rows.append(probabilities(logits, self.multi_label).cpu())
+                bar.update(1)
         return torch.cat(rows)
+
+    # The optimizers
+
+    def init_optimizers(self):
+        """One optimizer for the head, and one for a lobe that is not frozen.
+
+        They are two, because SpeechBrain clips the gradients of the first group only.
+        """
+        groups = {"head": (self.modules.head, self.hparams.lr)}
+        if not self.modules.lobe.freeze:
+            groups["encoder"] = (self.modules.lobe, self.hparams.lr_encoder)
+        self.optimizers_dict = {
+            name: self.opt_class(
+                [p for p in module.parameters() if p.requires_grad], lr=lr
+            )
+            for name, (module, lr) in groups.items()
+        }
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(f"optimizer_{name}", optimizer)
+
+    def freeze_optimizers(self, optimizers):
+        """The encoder's optimizer waits for `freeze_steps`."""
+        if self.optimizer_step < self.hparams.freeze_steps:
+            return {"head": optimizers["head"]}
+        return optimizers
 
 
 def _merit(checkpoint):
-    """Orders checkpoints: score, then loss, then the earlier epoch."""
+    """Orders checkpoints: by score, then by loss, then the earlier epoch."""
     meta = checkpoint.meta
-    if "score" not in meta:  # within an epoch
+    if "score" not in meta:  # saved within an epoch
         return (-np.inf, 0.0, 0)
     return (meta["score"], -meta["loss"], -meta["epoch"])
-
-
-def _bar(items, what, disable):
-    return tqdm(
-        items,
-        desc=what,
-        unit=" batches",
-        dynamic_ncols=True,
-        mininterval=0.5,
-        leave=False,
-        disable=disable or len(items) < 20,
-    )
-
-
-def loss_weights(targets, num_classes, how):
-    """Weights that make up for classes of different size.
-
-    Arguments
-    ---------
-    targets : torch.Tensor
-        Of the training set, see `targets_of`.
-    num_classes : int
-    how : str, optional
-        "balanced": single-label, clips / (classes * clips of the class);
-        multi-label, clips without the label / clips with it. None: no weights.
-
-    Returns
-    -------
-    torch.Tensor or None
-        float32, shape [classes].
-
-    Raises
-    ------
-    ValueError
-        If `how` is none of these.
-
-    Example
-    -------
-    >>> loss_weights(torch.tensor([0, 0, 0, 1]), 2, "balanced")
-    tensor([0.6667, 2.0000])
-    """
-    if how not in CLASS_WEIGHTS:
-        raise UserError(f"class_weights={how}: allowed are null and balanced.")
-    if how is None:
-        return None
-    if targets.dim() == 2:
-        counts = targets.sum(0).clamp(min=1)
-        return (len(targets) - counts).clamp(min=1) / counts
-    counts = torch.bincount(targets, minlength=num_classes).clamp(min=1)
-    return len(targets) / (num_classes * counts.float())
-
-
-class StoredSummaries:
-    """What a frozen encoder and the fixed part of the pooling give, from a file.
-
-    Arguments
-    ---------
-    path : str or Path
-        Written by `store_summaries`.
-    """
-
-    def __init__(self, path):
-        path = Path(path)
-        notes = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        self.places = notes["places"]
-        self.values = np.memmap(
-            path, mode="r", dtype=notes["dtype"], shape=tuple(notes["shape"])
-        )
-
-    def __getitem__(self, clip_id):
-        place = self.places[clip_id]
-        rows = slice(*place) if isinstance(place, list) else place
-        return torch.from_numpy(np.array(self.values[rows]))
-
-    def __len__(self):
-        return len(self.places)
-
-
-@torch.no_grad()
-def store_summaries(classifier, clips, path, batch_size, num_workers, device, quiet):
-    """Runs every clip through a frozen classifier as far as nothing is learnt.
-
-    Pooled vectors are kept in float32, frames in float16; a file that is already
-    there is used.
-
-    Arguments
-    ---------
-    classifier : ClipClassifier
-        On the device.
-    clips : list of Clip
-    path : str or Path
-        The file, whose name must be different for every other encoder, pooling and
-        list of clips.
-    batch_size, num_workers : int
-    device : str or torch.device
-    quiet : bool
-        No progress bar.
-
-    Returns
-    -------
-    StoredSummaries
-    """
-    path = Path(path)
-    notes_path = path.with_suffix(".json")
-    if notes_path.exists():
-        return StoredSummaries(path)
-    # Clips of like length together.
-    clips = sorted(clips, key=lambda clip: -clip.duration)
-    data = LabelledClips(clips, torch.zeros(len(clips)))
-    loader = DataLoader(
-        data, batch_size=batch_size, collate_fn=data.collate, num_workers=num_workers
-    )
-    frames = classifier.head.keeps_frames
-    classifier.eval()
-    places, rows = {}, 0
-    with whole_file(path) as scratch, open(scratch, "wb") as file:
-        for batch in _bar(loader, "Encoding", quiet):
-            batch = batch.to(device)
-            lens = batch.lengths / batch.inputs.shape[1]
-            summary, num_frames = classifier.summarise(batch.inputs, lens)
-            summary = summary.half() if frames else summary.float()
-            if not torch.isfinite(summary).all():
-                bad = ~torch.isfinite(summary).flatten(1).all(1).cpu()
-                clip = clips[batch.index.cpu()[bad][0]]
-                raise UserError(
-                    "The encoder gives features that are not finite (NaN or Inf), "
-                    f"first of {clip.wav}: its weights are damaged. Pretrain it again "
-                    "or name another one."
-                )
-            items = summary.cpu().numpy()  # [B, T, L, D] or [B, L, W]
-            for i, item, count in zip(
-                batch.index.tolist(), items, num_frames.tolist(), strict=True
-            ):
-                places[clips[i].id] = [rows, rows + count] if frames else rows
-                rows += count if frames else 1
-                file.write((item[:count] if frames else item).tobytes())
-    notes = {
-        "shape": [rows, *items.shape[-2:]],
-        "dtype": str(items.dtype),
-        "places": places,
-    }
-    # Last: with the notes the file counts.
-    write_text(notes_path, json.dumps(notes))
-    return StoredSummaries(path)

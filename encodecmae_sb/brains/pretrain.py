@@ -7,6 +7,7 @@ import torch
 from speechbrain import Stage
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.evaluation.plots import draw_curves  # noqa: F401, for the recipes
 from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.utils.recoverables import Unigrams
 
@@ -260,48 +261,3 @@ def _cluster_figures(hidden, every):
         "clusters_used": (every > 0).double().mean().item(),
         "cluster_perplexity": entropy.exp().item(),
     }
-
-
-def draw_curves(history, path):
-    """Draws loss, cross-entropy and accuracy over the run.
-
-    Arguments
-    ---------
-    history : History
-        Filled by `PretrainBrain`.
-    path : str or Path
-        The PNG file to write.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    steps = history.column("step")
-    n_codebooks = sum(key.startswith("masked_ce_") for key in history.rows[-1])
-    figure, (losses, entropy, accuracy) = pyplot.subplots(
-        1, 3, figsize=(13, 4), layout="constrained"
-    )
-    losses.plot(steps, history.column("train_loss"), ".-", label="training")
-    losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
-    losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
-    losses.legend()
-    colours = pyplot.cm.viridis([q / n_codebooks for q in range(n_codebooks)])
-    for q, colour in enumerate(colours, 1):
-        ce = history.column(f"masked_ce_{q}")
-        entropy.plot(steps, ce, ".-", color=colour, label=f"codebook {q}")
-        unigram = history.column(f"unigram_ce_{q}")
-        entropy.plot(steps, unigram, ":", color=colour)
-        share = [100 * value for value in history.column(f"masked_accuracy_{q}")]
-        accuracy.plot(steps, share, ".-", color=colour, label=f"codebook {q}")
-    entropy.set(
-        title="Hidden frames: cross-entropy (dotted: unigram)",
-        xlabel="step",
-        ylabel="nats",
-    )
-    accuracy.set(title="Hidden frames: accuracy", xlabel="step", ylabel="%")
-    accuracy.legend(fontsize="small")
-    for axes in (losses, entropy, accuracy):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)

@@ -1,4 +1,4 @@
-"""Labelled clips: from a corpus or a manifest to runs, labels and batches."""
+"""Labelled clips: from a corpus or a manifest to folds, labels and targets."""
 
 import csv
 import re
@@ -7,13 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv
 
-from .audio import UnusableAudio, inspect_files, read_audio
+from .audio import UnusableAudio, inspect_files
 
 PARTS = ("train", "valid", "test")
 SEPARATOR = ";"  # between the labels of a clip, in manifests of multi-label corpora
@@ -21,7 +20,7 @@ SEPARATOR = ";"  # between the labels of a clip, in manifests of multi-label cor
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording and what is known of it.
+    """A recording with its labels.
 
     Arguments
     ---------
@@ -45,13 +44,14 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training with its validation and test: a fold, or an official split.
+class Fold:
+    """The clips of one training, its validation and its test.
 
     Arguments
     ---------
     name : str
-        The fold held out for the test, or "test".
+        The part of the corpus that is the test set. "test" for an official split,
+        which is a single fold.
     train, valid, test : list of Clip
     """
 
@@ -65,9 +65,9 @@ def read_manifests(multi_label=False, **manifests):
     r"""Reads clips from CSV files.
 
     Columns: ID, wav (absolute, or relative to the CSV file), label, and, in a
-    single `csv`, fold: names of folds, or train, valid and test. Others, such as
-    duration, may be there; the files themselves say how long they are. Labels of a
-    clip in a multi-label manifest are separated by ";".
+    single `csv`, fold: names of folds, or train, valid and test. Other columns, such as
+    duration, are ignored; lengths are read from the files. Labels of a clip in a
+    multi-label manifest are separated by ";".
 
     Arguments
     ---------
@@ -82,7 +82,7 @@ def read_manifests(multi_label=False, **manifests):
 
     Raises
     ------
-    ValueError
+    UserError
         If manifests, columns or values are missing or IDs occur twice.
     FileNotFoundError
         If there is no such file.
@@ -159,7 +159,7 @@ def write_manifest(path, clips):
 
 
 def inspect_clips(clips, rate=None):
-    """Looks at every file: which can be used, and how long they are.
+    """Inspects every file: whether it can be used, and how long it is.
 
     Arguments
     ---------
@@ -176,7 +176,7 @@ def inspect_clips(clips, rate=None):
 
     Raises
     ------
-    ValueError
+    UserError
         If there are no clips, if IDs occur twice, or if a file has another rate.
 
     Example
@@ -212,27 +212,28 @@ def inspect_clips(clips, rate=None):
     return usable, unusable
 
 
-def make_runs(clips, valid_share=None):
-    """Splits clips into one run, or into one for each fold.
+def make_folds(clips, valid_share=None):
+    """Splits clips into folds; an official split is a single one.
 
-    With folds, each is the test set of one run. Of the others the next one, in cyclic
-    order, validates, or else a share of all their clips, and the rest is trained on.
+    In cross-validation each part is the test set once. The next part, in cyclic order,
+    is the validation set, or else a share of the clips of all other parts. The rest is
+    the training set.
 
     Arguments
     ---------
     clips : list of Clip
     valid_share : float, optional
         Validate on about this share of the remaining clips (chosen by a hash of the
-        ID) instead of a whole fold. Useful where folds are few and unlike each other,
-        such as speakers. Default: the next fold validates.
+        ID) instead of a whole part. Useful where parts are few and unlike each other,
+        such as speakers. Default: the next part is the validation set.
 
     Returns
     -------
-    list of Run
+    list of Fold
 
     Raises
     ------
-    ValueError
+    UserError
         If a part is missing, there are fewer than 3 folds or 2 labels, a label is
         tested that was not trained, or the share is not between 0 and 1 or given
         where there are no folds.
@@ -240,8 +241,8 @@ def make_runs(clips, valid_share=None):
     Example
     -------
     >>> clips = [Clip(f"{i}", "", (f"{i % 2}",), f"{i // 4}") for i in range(12)]
-    >>> run = make_runs(clips)[2]
-    >>> run.name, run.valid[0].part, len(run.train)
+    >>> fold = make_folds(clips)[2]
+    >>> fold.name, fold.valid[0].part, len(fold.train)
     ('2', '0', 4)
     """
     if valid_share is not None and not 0 < valid_share < 1:
@@ -268,7 +269,7 @@ def make_runs(clips, valid_share=None):
                 f"valid_share={valid_share}, but the corpus has a validation part of "
                 "its own: leave it out."
             )
-        runs = [Run("test", *(by_part[part] for part in PARTS))]
+        folds = [Fold("test", *(by_part[part] for part in PARTS))]
     else:
         if len(parts) < 3:
             raise UserError(
@@ -281,7 +282,7 @@ def make_runs(clips, valid_share=None):
                 f"Fold {bad[0]!r}: folds become folders; name them with letters, "
                 "digits, - and _ only."
             )
-        runs = []
+        folds = []
         for i, name in enumerate(parts):
             others = [clip for clip in clips if clip.part != name]
             if valid_share is None:
@@ -298,28 +299,28 @@ def make_runs(clips, valid_share=None):
                     f"valid_share={valid_share} of {len(others)} clips is none: give "
                     "more, or null to validate on the next fold."
                 )
-            runs.append(Run(name, train, valid, by_part[name]))
-    for run in runs:
-        _check_labels(run)
-    return runs
+            folds.append(Fold(name, train, valid, by_part[name]))
+    for fold in folds:
+        _check_labels(fold)
+    return folds
 
 
 def _draw(clip):
-    """A number in [0, 1), evenly distributed, always the same for a clip."""
+    """A random number in [0, 1) that is always the same for a clip."""
     return zlib.crc32(clip.id.encode()) / 2**32
 
 
-def _check_labels(run):
-    known = {label for clip in run.train for label in clip.labels}
+def _check_labels(fold):
+    known = {label for clip in fold.train for label in clip.labels}
     for part in ("valid", "test"):
-        unseen = set(all_labels(getattr(run, part))) - known
+        unseen = set(all_labels(getattr(fold, part))) - known
         if unseen:
             shown = ", ".join(in_order(unseen)[:10])
+            where = "" if fold.name == "test" else f" (test fold {fold.name})"
             raise UserError(
-                f"{len(unseen)} labels are in {part} but not in train"
-                f"{'' if run.name == 'test' else f' (test fold {run.name})'}: {shown}. "
-                "What was never trained cannot be recognised: add clips of them to "
-                "train, spread them over the folds, or remove them."
+                f"{len(unseen)} labels are in {part} but not in train{where}: {shown}. "
+                "A classifier cannot recognise labels without training clips: add "
+                "clips of them to train, spread them over the folds, or remove them."
             )
 
 
@@ -344,7 +345,7 @@ def in_order(names):
 
 
 def targets_of(clips, labels, multi_label):
-    """What a classifier should say.
+    """What a classifier should predict.
 
     Arguments
     ---------
@@ -354,7 +355,7 @@ def targets_of(clips, labels, multi_label):
 
     Raises
     ------
-    ValueError
+    UserError
         If a clip has several labels and may not.
 
     Returns
@@ -383,157 +384,3 @@ def targets_of(clips, labels, multi_label):
     for row, clip in zip(targets, clips, strict=True):
         row[[index[label] for label in clip.labels]] = 1
     return targets
-
-
-@dataclass
-class ClipBatch:
-    """Clips of different lengths, padded.
-
-    Arguments
-    ---------
-    inputs : torch.Tensor
-        Samples [B, N], or whatever else was stored of the clips, [B, N, ...].
-    lengths : torch.Tensor
-        Valid part of each along N, int64, shape [B].
-    targets : torch.Tensor
-        See `targets_of`.
-    index : torch.Tensor
-        Their places in the list of clips, int64, shape [B].
-    """
-
-    inputs: torch.Tensor
-    lengths: torch.Tensor
-    targets: torch.Tensor
-    index: torch.Tensor
-
-    def to(self, device):
-        """The batch on another device."""
-        return ClipBatch(
-            *(
-                getattr(self, name).to(device, non_blocking=True)
-                for name in ("inputs", "lengths", "targets", "index")
-            )
-        )
-
-    def pin_memory(self):
-        """The batch in page-locked memory."""
-        return ClipBatch(
-            *(
-                getattr(self, name).pin_memory()
-                for name in ("inputs", "lengths", "targets", "index")
-            )
-        )
-
-
-class LabelledClips(torch.utils.data.Dataset):
-    """Clips as waveforms, or as what was computed from them, with targets.
-
-    Arguments
-    ---------
-    clips : list of Clip
-    targets : torch.Tensor
-        See `targets_of`.
-    sample_rate : int
-        Rate of the waveforms, in Hz.
-    stored : dict-like, optional
-        Clip ID -> tensor to give instead of the waveform.
-
-    Example
-    -------
-    >>> from encodecmae_sb.bundled import sound_folder
-    >>> from encodecmae_sb.data.corpora import find_clips
-    >>> clips = find_clips("esc50", sound_folder())[:2]
-    >>> data = LabelledClips(clips, torch.tensor([0, 0]), 24000)
-    >>> data.collate([data[0], data[1]]).inputs.shape[0]
-    2
-    """
-
-    def __init__(self, clips, targets, sample_rate=24000, stored=None):
-        self.clips = clips
-        self.targets = targets
-        self.sample_rate = sample_rate
-        self.stored = stored
-
-    def __len__(self):
-        return len(self.clips)
-
-    def __getitem__(self, index):
-        clip = self.clips[index]
-        if self.stored is not None:
-            return index, self.stored[clip.id]
-        try:
-            return index, read_audio(clip.wav, self.sample_rate)
-        except UnusableAudio as error:
-            raise UserError(
-                f"{clip.wav}: {error}. Repair the file or take it out of the corpus, "
-                "and run the same command again."
-            ) from error
-
-    def collate(self, items):
-        """Makes a `ClipBatch` of items."""
-        index = torch.tensor([index for index, _ in items])
-        inputs = [content for _, content in items]
-        return ClipBatch(
-            inputs=torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True),
-            lengths=torch.tensor([len(content) for content in inputs]),
-            targets=self.targets[index],
-            index=index,
-        )
-
-
-class EpochBatches:
-    """Batches of indices in random order, another one in every epoch.
-
-    The order depends on the seed and the epoch alone, so that a run that was killed
-    finds it again. Clips of like length tend to come together. A last batch of one
-    clip is joined to the one before, because the head normalises over the batch.
-
-    Arguments
-    ---------
-    durations : list of float
-        Of all clips, in seconds.
-    batch_size : int
-        At least 2.
-    seed : int
-
-    Example
-    -------
-    >>> sampler = EpochBatches([1.0] * 5, batch_size=2, seed=0)
-    >>> sampler.set_epoch(3)
-    >>> sorted(len(batch) for batch in sampler)
-    [2, 3]
-    """
-
-    def __init__(self, durations, batch_size, seed):
-        if batch_size < 2:
-            raise UserError(f"batch_size={batch_size}: at least 2.")
-        if len(durations) < 2:
-            raise UserError(f"{len(durations)} clip to train on: at least 2.")
-        self.durations = np.asarray(durations)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 1
-
-    def set_epoch(self, epoch):
-        """Chooses the epoch, counted from 1."""
-        self.epoch = epoch
-
-    def __len__(self):
-        whole, rest = divmod(len(self.durations), self.batch_size)
-        return max(whole + (rest > 1), 1)
-
-    def __iter__(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(len(self.durations))
-        # Sorted by length within a few batches at a time, few enough that their
-        # composition still is another one in every epoch.
-        size = max(1, min(20, len(self) // 4)) * self.batch_size
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            order[start : start + size] = part[
-                np.argsort(self.durations[part], kind="stable")
-            ]
-        cuts = [self.batch_size * i for i in range(1, len(self))]
-        batches = np.split(order, cuts)
-        for i in rng.permutation(len(batches)):
-            yield batches[i].tolist()

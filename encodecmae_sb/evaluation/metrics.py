@@ -1,13 +1,15 @@
-"""What is said about a classifier: figures, tables and a picture."""
+"""Metrics of classifiers, as numbers and as tables."""
+
+import statistics
 
 import numpy as np
-import torch
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from encodecmae_sb.utils.files import write_csv
 
 
 def clip_scores(probabilities, targets):
-    """The figures of clips with one label each, or with any number of labels.
+    """The metrics of clips with one label each, or with any number of labels.
 
     Arguments
     ---------
@@ -19,10 +21,11 @@ def clip_scores(probabilities, targets):
     Returns
     -------
     dict of str to float
-        See `accuracy_scores` and `multi_label_scores`. The first is what is gone by.
+        See `accuracy_scores` and `multi_label_scores`. The first is the main metric.
 
     Example
     -------
+    >>> import torch
     >>> list(clip_scores(torch.eye(2), torch.eye(2)))
     ['mAP', 'micro_f1']
     """
@@ -33,7 +36,7 @@ def clip_scores(probabilities, targets):
 
 
 def accuracy_scores(probabilities, targets):
-    """Figures for clips with one label each.
+    """Metrics of clips with one label each.
 
     Arguments
     ---------
@@ -50,6 +53,7 @@ def accuracy_scores(probabilities, targets):
 
     Example
     -------
+    >>> import torch
     >>> accuracy_scores(torch.eye(2), torch.tensor([0, 1]))["accuracy"]
     1.0
     """
@@ -63,7 +67,7 @@ def accuracy_scores(probabilities, targets):
 
 
 def multi_label_scores(probabilities, targets, threshold=0.5):
-    """Figures for clips with any number of labels.
+    """Metrics of clips with any number of labels.
 
     Arguments
     ---------
@@ -82,21 +86,19 @@ def multi_label_scores(probabilities, targets, threshold=0.5):
 
     Example
     -------
+    >>> import torch
     >>> multi_label_scores(torch.eye(2), torch.eye(2))["mAP"]
     1.0
     """
     precisions = [
-        average_precision(probabilities[:, i], targets[:, i])
-        for i in range(targets.shape[1])
-        if targets[:, i].any()
+        average_precision(scores, wanted)
+        for scores, wanted in zip(probabilities.T, targets.T, strict=True)
+        if wanted.any()
     ]
-    given, wanted = probabilities > threshold, targets > 0.5
-    right = (given & wanted).sum().item()
-    total = given.sum().item() + wanted.sum().item()
-    return {
-        "mAP": sum(precisions) / len(precisions),
-        "micro_f1": 2 * right / total if total else 0.0,
-    }
+    _, _, f1, _ = precision_recall_fscore_support(
+        targets > 0.5, probabilities > threshold, average="micro", zero_division=0
+    )
+    return {"mAP": sum(precisions) / len(precisions), "micro_f1": float(f1)}
 
 
 def average_precision(scores, wanted):
@@ -115,26 +117,19 @@ def average_precision(scores, wanted):
 
     Example
     -------
+    >>> import torch
     >>> average_precision(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([1, 0, 1]))
     0.8333333333333333
     """
-    order = scores.argsort(descending=True, stable=True)
-    scores, wanted = scores[order], wanted[order].double()
-    found = wanted.cumsum(0)
-    # Clips of the same score come in together.
-    last = torch.ones(len(scores), dtype=torch.bool)
-    last[:-1] = scores[:-1] != scores[1:]
-    taken = torch.arange(1, len(scores) + 1)[last]
-    found = found[last]
-    gained = torch.diff(found, prepend=found.new_zeros(1))
-    return ((found / taken) * gained).sum().item() / found[-1].item()
+    # A probe whose training diverged gives NaN, which scikit-learn refuses.
+    return float(average_precision_score(wanted > 0.5, scores.nan_to_num()))
 
 
 def resampled_scores(probabilities, targets, draws=1000, seed=0):
     """Accuracy, or mAP, on sets of clips that are drawn with replacement.
 
-    The bootstrap: each set has as many clips as there are, and their spread is what
-    another test set of this size would change.
+    This is the bootstrap. Each set has as many clips as there are. How much the scores
+    of the sets differ says how much another test set of this size would change.
 
     Arguments
     ---------
@@ -152,6 +147,7 @@ def resampled_scores(probabilities, targets, draws=1000, seed=0):
 
     Example
     -------
+    >>> import torch
     >>> targets = torch.tensor([0, 1, 1, 1])
     >>> resampled_scores(torch.eye(2)[[0, 1, 1, 0]], targets, draws=3).shape
     (3,)
@@ -161,7 +157,8 @@ def resampled_scores(probabilities, targets, draws=1000, seed=0):
     scores = []
     for start in range(0, draws, _DRAWS_AT_ONCE):
         number = min(_DRAWS_AT_ONCE, draws - start)
-        # How often each clip is in each set, [clips, sets]: a clip's row in one piece.
+        # How often each clip is in each set, [clips, sets]. Contiguous by clip, because
+        # rows of clips are taken below.
         counts = rng.multinomial(clips, np.full(clips, 1 / clips), size=number)
         counts = np.ascontiguousarray(counts.T, dtype=np.int32)
         if targets.dim() == 1:
@@ -183,7 +180,7 @@ def _resampled_precision(probabilities, targets, counts):
             continue
         order = np.argsort(-scores, kind="stable")
         right = np.flatnonzero(wanted[order] > 0.5)
-        # As in `average_precision`, clips of the same score come in together.
+        # Clips of the same score count together, as in `average_precision`.
         last = np.flatnonzero(np.diff(scores[order], append=-np.inf))
         ends = last[np.searchsorted(last, right)]
         taken = counts[order].cumsum(0, dtype=np.int32)[ends]
@@ -197,7 +194,7 @@ def _resampled_precision(probabilities, targets, counts):
 
 
 def class_rows(probabilities, targets, labels, threshold=0.5):
-    """One row of figures a class.
+    """The metrics of each class.
 
     Arguments
     ---------
@@ -217,30 +214,61 @@ def class_rows(probabilities, targets, labels, threshold=0.5):
 
     Example
     -------
+    >>> import torch
     >>> class_rows(torch.eye(2), torch.tensor([0, 0]), ["a", "b"])[0]["recall"]
     0.5
     """
+    multi_label = targets.dim() == 2
+    columns = precision_recall_fscore_support(
+        targets > 0.5 if multi_label else targets,
+        probabilities > threshold if multi_label else probabilities.argmax(1),
+        labels=range(len(labels)),
+        zero_division=0,
+    )
     rows = []
-    for i, label in enumerate(labels):
-        if targets.dim() == 1:
-            given, wanted = probabilities.argmax(1) == i, targets == i
-        else:
-            given, wanted = probabilities[:, i] > threshold, targets[:, i] > 0.5
-        right = (given & wanted).sum().item()
-        given, clips = given.sum().item(), wanted.sum().item()
-        row = {
-            "label": label,
-            "clips": clips,
-            "precision": right / given if given else 0.0,
-            "recall": right / clips if clips else 0.0,
-            "f1": 2 * right / (given + clips) if right else 0.0,
-        }
-        if targets.dim() == 2:
+    for i, (label, *row) in enumerate(zip(labels, *columns, strict=True)):
+        precision, recall, f1, clips = (value.item() for value in row)
+        row = {"label": label, "clips": clips}
+        row |= {"precision": precision, "recall": recall, "f1": f1}
+        if multi_label:
             row["average_precision"] = (
-                average_precision(probabilities[:, i], wanted) if clips else 0.0
+                average_precision(probabilities[:, i], targets[:, i]) if clips else 0.0
             )
         rows.append(row)
     return rows
+
+
+def over_folds(names, rows):
+    """Means over folds, deviations, and the metrics of every fold.
+
+    Arguments
+    ---------
+    names : list of str
+        Of the folds.
+    rows : list of dict of str to float
+        Metrics of each.
+
+    Returns
+    -------
+    dict of str to float
+        Of each metric the mean; with more than one fold also `METRIC_std` and
+        `fold_NAME/METRIC`.
+
+    Example
+    -------
+    >>> over_folds(["a", "b"], [{"mAP": 0.5}, {"mAP": 0.5}])
+    {'mAP': 0.5, 'mAP_std': 0.0, 'fold_a/mAP': 0.5, 'fold_b/mAP': 0.5}
+    """
+    metrics = {}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        metrics[key] = statistics.fmean(values)
+        if len(values) > 1:
+            metrics[f"{key}_std"] = statistics.stdev(values)
+    if len(rows) > 1:
+        for name, row in zip(names, rows, strict=True):
+            metrics |= {f"fold_{name}/{key}": value for key, value in row.items()}
+    return metrics
 
 
 def write_rows(path, rows):
@@ -253,54 +281,3 @@ def write_rows(path, rows):
         for row in rows
     )
     write_csv(path, rounded)
-
-
-def confusion_matrix(predicted, targets, num_classes):
-    """Counts of clips by label (rows) and prediction (columns), int64.
-
-    Example
-    -------
-    >>> confusion_matrix(torch.tensor([0, 1]), torch.tensor([1, 1]), 2)
-    tensor([[0, 0],
-            [1, 1]])
-    """
-    cells = targets * num_classes + predicted
-    counts = torch.bincount(cells, minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)
-
-
-def draw_confusion(counts, labels, path, title):
-    """Draws a confusion matrix, each row in shares of its label's clips.
-
-    Arguments
-    ---------
-    counts : torch.Tensor
-        From `confusion_matrix`.
-    labels : list of str
-    path : str or Path
-        The PNG file to write.
-    title : str
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    number = len(labels)
-    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    # Large enough to read every label, up to hundreds of them.
-    side = min(2.5 + 0.45 * number, 12 + 0.14 * number)
-    size = max(4, min(10, 60 * side / (number + 10)))
-    figure, axes = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(number), labels, rotation=90, fontsize=size)
-    axes.set_yticks(range(number), labels, fontsize=size)
-    axes.set(xlabel="predicted", ylabel="label", title=title)
-    if number <= 60:
-        for i, j in counts.nonzero().tolist():
-            colour = "white" if shares[i, j] > 0.5 else "black"
-            text = str(counts[i, j].item())
-            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=size)
-    figure.colorbar(image, shrink=0.7, label="share of the label's clips")
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)

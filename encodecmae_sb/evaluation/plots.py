@@ -2,7 +2,12 @@
 
 import contextlib
 
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
 from encodecmae_sb.utils.files import whole_file
+
+from .comparison import spread
 
 
 @contextlib.contextmanager
@@ -43,3 +48,160 @@ def picture(path, rows=1, columns=1, **options):
             figure.savefig(scratch, format="png", dpi=100)
     finally:
         pyplot.close(figure)
+
+
+def draw_curves(history, path):
+    """Draws loss, cross-entropy and accuracy over a pretraining.
+
+    Arguments
+    ---------
+    history : History
+        Filled by `PretrainBrain`.
+    path : str or Path
+        The PNG file to write.
+    """
+    steps = history.column("step")
+    n_codebooks = sum(key.startswith("masked_ce_") for key in history.rows[-1])
+    with picture(path, 1, 3, figsize=(13, 4)) as (_, (losses, entropy, accuracy)):
+        losses.plot(steps, history.column("train_loss"), ".-", label="training")
+        losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
+        losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
+        losses.legend()
+        for q in range(1, n_codebooks + 1):
+            line = {"color": _viridis((q - 1) / n_codebooks)}
+            named = line | {"label": f"codebook {q}"}
+            entropy.plot(steps, history.column(f"masked_ce_{q}"), ".-", **named)
+            entropy.plot(steps, history.column(f"unigram_ce_{q}"), ":", **line)
+            share = [100 * value for value in history.column(f"masked_accuracy_{q}")]
+            accuracy.plot(steps, share, ".-", **named)
+        entropy.set(
+            title="Hidden frames: cross-entropy (dotted: unigram)",
+            xlabel="step",
+            ylabel="nats",
+        )
+        accuracy.set(title="Hidden frames: accuracy", xlabel="step", ylabel="%")
+        accuracy.legend(fontsize="small")
+        for axes in (losses, entropy, accuracy):
+            axes.grid(alpha=0.3)
+
+
+def _viridis(share):
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](share)
+
+
+def draw_confusion(predicted, targets, labels, path, title):
+    """Draws a confusion matrix, each row as shares of the clips with its label.
+
+    Arguments
+    ---------
+    predicted, targets : torch.Tensor
+        Indices into `labels`, int64, shape [clips].
+    labels : list of str
+    path : str or Path
+        The PNG file to write.
+    title : str
+    """
+    number = len(labels)
+    counts = confusion_matrix(targets, predicted, labels=range(number))
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    # Large enough to read every label, up to hundreds of them.
+    side = min(2.5 + 0.45 * number, 12 + 0.14 * number)
+    size = max(4, min(10, 60 * side / (number + 10)))
+    with picture(path, figsize=(side + 1, side)) as (figure, axes):
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(number), labels, rotation=90, fontsize=size)
+        axes.set_yticks(range(number), labels, fontsize=size)
+        axes.set(xlabel="predicted", ylabel="label", title=title)
+        if number <= 60:
+            for i, j in np.argwhere(counts):
+                axes.text(
+                    *(j, i, str(counts[i, j])),
+                    ha="center",
+                    va="center",
+                    color="white" if shares[i, j] > 0.5 else "black",
+                    fontsize=size,
+                )
+        figure.colorbar(image, shrink=0.7, label="share of the label's clips")
+
+
+def draw_bars(names, scores, draws, path, score_name, chance=None):
+    """Draws a bar for each encoder, with its 95 % interval and its folds.
+
+    Arguments
+    ---------
+    names : list of str
+    scores, draws : list of array-like
+        Of each, as for `comparison.spread`.
+    path : str or Path
+        The PNG file to write.
+    score_name : str
+    chance : float, optional
+        The score that is reached without listening, drawn as a line.
+    """
+    spreads = [spread(*tables) for tables in zip(scores, draws, strict=True)]
+    with picture(path, figsize=(8, 1.2 + 0.5 * len(names))) as (_, axes):
+        axes.barh(
+            range(len(names)),
+            [row["mean"] for row in spreads],
+            xerr=_errors(spreads),
+            color="C0",
+            alpha=0.6,
+            capsize=4,
+        )
+        for i, table in enumerate(scores):
+            points = np.mean(table, 1) if len(table) > 1 else np.asarray(table)[0]
+            axes.plot(points, [i] * len(points), ".", color="black", markersize=4)
+        if chance is not None:
+            axes.axvline(chance, color="grey", linestyle=":")
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.invert_yaxis()
+        dots = "folds" if len(scores[0]) > 1 else "repeats"
+        axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})")
+
+
+def draw_layers(curves, path, score_name):
+    """Draws the score over the layers of each encoder.
+
+    Arguments
+    ---------
+    curves : dict of str to list of (array-like, array-like)
+        Name -> for each layer scores and draws, as for `comparison.spread`. An encoder
+        with a single layer is drawn as a line across.
+    path : str or Path
+        The PNG file to write.
+    score_name : str
+    """
+    with picture(path, figsize=(7, 4.5)) as (_, axes):
+        for i, (name, layers) in enumerate(curves.items()):
+            line = {"color": f"C{i}", "label": _short(name)}
+            spreads = [spread(*tables) for tables in layers]
+            means = [row["mean"] for row in spreads]
+            if len(layers) == 1:
+                axes.axhline(means[0], linestyle="--", **line)
+            else:
+                axes.errorbar(
+                    *(range(len(layers)), means, _errors(spreads)),
+                    marker="o",
+                    capsize=3,
+                    **line,
+                )
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(
+            xlabel="layer, counted from 0", ylabel=f"{score_name}, with 95 % interval"
+        )
+        axes.legend()
+
+
+def _errors(spreads):
+    """Lengths of the lower and upper halves of error bars, [2, bars]."""
+    rows = [(row["mean"], row.get("low"), row.get("high")) for row in spreads]
+    lower = [0.0 if low is None else max(0.0, mean - low) for mean, low, _ in rows]
+    upper = [0.0 if high is None else max(0.0, high - mean) for mean, _, high in rows]
+    return [lower, upper]
+
+
+def _short(name, length=36):
+    """The end of a long path."""
+    return name if len(name) <= length else "…" + name[1 - length :]

@@ -1,9 +1,9 @@
-"""Probes: small classifiers on vectors that stay as they are, to tell their worth.
+"""Probes: small classifiers on fixed vectors, which measure what the vectors hold.
 
 As in HEAREval (https://arxiv.org/abs/2203.03022), every probe of a small grid is
-trained until validation stops improving, and the one that validates best is tested.
-Here the choice is made for each fold on its own validation fold (HEAREval makes it on
-the first and keeps it), and the chosen probe is trained again from other seeds.
+trained until validation stops improving, and the one with the best validation is
+tested. Unlike there, the choice is made anew in every fold, on the fold's own
+validation set, and the chosen probe is trained again from other seeds.
 """
 
 import copy
@@ -11,12 +11,11 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from encodecmae_sb.data.clips import EpochBatches
+from encodecmae_sb.data.clip_batches import EpochBatches
 from encodecmae_sb.nnet.pooling import probabilities
 from encodecmae_sb.utils.errors import UserError
 
@@ -27,7 +26,7 @@ DRAWS = 1000  # of test clips, for intervals
 
 @dataclass(frozen=True)
 class ProbeGrid:
-    """The probes to choose from, and how each is trained.
+    """The probes to choose from, and how to train each of them.
 
     Arguments
     ---------
@@ -43,11 +42,11 @@ class ProbeGrid:
     number_of_epochs : int
         At most.
     patience : int
-        Epochs without a better validation after which training stops.
+        Training stops after so many epochs without a better validation.
 
     Raises
     ------
-    ValueError
+    UserError
         If a value has no meaning.
 
     Example
@@ -104,7 +103,7 @@ def _rate(value):
 
 
 def check_whole(name, value, minimum):
-    """Raises a ValueError unless a setting is a whole number from a minimum."""
+    """Raises a `UserError` unless a setting is a whole number from a minimum."""
     if not _count(value, minimum):
         raise UserError(f"{name}={value}: a whole number from {minimum} is needed.")
 
@@ -175,7 +174,7 @@ class TrainedProbe:
 
 
 def train_probe(train, valid, num_classes, choice, grid, seed):
-    """Trains one probe; the same for the same seed, whatever came before.
+    """Trains one probe. The same seed gives the same probe, whatever was drawn before.
 
     Arguments
     ---------
@@ -235,7 +234,7 @@ def train_probe(train, valid, num_classes, choice, grid, seed):
 
 
 def _score(logits, targets):
-    """What validation goes by; `clip_scores` computes more, and takes longer."""
+    """The main one of `clip_scores`, without the others, which take longer."""
     if targets.dim() == 2:
         return multi_label_scores(logits.sigmoid().cpu(), targets.cpu())["mAP"]
     # Moved first: not every device has double precision.
@@ -247,8 +246,8 @@ def probe_vectors(
 ):
     """Chooses a probe on the validation set and tests it.
 
-    Vectors are brought to mean 0 and deviation 1, as measured on the training set:
-    those of different encoders differ in scale by orders of magnitude.
+    Vectors are normalised to mean 0 and deviation 1 of the training set: the scales of
+    different encoders differ by orders of magnitude.
 
     Arguments
     ---------
@@ -257,27 +256,26 @@ def probe_vectors(
     num_classes : int
     grid : ProbeGrid
     repeats : int
-        How often the chosen probe is trained, each time from another seed, and
-        tested.
+        How often to train and test the chosen probe, each time from another seed.
     seed : int
         Of the first repeat and of the choice.
     choice : (int, float), optional
-        Hidden layers and learning rate, where they are chosen already.
+        Hidden layers and learning rate, if they were chosen before.
     draws_seed : int
-        Of the sets that are drawn from the test clips; what is to be compared must
-        have the same.
+        Of the sets that are drawn from the test clips. Encoders that are compared need
+        the same.
 
     Returns
     -------
     list of dict
-        For each repeat: `repeat`, `hidden_layers`, `lr`, `epoch`, `valid` (the score
-        gone by), the figures of `clip_scores` on the test set, and `draws`, a list of
-        the first of them on `DRAWS` sets drawn from the test clips, see
+        For each repeat: `repeat`, `hidden_layers`, `lr`, `epoch`, `valid` (the main
+        metric on the validation set), the metrics of `clip_scores` on the test set, and
+        `draws`, the main metric on `DRAWS` sets drawn from the test clips, see
         `resampled_scores`.
 
     Raises
     ------
-    ValueError
+    UserError
         If vectors are not finite, there is a single class, or `repeats` is below 1.
 
     Example
@@ -334,153 +332,3 @@ def probe_vectors(
             }
         )
     return rows
-
-
-def spread(scores, draws=None):
-    """Mean of scores over folds and repeats, and how sure it is.
-
-    Arguments
-    ---------
-    scores : array-like
-        Shape [folds, repeats].
-    draws : array-like, optional
-        The same on sets drawn from the test clips, shape [folds, repeats, sets].
-
-    Returns
-    -------
-    dict of str to float
-        `mean`; `low` and `high`, the 95 % interval of the mean, where there are
-        draws; `std_folds` and `std_repeats`, deviations from fold to fold and, within
-        a fold, from repeat to repeat; `stderr_folds`, the standard error of the mean
-        of the folds. What a single fold or repeat cannot tell is left out.
-
-        The interval is that of a bootstrap in two ways at once: the test clips of
-        every fold are drawn anew, and with them the repeats, the same ones for all
-        folds. So it covers what other test clips and other seeds would change. It does
-        not cover other training clips, other folds or another pretraining, and few
-        repeats show less than all of what seeds do.
-
-    Example
-    -------
-    >>> result = spread([[0.5, 0.7], [0.9, 0.9]])
-    >>> [round(result[key], 3) for key in ("mean", "stderr_folds", "std_repeats")]
-    [0.75, 0.15, 0.1]
-    >>> spread([[0.5]], [[[0.4] * 500 + [0.6] * 500]])
-    {'mean': 0.5, 'low': 0.4, 'high': 0.6}
-    """
-    scores = np.asarray(scores, dtype=np.float64)
-    folds, repeats = scores.shape
-    result = {"mean": scores.mean().item()}
-    if draws is not None:
-        each = np.mean(draws, axis=0)  # [repeats, sets]
-        sets = each.shape[1]
-        drawn = np.random.default_rng(0).integers(repeats, size=(repeats, sets))
-        means = each[drawn, np.arange(sets)].mean(0)
-        low, high = np.quantile(means, [0.025, 0.975]).tolist()
-        result |= {"low": low, "high": high}
-    if folds > 1:
-        result["std_folds"] = scores.mean(1).std(ddof=1).item()
-        result["stderr_folds"] = result["std_folds"] / math.sqrt(folds)
-    if repeats > 1:
-        result["std_repeats"] = math.sqrt(scores.var(1, ddof=1).mean())
-    return result
-
-
-def _errors(result):
-    """Lengths of the two halves of an error bar, shape [2, 1]."""
-    mean = result["mean"]
-    return [
-        [max(0.0, mean - result.get("low", mean))],
-        [max(0.0, result.get("high", mean) - mean)],
-    ]
-
-
-def draw_bars(names, scores, draws, path, score_name, chance=None):
-    """Draws a bar for each encoder, with its 95 % interval and its folds.
-
-    Arguments
-    ---------
-    names : list of str
-    scores, draws : list of array-like
-        Of each, as for `spread`.
-    path : str or Path
-        The PNG file to write.
-    score_name : str
-    chance : float, optional
-        What is reached without listening, drawn as a line.
-    """
-    pyplot = _pyplot()
-    spreads = [spread(*tables) for tables in zip(scores, draws, strict=True)]
-    figure, axes = pyplot.subplots(
-        figsize=(8, 1.2 + 0.5 * len(names)), layout="constrained"
-    )
-    axes.barh(
-        range(len(names)),
-        [row["mean"] for row in spreads],
-        xerr=np.concatenate([_errors(row) for row in spreads], axis=1),
-        color="C0",
-        alpha=0.6,
-        capsize=4,
-    )
-    for i, table in enumerate(scores):
-        points = np.mean(table, 1) if len(table) > 1 else np.asarray(table)[0]
-        axes.plot(points, [i] * len(points), ".", color="black", markersize=4)
-    if chance is not None:
-        axes.axvline(chance, color="grey", linestyle=":")
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
-    axes.invert_yaxis()
-    dots = "folds" if len(scores[0]) > 1 else "repeats"
-    axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})")
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-
-
-def draw_layers(curves, path, score_name):
-    """Draws the score over the layers of each encoder.
-
-    Arguments
-    ---------
-    curves : dict of str to list of (array-like, array-like)
-        Name -> for each layer scores and draws, as for `spread`. What has one layer
-        only is drawn as a line across.
-    path : str or Path
-        The PNG file to write.
-    score_name : str
-    """
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, (name, layers) in enumerate(curves.items()):
-        spreads = [spread(*tables) for tables in layers]
-        means = [row["mean"] for row in spreads]
-        errors = np.concatenate([_errors(row) for row in spreads], axis=1)
-        if len(layers) == 1:
-            axes.axhline(means[0], color=f"C{i}", linestyle="--", label=_short(name))
-        else:
-            axes.errorbar(
-                range(len(layers)),
-                means,
-                errors,
-                color=f"C{i}",
-                marker="o",
-                capsize=3,
-                label=_short(name),
-            )
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="layer, counted from 0", ylabel=f"{score_name}, with 95 % interval")
-    axes.legend()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _short(name, length=36):
-    """The end of a long path."""
-    return name if len(name) <= length else "…" + name[1 - length :]

@@ -1,4 +1,7 @@
-"""From frames to one decision a clip: pooling over time, and a head."""
+"""From frames to one decision a clip: pooling over time, and a head.
+
+B clips of up to N samples or T frames, L layers, D channels.
+"""
 
 import torch
 from torch import nn
@@ -12,7 +15,7 @@ POOLINGS = ("mean", "mean_std", "attentive")
 
 
 class LogMelFrames(nn.Module):
-    """Log-mel frames in the place of an encoder: the baseline.
+    """The baseline: log-mel frames in the place of an encoder's.
 
     Arguments
     ---------
@@ -37,7 +40,7 @@ class LogMelFrames(nn.Module):
         return self.front_end.dim
 
     def num_frames(self, num_samples):
-        """Frames that waveforms of so many samples give, int64, at least 1."""
+        """Frames that waveforms of `num_samples` samples give, int64, at least 1."""
         return self.front_end.num_frames(num_samples).clamp(min=1)
 
     def forward(self, wavs, wav_lens=None):
@@ -64,15 +67,15 @@ class LogMelFrames(nn.Module):
 class AttentivePooling(nn.Module):
     """Mean and standard deviation over time, each frame by a learnt weight.
 
-    Starts as the plain mean and deviation. (SpeechBrain's normalises over the batch,
-    padding included; here padding has no influence.)
+    At first all frames have the same weight. Padding has no influence, unlike in
+    SpeechBrain's module of this name, which normalises over the padded batch.
 
     Arguments
     ---------
     dim : int
         Width of the frames, D.
     hidden : int
-        Width of the layer that finds the weights.
+        Width of the layer that computes the weights.
 
     Example
     -------
@@ -103,11 +106,11 @@ def _statistics(frames, weights):
 
 
 class ClipHead(nn.Module):
-    """Pools frames over time and classifies what comes out.
+    """Pools frames over time and classifies the result.
 
-    In two steps, `summarise` and `forward`, so that what does not change while the
-    head learns can be computed once: with "mean" and "mean_std" that is all of the
-    pooling.
+    There are two steps, `summarise` and `forward`. The first has no parameters to
+    learn, so its result can be computed once and stored. With "mean" and "mean_std" it
+    is all of the pooling.
 
     Arguments
     ---------
@@ -115,19 +118,19 @@ class ClipHead(nn.Module):
         Width of the frames, D.
     num_classes : int
     num_layers : int
-        Layers whose frames are given, L; if more than one, they are added with
-        learnt weights, the softmax of `layer_weights`.
+        Layers whose frames are given, L. With more than one: their sum with learnt
+        weights, the softmax of `layer_weights`.
     pooling : str
         "mean" over time; "mean_std": mean and standard deviation; "attentive": both
         with learnt weights of the frames.
     hidden_size : int, optional
         Width of a hidden layer (an MLP); default: none (linear).
     dropout : float
-        Before the hidden layer's output is used.
+        Of the hidden layer's output.
 
     Raises
     ------
-    ValueError
+    UserError
         If there is no such pooling.
 
     Example
@@ -162,8 +165,8 @@ class ClipHead(nn.Module):
         if pooling == "attentive":
             self.attentive = AttentivePooling(dim)
         width = dim if pooling == "mean" else 2 * dim
-        # Features differ in scale by orders of magnitude; a linear layer that is
-        # trained for a short time must not see that.
+        # The scales of features differ by orders of magnitude. Without this, a linear
+        # layer would have to be trained for long.
         self.norm = nn.BatchNorm1d(width, affine=False)
         self.output = nn.Sequential()
         if hidden_size:
@@ -179,7 +182,7 @@ class ClipHead(nn.Module):
         return self.pooling == "attentive"
 
     def summarise(self, frames, num_frames):
-        """Does what needs no learnt parameter.
+        """Does the part of pooling that has nothing to learn.
 
         Arguments
         ---------
@@ -252,8 +255,34 @@ class ClipClassifier(nn.Module):
         self.lobe = lobe
         self.head = head
 
-    def summarise(self, wavs, wav_lens=None):
-        """What the head starts from.
+    def summarise(self, wavs, lengths=None):
+        """Computes what the head starts from.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Samples at 24 kHz in [-1, 1], shape [B, N].
+        lengths : torch.Tensor, optional
+            Samples of each clip, int64, shape [B]; default: all N. On the CPU they save
+            a copy from the device: the lobe counts frames there.
+
+        Returns
+        -------
+        summary : torch.Tensor
+            See `ClipHead.summarise`.
+        num_frames : torch.Tensor
+            Of each clip, int64, shape [B].
+        """
+        if lengths is None:
+            lengths = torch.full((len(wavs),), wavs.shape[1])
+        frames = self.lobe(wavs, (lengths / wavs.shape[1]).to(wavs.device))
+        if frames.dim() == 3:
+            frames = frames[None]  # [L, B, T, D]
+        num_frames = self.lobe.num_frames(lengths).to(wavs.device)
+        return self.head.summarise(frames, num_frames), num_frames
+
+    def forward(self, wavs, wav_lens=None):
+        """Classifies.
 
         Arguments
         ---------
@@ -264,23 +293,13 @@ class ClipClassifier(nn.Module):
 
         Returns
         -------
-        summary : torch.Tensor
-            See `ClipHead.summarise`.
-        num_frames : torch.Tensor
-            int64, shape [B].
+        torch.Tensor
+            Logits, shape [B, classes].
         """
-        frames = self.lobe(wavs, wav_lens)
-        if frames.dim() == 3:
-            frames = frames[None]  # [L, B, T, D]
-        if wav_lens is None:
-            wav_lens = wavs.new_ones(len(wavs))
-        lengths = (wav_lens * wavs.shape[1]).round().long()
-        num_frames = self.lobe.num_frames(lengths)
-        return self.head.summarise(frames, num_frames), num_frames
-
-    def forward(self, wavs, wav_lens=None):
-        """Logits [B, classes]; arguments as for `summarise`."""
-        return self.head(*self.summarise(wavs, wav_lens))
+        lengths = wav_lens
+        if wav_lens is not None:
+            lengths = (wav_lens * wavs.shape[1]).round().long()
+        return self.head(*self.summarise(wavs, lengths))
 
 
 def probabilities(logits, multi_label):

@@ -91,18 +91,14 @@ def pack(
     )
     for corpus in corpora:
         unusable.add(corpus.unusable)
-    columns = {
-        split: [
-            np.concatenate([getattr(part, name) for part in items[split].datasets])
-            for name in ("sizes", "seconds")
-        ]
-        for split in SPLITS
-    }
-    total = sum(seconds.sum() for _, seconds in columns.values())
     shards = []
+    everything = [part for split in SPLITS for part in items[split].datasets]
+    total = sum(part.seconds.sum() for part in everything)
     with open_bar(total, "Packing", "s of audio") as bar:
         for split in SPLITS:
-            sizes, seconds = columns[split]
+            parts = items[split].datasets
+            sizes = np.concatenate([part.sizes for part in parts])
+            seconds = np.concatenate([part.seconds for part in parts])
             key = 0
             dealt = deal(sizes, int(shard_mb * 1e6), seed)
             for shard, numbers in enumerate(dealt):

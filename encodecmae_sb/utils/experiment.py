@@ -76,7 +76,7 @@ def start_experiment(argv, can_test=False, choose=None):
     _check_keys(named, text, hparams_file)
     if run_opts.test_only and not can_test:
         raise UserError(
-            "--test_only: this recipe does not test without training. Leave it out. "
+            "--test_only: this recipe does not test without training: leave it out. "
             "What a finished run measured is in its metrics.json."
         )
     # SafeLoader does not build what the tags name; only plain values matter here.
@@ -90,19 +90,8 @@ def start_experiment(argv, can_test=False, choose=None):
         for key, value in choose(plain, named).items():
             overrides += f"\n{key}: {json.dumps(value)}"
     if run_opts.debug and not run_opts.debug_persistently:
-        # By default SpeechBrain drops the checkpointer of a debug run, which recipes
-        # need. Its checkpoints go to the debug folder, so no other run finds them.
-        run_opts = replace(
-            run_opts,
-            debug_persistently=True,
-            overridden_args={*run_opts.overridden_args, "debug_persistently"},
-        )
-        folder = str(Path(values["output_folder"].value) / "debug")
-        overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
-        overrides += f"\noutput_folder: {json.dumps(folder)}\n"
-        if if_main_process():
-            shutil.rmtree(folder, ignore_errors=True)
-        ddp_barrier()
+        folder = Path(values["output_folder"].value) / "debug"
+        run_opts, overrides = _debug_in(folder, run_opts, overrides)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     check_writable(hparams["output_folder"])
@@ -128,6 +117,24 @@ def start_experiment(argv, can_test=False, choose=None):
     else:
         record()
     return hparams, run_opts, set(named)
+
+
+def _debug_in(folder, run_opts, overrides):
+    """Empties a folder and makes it the output folder; the new options and overrides.
+
+    By default SpeechBrain drops the checkpointer of a debug run, which recipes need. It
+    is kept: the checkpoints go to this folder, too, where no other run finds them.
+    """
+    if if_main_process():
+        shutil.rmtree(folder, ignore_errors=True)
+    ddp_barrier()
+    run_opts = replace(
+        run_opts,
+        debug_persistently=True,
+        overridden_args={*run_opts.overridden_args, "debug_persistently"},
+    )
+    overrides = re.sub(r"(?m)^output_folder:.*\n?", "", overrides)
+    return run_opts, f"{overrides}\noutput_folder: {json.dumps(str(folder))}\n"
 
 
 def _environment():

@@ -18,7 +18,7 @@ MAY_CHANGE = frozenset(
         # Places of files. The files are identified by their content.
         *("output_folder", "save_folder", "data_folder", "valid_folder"),
         *("train_csv", "valid_csv", "codes_folder", "codec", "targets", "teacher"),
-        *("encoder_folder",),
+        *("encoder_folder", "csv"),
         # How long to train, and how often to validate and to save.
         *("training_steps", "number_of_epochs", "valid_interval"),
         *("optimizer_step_limit", "ckpt_interval_minutes", "ckpt_interval_steps"),

@@ -36,6 +36,8 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
     >>> with open_bar(10, "Embedding", "files", quiet=True) as bar:
     ...     bar.update(10)
     """
+    if isinstance(total, float):
+        total += 1e-3  # rounded parts may add up to more, of which tqdm would warn
     return tqdm(
         total=total,
         initial=initial,

@@ -1,11 +1,17 @@
 """Corpora of labelled clips, each a module here, chosen by its name in the yaml.
 
-A module has `LAYOUT`, what the corpus looks like on disk, and
-`find_clips(folder)`, which gives its clips (`encodecmae_sb.data.clips.Clip`).
-To add a corpus, add such a file.
+To add a corpus, add one such file, or keep it elsewhere and give its path. It has
+
+- `find_clips(folder)`, which returns the clips (`encodecmae_sb.data.clips.Clip`);
+- `LAYOUT`, what the corpus looks like on disk, shown when something is missing;
+- `RATE`, the sample rate in Hz that every file must have; without it: any rate;
+- `MULTI_LABEL = True` if clips have several labels;
+- `VALID_SHARE`, if a share of the training clips is the validation set, see
+  `clips.make_folds`; without it: the next fold;
+- `MAX_UNUSABLE`, the share of files that may be unreadable; without it: none.
 """
 
-import importlib
+import importlib.util
 import pkgutil
 from pathlib import Path
 
@@ -25,13 +31,57 @@ def corpus_names():
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def load_corpus(corpus):
+    """The module that knows a corpus.
+
+    Arguments
+    ---------
+    corpus : str
+        One of `corpus_names()`, or the path of a Python file.
+
+    Returns
+    -------
+    module
+        With the names listed at the top of this file.
+
+    Raises
+    ------
+    UserError
+        If there is no such corpus.
+    FileNotFoundError
+        If there is no such file.
+
+    Example
+    -------
+    >>> load_corpus("fsdd").RATE
+    8000
+    """
+    if corpus in corpus_names():
+        return importlib.import_module(f"{__name__}.{corpus}")
+    if not str(corpus).endswith(".py"):
+        raise UserError(
+            f"corpus={corpus}: there are {', '.join(corpus_names())}. For another one "
+            "give a Python file with find_clips (--corpus FILE.py), or a manifest "
+            "(--csv FILE)."
+        )
+    path = Path(corpus).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"No such Python file: corpus={corpus}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "find_clips", None)):
+        raise UserError(f"corpus={corpus}: the file defines no find_clips(folder).")
+    return module
+
+
 def find_clips(corpus, folder):
     """Finds the clips of a corpus.
 
     Arguments
     ---------
     corpus : str
-        One of `corpus_names()`.
+        As for `load_corpus`.
     folder : str or Path
         Where it was unpacked.
 
@@ -41,7 +91,7 @@ def find_clips(corpus, folder):
 
     Raises
     ------
-    ValueError
+    UserError
         If there is no such corpus, or files of it are missing.
     FileNotFoundError
         If there is no such folder.
@@ -53,38 +103,34 @@ def find_clips(corpus, folder):
     >>> clip.labels, clip.part
     (('dog',), '1')
     """
-    if corpus not in corpus_names():
-        raise UserError(
-            f"corpus={corpus}: there are {', '.join(corpus_names())}. For any other, "
-            "write a manifest and give it as --csv."
-        )
-    module = importlib.import_module(f"{__name__}.{corpus}")
+    module = load_corpus(corpus)
+    layout = getattr(module, "LAYOUT", "  (see the corpus module)")
     if not folder:
         raise UserError(
-            f"The corpus {corpus} is to be found where? Give --data_folder FOLDER; it "
-            f"should hold\n{module.LAYOUT}"
+            f"Where is the corpus {corpus}? Give --data_folder FOLDER. The folder "
+            f"should hold\n{layout}"
         )
     check_path("data_folder", folder)
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"No such folder: data_folder={folder}. It should hold\n{module.LAYOUT}"
+            f"No such folder: data_folder={folder}. It should hold\n{layout}"
         )
     clips = module.find_clips(folder)
     if not clips:
-        raise missing(folder, "audio files named as in the corpus", module.LAYOUT)
+        raise missing(folder, "audio files named as in the corpus", layout)
     return clips
 
 
 def need(folder, name, layout):
-    """A file of a corpus, or a folder, once it is sure that it can be listed.
+    """A file or folder of a corpus, which must be there.
 
     Arguments
     ---------
     folder : Path
         Where to look.
     name : str
-        What for, relative to the folder.
+        What to look for, relative to the folder.
     layout : str
         What the folder should hold, for the message.
 
@@ -95,13 +141,13 @@ def need(folder, name, layout):
     Raises
     ------
     UserError
-        If it is missing, or a folder that cannot be read.
+        If it is missing, or is a folder that cannot be read.
     """
     path = folder / name
     if not path.exists():
         raise missing(folder, name, layout)
     if path.is_dir():
-        list_folder(path)
+        list_folder(path)  # raises if it cannot be read
     return path
 
 

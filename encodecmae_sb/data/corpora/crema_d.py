@@ -1,7 +1,7 @@
 """CREMA-D: 7442 sentences by 91 actors, 6 emotions.
 
-https://github.com/CheyneyComputerScience/CREMA-D. There is no official split: the
-actors are dealt out to 5 folds, so that no voice is both trained and tested.
+https://github.com/CheyneyComputerScience/CREMA-D. There is no official split. Each
+actor is in one of 5 folds, so no voice is both in training and in the test.
 """
 
 import re
@@ -9,6 +9,8 @@ import re
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
 
+RATE = 16000
+MAX_UNUSABLE = 0.001  # in some copies 1076_MTI_NEU_XX cannot be read
 LAYOUT = """\
   AudioWAV/1001_DFA_ANG_XX.wav   ACTOR_SENTENCE_EMOTION_LEVEL"""
 

@@ -8,6 +8,7 @@ import csv
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
 
+RATE = 44100
 LAYOUT = """\
   meta/esc50.csv        filename,fold,target,category,esc10,src_file,take
   audio/1-100032-A-0.wav"""

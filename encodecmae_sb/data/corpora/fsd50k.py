@@ -1,6 +1,6 @@
 """FSD50K: 51 197 Freesound clips of 0.3 to 30 s, 200 classes, several a clip.
 
-https://zenodo.org/record/4060432. Official parts; needs `multi_label: True`.
+https://zenodo.org/record/4060432. Official parts.
 """
 
 import csv
@@ -8,6 +8,8 @@ import csv
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
 
+RATE = 44100
+MULTI_LABEL = True
 LAYOUT = """\
   FSD50K.ground_truth/dev.csv    fname,labels,mids,split
   FSD50K.ground_truth/eval.csv   fname,labels,mids

@@ -1,7 +1,7 @@
 """Free Spoken Digit Dataset: digits by a few speakers at 8 kHz; 10 classes.
 
-https://github.com/Jakobovski/free-spoken-digit-dataset. A fold is a speaker, named
-after him or her: the test is always a voice that was not trained.
+https://github.com/Jakobovski/free-spoken-digit-dataset. A fold is a speaker and has
+the speaker's name, so the test voice is never in training.
 """
 
 import re
@@ -9,6 +9,8 @@ import re
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
 
+RATE = 8000
+VALID_SHARE = 0.1  # the clips of a whole speaker would be too many
 LAYOUT = """\
   recordings/7_jackson_32.wav   DIGIT_SPEAKER_INDEX"""
 

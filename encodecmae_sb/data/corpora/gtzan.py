@@ -1,9 +1,8 @@
 """GTZAN: music of 30 s, 10 genres, in the fault-filtered split.
 
-The split of Kereliuk et al. (https://arxiv.org/abs/1507.04761) leaves out copies,
-and no artist is in two of its parts: 443 clips to train, 197 to validate, 290 to
-test. Its lists come with torchaudio. (jazz.00054 is damaged in some copies of the
-corpus, and then left out.)
+The split of Kereliuk et al. (https://arxiv.org/abs/1507.04761) leaves out duplicates,
+and no artist is in two parts: 443 clips to train, 197 to validate, 290 to test. The
+lists come with torchaudio.
 """
 
 from torchaudio.datasets import gtzan
@@ -11,6 +10,8 @@ from torchaudio.datasets import gtzan
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
 
+RATE = 22050
+MAX_UNUSABLE = 0.01  # in some copies jazz.00054 cannot be read
 LAYOUT = """\
   genres/blues/blues.00000.wav (or .au)   and so on, one folder a genre
 The folder may also be called genres_original, or be given itself."""

@@ -1,9 +1,9 @@
 """LibriSpeech, who speaks: a closed set of speakers.
 
-https://www.openslr.org/12. The official parts share no speaker, so that they cannot
-serve: of every ten utterances of a speaker in the `train-*` folders, in order, the
-ninth validates and the tenth tests. (Only part of the corpus need be there;
-train-clean-100 has 251 speakers.)
+https://www.openslr.org/12. The official parts cannot be used, because they share no
+speaker. Instead, of every ten utterances of a speaker in the `train-*` folders, in
+order, the ninth is for validation and the tenth for the test. A part of the corpus is
+enough; train-clean-100 has 251 speakers.
 """
 
 from collections import defaultdict
@@ -12,6 +12,7 @@ from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing
 from encodecmae_sb.data.folders import find_paths
 
+RATE = 16000
 LAYOUT = """\
   train-clean-100/103/1240/103-1240-0000.flac   PART/SPEAKER/CHAPTER/
 The part may also be called train."""

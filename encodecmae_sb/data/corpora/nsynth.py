@@ -1,8 +1,8 @@
 """NSynth: 305 979 notes of 4 s; the label is the pitch, as a MIDI number.
 
-https://magenta.tensorflow.org/datasets/nsynth. Official parts, with no instrument
-in both training and the others. As in HEAR, only the 88 pitches of a piano, 21 to
-108: of the others there are few, and not in every part.
+https://magenta.tensorflow.org/datasets/nsynth. Official parts: no instrument of the
+training part is in another part. As in HEAR, only the 88 pitches of a piano, 21 to 108,
+are used. Other pitches are rare, and not in every part.
 """
 
 import json
@@ -10,6 +10,7 @@ import json
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import missing, need
 
+RATE = 16000
 LAYOUT = """\
   nsynth-train/examples.json   nsynth-train/audio/bass_synthetic_033-022-050.wav
   nsynth-valid/...   nsynth-test/..."""

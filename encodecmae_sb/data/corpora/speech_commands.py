@@ -7,6 +7,7 @@ from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.corpora import need
 from encodecmae_sb.data.folders import find_paths
 
+RATE = 16000
 LAYOUT = """\
   validation_list.txt   testing_list.txt
   backward/0165e0e8_nohash_0.wav
@@ -14,7 +15,7 @@ LAYOUT = """\
 
 
 def find_clips(folder):
-    """Clips; what is in neither list is trained on."""
+    """Clips. Those in neither list are for training."""
     lists = {"valid": "validation_list.txt", "test": "testing_list.txt"}
     part_of = {}
     for part, name in lists.items():
