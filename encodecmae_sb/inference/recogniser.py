@@ -195,8 +195,8 @@ class EnCodecMAEASR(Pretrained):
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
         if min(lengths) < HOP:
             raise UserError(f"an item of {min(lengths)} samples is less than a frame")
-        num_samples = torch.tensor(lengths, device=self.device)
-        frames, num_frames = self.mods.lobe.encode(wavs.to(self.device), num_samples)
+        wavs, num_samples = wavs.to(self.device), torch.tensor(lengths)
+        frames, num_frames = self.mods.lobe.encode(wavs, num_samples)
         log_probs, num_steps = self.mods.head(frames, num_frames)
         if self.searcher is None:
             language_model = getattr(self.hparams, "language_model", LanguageModel())

@@ -262,7 +262,7 @@ class EnCodecMAE(nn.Module):
         wavs : torch.Tensor
             Mono samples in [-1, 1] at `input_sample_rate`, shape [B, N].
         num_samples : torch.Tensor, optional
-            Samples of each item, int64, shape [B]; default: N.
+            Samples of each item, int64, shape [B], on any device; default: N.
 
         Returns
         -------
@@ -272,7 +272,7 @@ class EnCodecMAE(nn.Module):
             Frames of each item, int64, shape [B].
         """
         if num_samples is None:
-            num_samples = torch.full((len(wavs),), wavs.shape[1], device=wavs.device)
+            num_samples = torch.full((len(wavs),), wavs.shape[1])
         with torch.no_grad() if self.freeze else contextlib.nullcontext():
             frames = self._encode(wavs.float(), num_samples)
         if self.output_norm:
@@ -280,7 +280,7 @@ class EnCodecMAE(nn.Module):
         if self.layer == WEIGHTED and not self.output_all_hiddens:
             frames = sum_layers(frames, self.layer_weights)
             self._warn_if_nothing_learns()
-        return frames, self.num_frames(num_samples)
+        return frames, self.num_frames(num_samples).to(frames.device)
 
     def _warn_if_nothing_learns(self):
         if not (self.training and torch.is_grad_enabled()):
@@ -298,12 +298,12 @@ class EnCodecMAE(nn.Module):
         """The layer or layers asked for, float32, [B, T, D] or [layers, B, T, D]."""
         samples = wavs.shape[1]
         num_frames = self._num_frames(samples)
-        wavs = wavs * frame_mask(lengths, samples)
+        wavs = wavs * frame_mask(lengths.to(wavs.device), samples)
         rate = self.encoder.front_end.sample_rate
         if self.input_sample_rate != rate:
             wavs, lengths = self._resample(wavs, rate), self._resampled(lengths)
             # The filter rings on after the end of an item.
-            wavs = wavs * frame_mask(lengths, wavs.shape[1])
+            wavs = wavs * frame_mask(lengths.to(wavs.device), wavs.shape[1])
 
         shortest = self._shortest_item()
         # (torchaudio works out the length of long audio to a sample or two.)
