@@ -57,7 +57,7 @@ def parse(argv):
     add("--codec", help=f"{OFFICIAL} (default), {BUNDLED}, or a checkpoint file")
     add("--n_codebooks", type=int, help="default: 8, or what the yaml says")
     add("--hparams", help="a yaml file whose key `targets` names what to store")
-    add("--batch_seconds", type=float, help="audio encoded at once; 16 on a CPU or 320")
+    add("--batch_seconds", type=float, help="audio encoded at once; 16 on a CPU or 256")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--num_workers", type=int, default=2, help="readers per process")
     add("--max_unusable", type=float, default=0.05, help="share of the files")
@@ -110,7 +110,7 @@ def main(argv):
     check_folders(folders)
     join_processes()
     device = choose_device(args.device)
-    args.batch_seconds = args.batch_seconds or (16 if device.type == "cpu" else 320)
+    args.batch_seconds = args.batch_seconds or (16 if device.type == "cpu" else 256)
     if not args.data_folder:
         announce_demonstration("encodes")
     targets = main_process_first(choose_targets(args)).to(device)

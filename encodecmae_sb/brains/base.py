@@ -147,15 +147,15 @@ class ResumableBrain(Brain):
         row : dict of str to number
             `step` or `epoch`, or both, and what was measured. What begins with
             `train_` is of the training, all else of the validation.
-        shown : str
-            The line for the terminal.
+        shown : str or None
+            The line for the terminal, if any.
         **checkpoint
             Of SpeechBrain's `Checkpointer.save_and_keep_only`.
         """
-        row = {name: float(value) for name, value in row.items()}
         self.history.append(row)
         if if_main_process():
-            tqdm.write(shown)
+            if shown is not None:
+                tqdm.write(shown)
             logger = getattr(self.hparams, "train_logger", None)
             if logger is not None:
                 _log(logger, row)
@@ -499,6 +499,7 @@ class StepBrain(ResumableBrain):
             return
         row = {"step": self.optimizer_step, "train_loss": self.train_loss}
         row.update(self.validation_row(stage_loss))
+        row = {name: float(value) for name, value in row.items()}
         shown = [f"{k} {v:.3f}" for k, v in row.items() if k in self.reported]
         self.report(
             row,

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from speechbrain import Stage
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from encodecmae_sb.data.clip_batches import EpochBatches
 from encodecmae_sb.evaluation.metrics import clip_scores
@@ -16,16 +15,15 @@ from encodecmae_sb.nnet.pooling import probabilities
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.progress import open_bar
 
-from .base import ResumableBrain
+from .finetune import FineTuneBrain
 
 
-class ClassifyBrain(ResumableBrain):
+class ClassifyBrain(FineTuneBrain):
     """Trains a `ClipClassifier`. What is random depends on seed and step alone.
 
-    Modules: `lobe` and `head`, those of the classifier. Reads from the yaml: `seed`,
-    `number_of_epochs`, `epoch_counter`, `history`, `batch_size`, `num_workers`,
-    `lr`, and, for a lobe that is not frozen, `lr_encoder` and `freeze_steps` (steps
-    before it starts to learn).
+    Modules: `encoder` and `head`, those of the classifier. Reads from the yaml, besides
+    what `FineTuneBrain` reads: `number_of_epochs`, `history`, `batch_size` and
+    `num_workers`.
 
     Arguments
     ---------
@@ -39,7 +37,7 @@ class ClassifyBrain(ResumableBrain):
     def __init__(
         self, *args, classifier, multi_label=False, loss_weights=None, **kwargs
     ):
-        modules = {"lobe": classifier.lobe, "head": classifier.head}
+        modules = {"encoder": classifier.lobe, "head": classifier.head}
         super().__init__(modules, *args, **kwargs)
         self.classifier = classifier
         self.multi_label = multi_label
@@ -47,7 +45,6 @@ class ClassifyBrain(ResumableBrain):
         if loss_weights is not None:
             self.loss_weights = loss_weights.to(self.device)
         self.stored = False
-        self.bar = None
 
     def fit_clips(self, train, valid):
         """Trains for `number_of_epochs`.
@@ -82,34 +79,16 @@ class ClassifyBrain(ResumableBrain):
         )
         steps = len(self.train_sampler) // self.grad_accumulation_factor
         self.total_steps = steps * self.hparams.number_of_epochs
-        self.fit(
-            self.hparams.epoch_counter,
-            train_loader,
-            valid_loader,
-            progressbar=False,  # our own spans the run
-        )
-        if self.bar is not None:
-            self.bar.close()
-
-    def on_fit_start(self):
-        """Recovers the last checkpoint and opens the progress bar."""
-        super().on_fit_start()
-        if not self.noprogressbar:
-            self.bar = open_bar(self.total_steps, initial=self.optimizer_step)
+        self.fit(self.hparams.epoch_counter, train_loader, valid_loader)
 
     def on_fit_batch_start(self, batch, should_step):
         """Seeds dropout, by the step alone."""
-        step = [self.hparams.seed, self.hparams.epoch_counter.current, self.step]
-        torch.manual_seed(int(np.random.SeedSequence(step).generate_state(1)[0]))
+        torch.manual_seed(self.step_seed())
 
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Moves the progress bar."""
-        if self.bar is not None and should_step:
-            shown = {"epoch": self.hparams.epoch_counter.current}
-            if self.history.rows:
-                shown["valid"] = f"{self.history.rows[-1]['score']:.3f}"
-            self.bar.set_postfix(shown, refresh=False)
-            self.bar.update(1)
+    def shown(self):
+        """The score of the last validation."""
+        rows = self.history.rows
+        return {"valid": f"{rows[-1]['score']:.3f}"} if rows else {}
 
     def compute_forward(self, batch, stage):
         """Logits [B, classes], float32."""
@@ -117,9 +96,8 @@ class ClassifyBrain(ResumableBrain):
         batch = batch.to(self.device)
         if self.stored:
             return self.modules.head(batch.inputs.float(), batch.lengths).float()
-        training = stage == Stage.TRAIN
-        frozen = training and self.optimizer_step < self.hparams.freeze_steps
-        with torch.no_grad() if frozen else contextlib.nullcontext():
+        waits = stage == Stage.TRAIN and self.encoder_waits
+        with torch.no_grad() if waits else contextlib.nullcontext():
             summary, num_frames = self.classifier.summarise(batch.inputs, lengths)
         return self.modules.head(summary, num_frames).float()
 
@@ -148,7 +126,7 @@ class ClassifyBrain(ResumableBrain):
         if not np.isfinite([self.train_loss, stage_loss]).all():
             raise UserError(
                 f"The loss is {self.train_loss} in epoch {epoch}: lower --lr"
-                f"{'' if self.modules.lobe.freeze else ' or --lr_encoder'}."
+                f"{'' if self.modules.encoder.freeze else ' or --lr_encoder'}."
             )
         logits, targets = (torch.cat(parts) for parts in zip(*self.seen, strict=True))
         scores = clip_scores(logits.sigmoid() if self.multi_label else logits, targets)
@@ -160,16 +138,16 @@ class ClassifyBrain(ResumableBrain):
             "valid_loss": float(stage_loss),
             "score": score,
         }
-        self.history.append(row)
-        if not self.modules.lobe.freeze:
-            tqdm.write(
-                f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
-                f"loss {row['valid_loss']:.3f}  {self.score_name} {score:.3f}"
-            )
-        self.checkpointer.save_and_keep_only(
+        shown = (
+            f"epoch {epoch}: loss {row['train_loss']:.3f}  validation: "
+            f"loss {row['valid_loss']:.3f}  {self.score_name} {score:.3f}"
+        )
+        # An epoch of a head alone takes less than a second: the bar is enough.
+        self.report(
+            row,
+            None if self.modules.encoder.freeze else shown,
             meta={"score": score, "loss": row["valid_loss"], "epoch": epoch},
             importance_keys=[_merit],
-            verbosity=10,  # logging.DEBUG
         )
 
     @property
@@ -224,31 +202,6 @@ class ClassifyBrain(ResumableBrain):
                 rows.append(probabilities(logits, self.multi_label).cpu())
                 bar.update(1)
         return torch.cat(rows)
-
-    # The optimizers
-
-    def init_optimizers(self):
-        """One optimizer for the head, and one for a lobe that is not frozen.
-
-        They are two, because SpeechBrain clips the gradients of the first group only.
-        """
-        groups = {"head": (self.modules.head, self.hparams.lr)}
-        if not self.modules.lobe.freeze:
-            groups["encoder"] = (self.modules.lobe, self.hparams.lr_encoder)
-        self.optimizers_dict = {
-            name: self.opt_class(
-                [p for p in module.parameters() if p.requires_grad], lr=lr
-            )
-            for name, (module, lr) in groups.items()
-        }
-        for name, optimizer in self.optimizers_dict.items():
-            self.checkpointer.add_recoverable(f"optimizer_{name}", optimizer)
-
-    def freeze_optimizers(self, optimizers):
-        """The encoder's optimizer waits for `freeze_steps`."""
-        if self.optimizer_step < self.hparams.freeze_steps:
-            return {"head": optimizers["head"]}
-        return optimizers
 
 
 def _merit(checkpoint):

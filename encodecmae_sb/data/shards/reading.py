@@ -26,6 +26,7 @@ from encodecmae_sb.data.tars import Member
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csvs, write_text
+from encodecmae_sb.utils.grid import SAMPLE_RATE
 
 INDEX = "shards.json"
 FORMAT = 1  # raise it when the columns or their meaning change
@@ -337,7 +338,7 @@ class ShardCrops(RandomCrops):
         self,
         manifests,
         crop_seconds=4.0,
-        sample_rate=24000,
+        sample_rate=SAMPLE_RATE,
         seed=0,
         weights=None,
         targets=None,
