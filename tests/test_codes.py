@@ -11,8 +11,7 @@ import pytest
 import soundfile
 import torch
 from commands import run_recipe
-from test_pretrain import ROOT, execute
-from test_reconstruct import flags
+from test_pretrain import ROOT, TINY, execute
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import codec_file, speech_folder
@@ -31,6 +30,12 @@ pytestmark = pytest.mark.usefixtures("few_compared")
 
 class Killed(Exception):
     """Stands for the end of a process."""
+
+
+def flags(output, **options):
+    """Options of a tiny training run, as words of a command line."""
+    given = {**TINY, **options, "output_folder": output, "device": "cpu"}
+    return [str(part) for key, value in given.items() for part in (f"--{key}", value)]
 
 
 def extract(folder, corpus, *options):

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 from commands import run_recipe
+from test_codes import flags
 from test_pretrain import ROOT, execute
-from test_reconstruct import flags
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import speech_folder
