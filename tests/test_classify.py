@@ -597,7 +597,10 @@ def test_both_yamls_have_the_same_keys_and_each_is_read():
     assert keys == keys_of(ROOT / "hparams/classify_mini.yaml")
     source = "".join(
         (ROOT / "encodecmae_sb" / name).read_text()
-        for name in ("pipelines/folds.py", "data/clip_data.py", "brains/classify.py")
+        for name in (
+            *("pipelines/folds.py", "data/clip_data.py"),
+            *("brains/classify.py", "brains/finetune.py"),
+        )
     )
     source += (ROOT / "recipes/classify.py").read_text()
     for key in keys:
