@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from encodecmae_sb.nnet.chunks import (
-    encode_in_pieces,
+    encode_in_chunks,
     frame_middle,
     frame_starts,
     shortest_item,
@@ -95,7 +95,7 @@ def get_timestamp_embeddings(audio, model):
     ---------
     audio : torch.Tensor
         Mono samples in [-1, 1] at `model.sample_rate`, shape [sounds, samples].
-        Sounds longer than 4 s are encoded in pieces of 4 s.
+        Sounds longer than 4 s are encoded in chunks of 4 s.
     model : HearModel
 
     Returns
@@ -105,7 +105,7 @@ def get_timestamp_embeddings(audio, model):
     timestamps : torch.Tensor
         Middle of what each frame describes, in ms, shape [sounds, timestamps].
         Evenly spaced, except that published log-mel encoders leave a gap of
-        38 instead of 13 ms between pieces.
+        38 instead of 13 ms between chunks.
 
     Raises
     ------
@@ -171,4 +171,4 @@ def encode_sounds(encoder, audio, sample_rate):
     front_end = encoder.front_end
     wavs = resample(audio.float(), sample_rate, front_end.sample_rate)
     wavs = F.pad(wavs, (0, max(shortest_item(front_end) - wavs.shape[1], 0)))
-    return torch.stack(encode_in_pieces(encoder, wavs)).float()
+    return torch.stack(encode_in_chunks(encoder, wavs)).float()

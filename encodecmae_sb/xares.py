@@ -70,7 +70,7 @@ class XaresEncoder(torch.nn.Module):
         ---------
         audio : torch.Tensor
             Samples in [-1, 1] at `sampling_rate`, shape [B, N] or [N]. Audio longer
-            than 4 s is encoded in pieces of 4 s.
+            than 4 s is encoded in chunks of 4 s.
 
         Returns
         -------

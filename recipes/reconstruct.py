@@ -7,7 +7,7 @@ Hides gaps, as in training or where --gaps says, predicts their codes with the r
 newest checkpoint, and decodes. Writes `codec.wav` (the codec's own reconstruction),
 `masked.wav` (the same, silent where hidden), `filled.wav` (the gaps filled in),
 `spectrograms.png` and `metrics.json`. Audio that is longer than a crop of the training
-is processed in pieces of that length.
+is processed in chunks of that length.
 """
 
 import argparse

@@ -155,7 +155,7 @@ def test_a_validation_step():
 
 def test_the_lobe():
     encoder = AudioEncoder(LogMel(), ResiDualTransformer(32, 2, 2, 48))
-    lobe = EnCodecMAE(encoder, layer="weighted", piece_seconds=0.5)
+    lobe = EnCodecMAE(encoder, layer="weighted", chunk_seconds=0.5)
     wavs, lens = torch.rand(2, 12000) - 0.5, torch.tensor([1.0, 0.7])
     with torch.no_grad(), Apple():
         features = functional_call(lobe, parts(lobe), (There(wavs), There(lens)))
@@ -181,7 +181,7 @@ def test_a_batch_for_the_interface():
 # Processes that are not forked get what they work on as a pickle.
 
 
-@pytest.mark.parametrize("kind", ["characters", "pieces"])
+@pytest.mark.parametrize("kind", ["characters", "chunks"])
 def test_speech_goes_to_another_process(tmp_path, kind):
     speech = librispeech_set(speech_folder(), ["dev"], tmp_path)
     texts = [row["wrd"] for row in speech.rows]

@@ -256,7 +256,7 @@ def test_manifests_pieces_and_a_corrupt_file(encoder, corpus, tmp_path):
         number_of_epochs=1,
         token_type="bpe",
         vocab_size=60,
-        piece_seconds="null",
+        chunk_seconds="null",
         # The corrupt file is alone in its batch.
         max_batch_items=1,
         test_batch_size=1,

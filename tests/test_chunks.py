@@ -1,4 +1,4 @@
-"""One rule for cutting audio into pieces, whichever way it comes in."""
+"""One rule for cutting audio into chunks, whichever way it comes in."""
 
 import pytest
 import soundfile
@@ -8,18 +8,18 @@ from speechbrain.inference.interfaces import foreign_class
 from encodecmae_sb import hear, xares
 from encodecmae_sb.inference.classifier import export_classifier
 from encodecmae_sb.lobes import EnCodecMAE
-from encodecmae_sb.nnet.chunks import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.nnet.chunks import CHUNK, SHORTEST_TAIL, encode_in_chunks
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 
 RATE = 24000
-# Within a piece, whole pieces, tails that are dropped and tails that are not.
+# Within a chunk, whole chunks, tails that are dropped and tails that are not.
 LENGTHS = [
     5000,
-    PIECE,
-    PIECE + 1000,
-    PIECE + SHORTEST_TAIL,
-    PIECE + SHORTEST_TAIL + 1,
-    2 * PIECE + 40800,
+    CHUNK,
+    CHUNK + 1000,
+    CHUNK + SHORTEST_TAIL,
+    CHUNK + SHORTEST_TAIL + 1,
+    2 * CHUNK + 40800,
 ]
 
 
@@ -42,14 +42,14 @@ def ways(encoder_folder):
 
     def padded(wav, _):
         # In a batch of a longer item, and what follows is anything but silence.
-        samples = PIECE * (len(wav) // PIECE + 1) + 3000
+        samples = CHUNK * (len(wav) // CHUNK + 1) + 3000
         batch = torch.randn(2, samples)
         batch[0, : len(wav)] = wav
         frames = lobe(batch, torch.tensor([len(wav) / samples, 1.0]))[0]
         return frames[: int(lobe.num_frames(torch.tensor(len(wav))))]
 
     return lobe, {
-        "pieces": lambda wav, _: encode_in_pieces(lobe.encoder, wav[None])[0],
+        "chunks": lambda wav, _: encode_in_chunks(lobe.encoder, wav[None])[0],
         "lobe": lambda wav, _: lobe(wav[None])[0],
         "lobe, lengths": lambda wav, _: lobe(wav[None], torch.ones(1))[0],
         "lobe, padded": padded,
@@ -68,7 +68,7 @@ def ways(encoder_folder):
 def test_every_way_gives_the_same_frames(ways, samples, tmp_path):
     lobe, ways = ways
     wav = 0.3 * torch.randn(samples)
-    want = ways["pieces"](wav, None)
+    want = ways["chunks"](wav, None)
     for name, way in ways.items():
         frames = way(wav, tmp_path / "a.wav")
         assert frames.shape == want.shape, name

@@ -361,7 +361,7 @@ def classifiers(pooling, encoder, layer="last"):
 @pytest.mark.parametrize("layer", ["last", "all"])
 def test_padding_changes_nothing(pooling, front_end, layer):
     classifier = classifiers(pooling, tiny_encoder(**front_end), layer)
-    lengths = [110000, 96000, 40000, 96321]  # pieces of 96000
+    lengths = [110000, 96000, 40000, 96321]  # chunks of 96000
     wavs = torch.randn(4, 110000)
     lens = torch.tensor(lengths) / 110000
     with torch.no_grad():

@@ -54,7 +54,7 @@ def spans(text):
 
 
 def split_commands(script):
-    """The commands of a piece of shell, each a list of words."""
+    """The commands of a chunk of shell, each a list of words."""
     for line in script.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split, lexer.commenters = True, "#"

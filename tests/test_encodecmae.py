@@ -22,7 +22,7 @@ from encodecmae_sb.lobes import (
     ResiDualTransformer,
     encodecmae,
 )
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.pretrained.folder import export_encoder
 
 SCRIPT = Path(__file__).with_name("ctc_with_lobe.py")
@@ -46,10 +46,10 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["mel", "latents"])
 @pytest.mark.parametrize("rate", [8000, 16000, 24000, 44100])
-@pytest.mark.parametrize("piece_seconds", [0.5, None])
-def test_features_do_not_depend_on_the_batch(kind, rate, piece_seconds):
+@pytest.mark.parametrize("chunk_seconds", [0.5, None])
+def test_features_do_not_depend_on_the_batch(kind, rate, chunk_seconds):
     lobe = EnCodecMAE(
-        make_encoder(kind), input_sample_rate=rate, piece_seconds=piece_seconds
+        make_encoder(kind), input_sample_rate=rate, chunk_seconds=chunk_seconds
     )
     seconds = (0.31, 0.5, 0.9, 1.3)
     items = [0.3 * torch.randn(int(rate * s)) for s in seconds]
@@ -72,7 +72,7 @@ def test_same_features_as_the_interface(kind):
     wavs = 0.3 * torch.randn(1, 2 * 96000 + 32000)
     for layer in ("last", "last_no_norm", 1):
         lobe = EnCodecMAE(encoder, input_sample_rate=24000, layer=layer)
-        (expected,) = encode_in_pieces(encoder, wavs, layer=layer)
+        (expected,) = encode_in_chunks(encoder, wavs, layer=layer)
         assert torch.allclose(lobe(wavs)[0], expected, atol=1e-5)
 
 
@@ -155,7 +155,7 @@ def test_all_that_is_trained_is_used(process_group, layer, shared_ffn):
 
 def test_gradients_reach_the_waveform():
     wavs = (0.1 * torch.randn(2, 9000)).requires_grad_()
-    lobe = EnCodecMAE(make_encoder(), freeze=False, piece_seconds=0.5)
+    lobe = EnCodecMAE(make_encoder(), freeze=False, chunk_seconds=0.5)
     lobe(wavs, torch.tensor([1.0, 0.5])).square().sum().backward()
     assert (wavs.grad[0] != 0).any()
     assert (wavs.grad[1, :4500] != 0).any()
@@ -224,7 +224,7 @@ def test_new_weights_keep_what_is_frozen(tmp_path, kind, given):
         ({"input_sample_rate": 16}, "input_sample_rate=16"),
         ({"layer": 3}, "layer=3.*0 to 2"),
         ({"layer": "first"}, "layer='first'"),
-        ({"piece_seconds": 0.01}, "piece_seconds=0.01"),
+        ({"chunk_seconds": 0.01}, "chunk_seconds=0.01"),
     ],
 )
 def test_options_without_meaning(folder, options, message):

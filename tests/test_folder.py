@@ -148,7 +148,7 @@ def test_a_new_argument_is_not_lost(tmp_path):
 
 def test_all_that_is_exported_can_be_described(encoder_folder):
     encoder = load_encoder_folder(encoder_folder)
-    lobe = EnCodecMAE(encoder, layer=1, piece_seconds=None, whole_codec_frames=True)
+    lobe = EnCodecMAE(encoder, layer=1, chunk_seconds=None, whole_codec_frames=True)
     head = ClipHead(32, 5, pooling="attentive", hidden_size=8, dropout=0.1)
     for module in (
         encoder,

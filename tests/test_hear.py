@@ -10,7 +10,7 @@ import torch
 
 from encodecmae_sb import hear
 from encodecmae_sb.lobes import CodecLatents
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.utils.signal import resample
 
 
@@ -49,7 +49,7 @@ def test_embeddings_are_those_of_the_encoder(model):
     embeddings, _ = hear.get_timestamp_embeddings(audio, model)
     wavs = resample(audio, 48000, 24000)
     for ours, want in zip(
-        embeddings, encode_in_pieces(model.encoder, wavs), strict=True
+        embeddings, encode_in_chunks(model.encoder, wavs), strict=True
     ):
         assert torch.equal(ours, want)
     assert not embeddings.requires_grad
@@ -61,7 +61,7 @@ def test_timestamps_are_the_middles_of_the_frames(model):
     _, times = hear.get_timestamp_embeddings(noise(2, 9.0), model)
     assert torch.equal(times[0], times[1])
     first, second = times[0, 0].item(), times[0, 300].item()
-    assert second - first == pytest.approx(4000, abs=1e-6)  # the next piece of 4 s
+    assert second - first == pytest.approx(4000, abs=1e-6)  # the next chunk of 4 s
     steps = torch.diff(times[0])
     if getattr(model.encoder.front_end, "centered", True):
         assert first == pytest.approx(160 / 24)
@@ -79,7 +79,7 @@ def test_timestamps_find_an_event(model, monkeypatch):
         pytest.skip("a sample changes many of EnCodec's latents")
     # The front end alone: a transformer spreads what it hears over all frames.
     monkeypatch.setattr(
-        hear, "encode_in_pieces", lambda encoder, wavs: list(encoder.front_end(wavs))
+        hear, "encode_in_chunks", lambda encoder, wavs: list(encoder.front_end(wavs))
     )
     audio = torch.zeros(1, 48000)
     audio[0, 31000] = 1.0

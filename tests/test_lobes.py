@@ -1,4 +1,4 @@
-"""The modules: features, transformer, masked model, codec, encoding in pieces."""
+"""The modules: features, transformer, masked model, codec, encoding in chunks."""
 
 import shutil
 import socket
@@ -25,7 +25,7 @@ from encodecmae_sb.lobes import (
     ResiDualTransformer,
 )
 from encodecmae_sb.nnet import loss as losses
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.nnet.encodec import CodecError
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.nnet.masking import FrameMask, frame_mask
@@ -560,7 +560,7 @@ def test_official_codec_from_the_cache(offline, official, official_file):
         assert torch.equal(codec.net.state_dict()[name], value), name
 
 
-# Encoding in pieces
+# Encoding in chunks
 
 
 @pytest.fixture(scope="module", params=["mel", "latents"])
@@ -582,9 +582,9 @@ def encoder(request):
         (192001, [96000, 96000]),
     ],
 )
-def test_pieces_by_hand(encoder, samples, cuts):
+def test_chunks_by_hand(encoder, samples, cuts):
     wavs = noise(1, samples)
-    (frames,) = encode_in_pieces(encoder, wavs)
+    (frames,) = encode_in_chunks(encoder, wavs)
     parts = wavs[:, : sum(cuts)].split(cuts, dim=1)
     want = torch.cat([encoder(part).last[0] for part in parts])
     assert frames.shape == want.shape
@@ -603,7 +603,7 @@ def test_layers(encoder):
         "all": torch.stack([out.layers[0][0], out.last[0]]),
     }
     for layer, expected in want.items():
-        (frames,) = encode_in_pieces(encoder, wavs, layer=layer)
+        (frames,) = encode_in_chunks(encoder, wavs, layer=layer)
         assert torch.allclose(frames, expected, atol=1e-5), layer
 
 
@@ -612,27 +612,27 @@ def test_layers(encoder):
 def test_result_does_not_depend_on_the_batch(encoder, batch_size):
     lengths = [100000, 20000, 19900, 321, 96000]
     wavs = noise(5, 100000)  # what is beyond an item's length is not looked at
-    together = encode_in_pieces(encoder, wavs, lengths, batch_size=batch_size)
+    together = encode_in_chunks(encoder, wavs, lengths, batch_size=batch_size)
     for wav, length, frames in zip(wavs, lengths, together, strict=True):
-        (alone,) = encode_in_pieces(encoder, wav[None, :length])
+        (alone,) = encode_in_chunks(encoder, wav[None, :length])
         assert frames.shape == alone.shape
         assert (frames - alone).abs().max() < 1e-4
 
 
 def test_item_that_is_too_short(encoder):
     with pytest.raises(ValueError, match="item 1 is 0 samples"):
-        encode_in_pieces(encoder, torch.zeros(2, 5000), [5000, 0])
+        encode_in_chunks(encoder, torch.zeros(2, 5000), [5000, 0])
 
 
 def test_item_shorter_than_a_window():
     front_end = LogMel(hop_length=318, centered=False)
     encoder = AudioEncoder(front_end, ResiDualTransformer(64, 1, 4, 96)).eval()
-    assert encode_in_pieces(encoder, torch.zeros(1, 637))[0].shape == (1, 64)
+    assert encode_in_chunks(encoder, torch.zeros(1, 637))[0].shape == (1, 64)
     with pytest.raises(ValueError, match="item 0 is 636 samples"):
-        encode_in_pieces(encoder, torch.zeros(1, 636))
+        encode_in_chunks(encoder, torch.zeros(1, 636))
 
 
 @pytest.mark.parametrize("layer", ["first", 2, -1, None, 0.5])
 def test_unknown_layer(encoder, layer):
     with pytest.raises(ValueError, match="last_no_norm.*0 to 1"):
-        encode_in_pieces(encoder, torch.zeros(1, 5000), layer=layer)
+        encode_in_chunks(encoder, torch.zeros(1, 5000), layer=layer)

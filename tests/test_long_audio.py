@@ -22,7 +22,7 @@ from encodecmae_sb.data.audio import (
     stream_audio,
 )
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
-from encodecmae_sb.nnet.chunks import PIECE, SHORTEST_TAIL, encode_in_pieces
+from encodecmae_sb.nnet.chunks import CHUNK, SHORTEST_TAIL, encode_in_chunks
 from encodecmae_sb.pipelines import embed as pipeline
 from encodecmae_sb.pretrained.folder import export_encoder
 
@@ -116,18 +116,18 @@ def test_what_stands_before_a_bad_place_is_read(tmp_path):
     "samples",
     [
         5000,
-        PIECE + SHORTEST_TAIL,
-        2 * PIECE,
-        2 * PIECE + SHORTEST_TAIL,  # a tail that is dropped, alone in its stretch
-        2 * PIECE + SHORTEST_TAIL + 1,
-        3 * PIECE + 777,
-        5 * PIECE + 7777,
+        CHUNK + SHORTEST_TAIL,
+        2 * CHUNK,
+        2 * CHUNK + SHORTEST_TAIL,  # a tail that is dropped, alone in its stretch
+        2 * CHUNK + SHORTEST_TAIL + 1,
+        3 * CHUNK + 777,
+        5 * CHUNK + 7777,
     ],
 )
-def test_stream_and_file_are_the_encoder_on_pieces(interface, tmp_path, samples):
+def test_stream_and_file_are_the_encoder_on_chunks(interface, tmp_path, samples):
     wav = noise(samples, seed=samples)
     path = write(tmp_path / "a.wav", wav, subtype="FLOAT")
-    (want,) = encode_in_pieces(interface.mods.encoder, torch.from_numpy(wav.T))
+    (want,) = encode_in_chunks(interface.mods.encoder, torch.from_numpy(wav.T))
     # One stretch, so the very same batch.
     assert torch.equal(interface.encode_file(path), want)
     chunks = list(interface.encode_stream(path, batch_size=2))
@@ -139,9 +139,9 @@ def test_stream_and_file_are_the_encoder_on_pieces(interface, tmp_path, samples)
 @torch.no_grad()
 def test_all_layers_of_a_file_of_several_stretches(mel_folder, tmp_path):
     interface = load(mel_folder)
-    wav = noise(17 * PIECE + 30000)
+    wav = noise(17 * CHUNK + 30000)
     path = write(tmp_path / "a.wav", wav, subtype="FLOAT")
-    (want,) = encode_in_pieces(
+    (want,) = encode_in_chunks(
         interface.mods.encoder, torch.from_numpy(wav.T), layer="all"
     )
     features = interface.encode_file(path, layer="all")
@@ -211,11 +211,11 @@ MEMORY = """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peaks.append(peak * (1 if sys.platform == "darwin" else 1024))
     off = 0
-    for piece in (0, 7, 8, 517, 899):
-        # A piece's own samples: half a sample is safe from rounding.
-        wav = read_audio(path, 24000, 4 * piece + 0.5 / 8000, 4)
+    for chunk in (0, 7, 8, 517, 899):
+        # A chunk's own samples: half a sample is safe from rounding.
+        wav = read_audio(path, 24000, 4 * chunk + 0.5 / 8000, 4)
         alone, _ = encoder.encode_batch(wav[None])
-        mine = features[40 * piece : 40 * (piece + 1)]
+        mine = features[40 * chunk : 40 * (chunk + 1)]
         off = max(off, (alone[0] - mine).abs().max().item())
     said = {"peaks": peaks, "shape": list(features.shape), "off": off}
     print(json.dumps(said))

@@ -19,7 +19,7 @@ from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.bundled import codec_file, speech_folder
 from encodecmae_sb.data.audio import read_audio
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.nnet.encodec import build_encodec
 from encodecmae_sb.pretrained.codec_files import checksum, save_codec
 from encodecmae_sb.utils.errors import UserError
@@ -190,7 +190,7 @@ def test_the_export_is_the_model_in_memory(finished, tmp_path, monkeypatch):
         assert features.shape == (375, TINY["dim"])
     wav = read_audio(utterance, 24000)
     with torch.no_grad():
-        (expected,) = encode_in_pieces(encoder.mods.encoder, wav[None])
+        (expected,) = encode_in_chunks(encoder.mods.encoder, wav[None])
     features = encoder.encode_file(utterance)
     assert torch.equal(features, expected)
     # In a batch, beside a longer item, the features are the same.

@@ -16,7 +16,7 @@ from speechbrain.inference.interfaces import foreign_class
 from test_pretrain import run as pretrain
 
 from encodecmae_sb.lobes import Codec, EnCodecMAE, MaskedCodecLoss
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.nnet.encodec import FrozenCodec, network_from_weights
 from encodecmae_sb.nnet.masking import FrameMask, frame_mask
 from encodecmae_sb.pretrained.published import (
@@ -85,7 +85,7 @@ def test_features_of_long_audio(case, layer, array):
     if array not in expected:
         pytest.skip("stored for the mel model only")
     wavs = wave(expected["long_pcm16"])[None]
-    (frames,) = encode_in_pieces(published.model.encoder, wavs, layer=layer)
+    (frames,) = encode_in_chunks(published.model.encoder, wavs, layer=layer)
     want = torch.from_numpy(expected[array])
     if layer != "all":
         want = want[0]

@@ -108,19 +108,19 @@ def test_accuracy_is_that_of_the_validation(finished, run):
     assert abs(right.sum() - sum(expected)) < 2.5
 
 
-def test_long_audio_is_done_in_pieces(run, wav):
+def test_long_audio_is_done_in_chunks(run, wav):
     hidden = random_gaps(run, len(wav), seed=3)
     assert run.crop == 12160
     assert len(hidden) == -(-len(wav) // 320)
     assert not torch.equal(hidden, random_gaps(run, len(wav), seed=4))
     done = fill_in(run, wav, hidden)
     for i, start in enumerate(range(0, len(wav), run.crop)):
-        piece = wav[start : start + run.crop]
-        frames = slice(38 * i, 38 * i + -(-len(piece) // 320))
-        padded = torch.nn.functional.pad(piece, (0, -len(piece) % 320))
+        chunk = wav[start : start + run.crop]
+        frames = slice(38 * i, 38 * i + -(-len(chunk) // 320))
+        padded = torch.nn.functional.pad(chunk, (0, -len(chunk) % 320))
         assert torch.equal(done.codes[frames], run.codec.encode(padded[None])[0])
-        assert hidden[frames].sum() == len(piece) // 320 // 2
-        alone = fill_in(run, piece, hidden[frames])
+        assert hidden[frames].sum() == len(chunk) // 320 // 2
+        alone = fill_in(run, chunk, hidden[frames])
         assert torch.equal(alone.predicted, done.predicted[frames])
     assert torch.equal(done.filled[~hidden], done.codes[~hidden])
     assert not torch.equal(done.filled[hidden], done.codes[hidden])
@@ -199,7 +199,7 @@ def test_gaps_that_cannot_be(wav, gaps, message):
         given_gaps(gaps, len(wav))
 
 
-def test_a_piece_hidden_whole(run, wav):
+def test_a_chunk_hidden_whole(run, wav):
     with pytest.raises(UserError, match="from 0.51 to 1.01 s"):
         fill_in(run, wav, given_gaps("0.4-1.2", len(wav)))
 

@@ -28,7 +28,7 @@ from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.stored import FileChunks, RowFile, read_samples
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.nnet.clusters import (
     ClusterTargets,
     _use_all,
@@ -203,7 +203,7 @@ def test_stored_targets_are_those_of_the_layer_without_the_norm(
         crop = targets.cut(file, 0.0, 1e6)
         assert len(crop["targets"]) == len(wav) // 320
         with torch.no_grad():
-            (frames,) = encode_in_pieces(teacher, wav[None], layer="last_no_norm")
+            (frames,) = encode_in_chunks(teacher, wav[None], layer="last_no_norm")
             plain = teacher(wav[None, :96000]).layers[-1][0]
         assert (frames[:300] - plain[: len(frames)]).abs().max() < 1e-4
         expected = nearest(frames, centroids)[0][: len(wav) // 320]
@@ -240,7 +240,7 @@ def test_targets_are_those_of_the_nearest_frame_of_a_published_teacher(tmp_path)
     (prepared,) = prepare_corpora(noises(tmp_path / "noises", 1), tmp_path)
     wav = read_audio(tmp_path / "noises/dev/0.wav", 24000)
     with torch.no_grad():
-        (frames,) = encode_in_pieces(teacher, wav[None], layer="last_no_norm")
+        (frames,) = encode_in_chunks(teacher, wav[None], layer="last_no_norm")
     centroids = frames[::7]
     targets = store(teacher, prepared.valid_csv, tmp_path / "targets", centroids)
     crop = targets.cut(0, 0.0, 1e6)

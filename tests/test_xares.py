@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from encodecmae_sb import xares
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_one_class_in_the_module():
 def test_embeddings_are_those_of_the_encoder(encoder_folder):
     encoder = xares.XaresEncoder(encoder_folder)
     audio = torch.rand(2, 150000) - 0.5
-    want = torch.stack(encode_in_pieces(encoder.encoder, audio))
+    want = torch.stack(encode_in_chunks(encoder.encoder, audio))
     assert torch.equal(encoder(audio), want)
     assert (encoder(audio[0]) - want[:1]).abs().max() < 1e-4
     assert not encoder(audio).requires_grad

@@ -200,7 +200,7 @@ class Reconstruction:
 
 
 def random_gaps(run, num_samples, seed=0):
-    """Gaps as in training, drawn for each piece as long as a training crop.
+    """Gaps as in training, drawn for each chunk as long as a training crop.
 
     Arguments
     ---------
@@ -280,7 +280,7 @@ def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
 
 @torch.no_grad()
 def fill_in(run, wav, hidden, temperature=0.0, seed=0):
-    """Predicts hidden codes, in pieces as long as a training crop.
+    """Predicts hidden codes, in chunks as long as a training crop.
 
     Arguments
     ---------
@@ -302,27 +302,27 @@ def fill_in(run, wav, hidden, temperature=0.0, seed=0):
     Raises
     ------
     UserError
-        If a whole piece is hidden.
+        If a whole chunk is hidden.
     """
     if not temperature >= 0:
         raise UserError(f"temperature={temperature}: 0 or more is allowed.")
     generator = torch.Generator().manual_seed(seed)
     codes, predicted, filled = [], [], []
     for start in range(0, len(wav), run.crop):
-        piece = wav[start : start + run.crop]
-        masked = hidden[start // HOP :][: -(-len(piece) // HOP)][None]  # [1, T]
-        padded = F.pad(piece, (0, -len(piece) % HOP))[None]
+        chunk = wav[start : start + run.crop]
+        masked = hidden[start // HOP :][: -(-len(chunk) // HOP)][None]  # [1, T]
+        padded = F.pad(chunk, (0, -len(chunk) % HOP))[None]
         true = run.codec.encode(padded)[0]  # [T, Q]
         codes.append(true)
         best = drawn = true
         if masked.any():
-            frames = torch.tensor([len(piece) // HOP]) if len(piece) % HOP else None
+            frames = torch.tensor([len(chunk) // HOP]) if len(chunk) % HOP else None
             mask = FrameMask.of(masked, frames)
             if not mask.max_visible:
-                begin, end = start / SAMPLE_RATE, (start + len(piece)) / SAMPLE_RATE
+                begin, end = start / SAMPLE_RATE, (start + len(chunk)) / SAMPLE_RATE
                 raise UserError(
                     f"The gaps hide everything from {begin:.2f} to {end:.2f} s, one "
-                    "piece of the training's length: leave something to go by."
+                    "chunk of the training's length: leave something to go by."
                 )
             logits = run.model(padded, mask)[0].float()  # [T, Q, K]
             where = masked[0, :, None]

@@ -13,9 +13,9 @@ from encodecmae_sb.data.audio import (
     stream_audio,
 )
 from encodecmae_sb.nnet.chunks import (
-    PIECE,
+    CHUNK,
     check_layer,
-    encode_in_pieces,
+    encode_in_chunks,
     is_dropped,
     num_joined_frames,
     pad_items,
@@ -114,7 +114,7 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
 class EnCodecMAEEncoder(Pretrained):
     """Features of an EnCodecMAE encoder, about 75 a second.
 
-    Audio longer than 4 s is encoded in pieces of 4 s, as in pretraining. Of
+    Audio longer than 4 s is encoded in chunks of 4 s, as in pretraining. Of
     SpeechBrain's run options `device` and `precision` (fp32, bf16, fp16) count here;
     features are float32 in any case.
 
@@ -197,9 +197,9 @@ class EnCodecMAEEncoder(Pretrained):
         layer : int or str
             As for `encode_file`.
         batch_size : int
-            Number of pieces of 4 s in a part, which are encoded at once. A GPU is
+            Number of chunks of 4 s in a part, which are encoded at once. A GPU is
             faster with more. Memory grows with it (base model on a CPU: about 30 MB
-            for each piece, 75 MB with codec latents as input).
+            for each chunk, 75 MB with codec latents as input).
 
         Yields
         ------
@@ -221,7 +221,7 @@ class EnCodecMAEEncoder(Pretrained):
 
     def _stream(self, path, layer, batch_size=8):
         """`encode_stream` of a file that was checked."""
-        parts = stream_audio(path, self.sample_rate, batch_size * PIECE)
+        parts = stream_audio(path, self.sample_rate, batch_size * CHUNK)
         with _says_which_file(path):
             for number, wav in enumerate(parts):
                 if is_dropped(len(wav), number * batch_size):
@@ -304,7 +304,7 @@ class EnCodecMAEEncoder(Pretrained):
     @torch.no_grad()
     def _encode(self, wavs, lengths, layer, batch_size=16):
         with self.inference_ctx:
-            items = encode_in_pieces(
+            items = encode_in_chunks(
                 self.mods.encoder, wavs, lengths, layer, batch_size
             )
         return [item.float() for item in items]

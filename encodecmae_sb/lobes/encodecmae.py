@@ -9,7 +9,7 @@ from torch import nn
 
 from encodecmae_sb.nnet.chunks import (
     check_layer,
-    encode_in_pieces,
+    encode_in_chunks,
     num_joined_frames,
     pad_items,
     shortest_item,
@@ -66,10 +66,10 @@ class EnCodecMAE(nn.Module):
         has if the lobe is frozen. There use `output_all_hiddens` and a `LayerSum`.
     output_norm : bool
         Normalise each frame to mean 0 and variance 1 over its channels.
-    piece_seconds : float, optional
-        Utterances longer than this are encoded in pieces of this length that do not
+    chunk_seconds : float, optional
+        Utterances longer than this are encoded in chunks of this length that do not
         see each other; 4 s is what pretraining has seen, `None` means whole. Kept to
-        whole frames. After whole pieces a tail of 2048 samples or fewer (85 ms) is
+        whole frames. After whole chunks a tail of 2048 samples or fewer (85 ms) is
         dropped.
     pretrained : bool
         False builds a new encoder of the same architecture with random weights: a
@@ -115,7 +115,7 @@ class EnCodecMAE(nn.Module):
         input_sample_rate=16000,
         layer="last",
         output_norm=False,
-        piece_seconds=4.0,
+        chunk_seconds=4.0,
         pretrained=True,
         whole_codec_frames=False,
     ):
@@ -133,16 +133,16 @@ class EnCodecMAE(nn.Module):
                 f"input_sample_rate={input_sample_rate!r}: give the rate of the "
                 "waveforms in Hz, a whole number such as 16000."
             )
-        self.piece_seconds = piece_seconds
-        self.piece = None
-        if piece_seconds is not None:
-            frames = round(piece_seconds * front_end.sample_rate / HOP)
+        self.chunk_seconds = chunk_seconds
+        self.chunk = None
+        if chunk_seconds is not None:
+            frames = round(chunk_seconds * front_end.sample_rate / HOP)
             if frames < 10:
                 raise UserError(
-                    f"piece_seconds={piece_seconds}: at least 0.14 s, or null to "
+                    f"chunk_seconds={chunk_seconds}: at least 0.14 s, or null to "
                     "encode utterances whole."
                 )
-            self.piece = HOP * frames
+            self.chunk = HOP * frames
         if layer != WEIGHTED:
             check_layer(self.encoder, layer)
         elif not output_all_hiddens:
@@ -192,7 +192,7 @@ class EnCodecMAE(nn.Module):
         front_end = self.encoder.front_end
         samples = max(self._resampled(num_samples), self._shortest_item())
         return num_joined_frames(
-            front_end, samples, self.piece, self.whole_codec_frames
+            front_end, samples, self.chunk, self.whole_codec_frames
         )
 
     def _shortest_item(self):
@@ -308,13 +308,13 @@ class EnCodecMAE(nn.Module):
         shortest = self._shortest_item()
         # (torchaudio works out the length of long audio to a sample or two.)
         needed = max(shortest, self._resampled(samples))
-        items = encode_in_pieces(
+        items = encode_in_chunks(
             self.encoder,
             F.pad(wavs, (0, max(0, needed - wavs.shape[1]))),
             lengths.clamp(min=shortest).tolist(),
             self._computed,
             batch_size=None,
-            piece=self.piece,
+            chunk=self.chunk,
             whole_codec_frames=self.whole_codec_frames,
         )
         return pad_items(items, num_frames).float()

@@ -1,11 +1,11 @@
-"""Cuts audio of any length into pieces, encodes them, and joins their frames.
+"""Cuts audio of any length into chunks, encodes them, and joins their frames.
 
 One rule for the lobe, the interfaces, HEAR, X-ARES, classification and probes:
 
-- A piece is 4 s long, as the crops of pretraining are, unless another length is given.
-- The rest after whole pieces is a piece, too; but a rest of 2048 samples or fewer is
+- A chunk is 4 s long, as the crops of pretraining are, unless another length is given.
+- The rest after whole chunks is a chunk, too; but a rest of 2048 samples or fewer is
   dropped.
-- All frames that the front end gives for a piece alone are valid, even the last one of
+- All frames that the front end gives for a chunk alone are valid, even the last one of
   codec latents, which is partial. So the frames of an item do not depend on its batch.
 """
 
@@ -22,13 +22,13 @@ from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 # Raise it when the frames of an item change: stored frames are then computed again.
 FRAMES_VERSION = 2
 # As long as the crops of pretraining: 4 s.
-PIECE = 4 * SAMPLE_RATE
-# A tail of at most this many samples after whole pieces is dropped.
+CHUNK = 4 * SAMPLE_RATE
+# A tail of at most this many samples after whole chunks is dropped.
 SHORTEST_TAIL = 2048
 
 
 @dataclass
-class _Piece:
+class _Chunk:
     """Samples of an item, and the frames that they become."""
 
     item: int
@@ -39,7 +39,7 @@ class _Piece:
 
 
 def is_dropped(tail, num_whole):
-    """Whether `tail` samples that are left after `num_whole` whole pieces are dropped.
+    """Whether `tail` samples that are left after `num_whole` whole chunks are dropped.
 
     Example
     -------
@@ -49,29 +49,29 @@ def is_dropped(tail, num_whole):
     return num_whole > 0 and tail <= SHORTEST_TAIL
 
 
-def _piece_sizes(samples, piece):
-    """Samples of each piece of an item; there is at least one."""
-    if piece is None:
+def _chunk_sizes(samples, chunk):
+    """Samples of each chunk of an item; there is at least one."""
+    if chunk is None:
         return [samples]
-    whole, tail = divmod(samples, piece)
-    return [piece] * whole + [tail] * (not is_dropped(tail, whole))
+    whole, tail = divmod(samples, chunk)
+    return [chunk] * whole + [tail] * (not is_dropped(tail, whole))
 
 
 def _num_frames(front_end, samples, whole_codec_frames):
-    """Frames of a piece; below 1 it is too short."""
+    """Frames of a chunk; below 1 it is too short."""
     return samples // HOP if whole_codec_frames else front_end.num_frames(samples)
 
 
-def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False):
-    """Frames that `encode_in_pieces` makes of an item; below 1 it is too short.
+def num_joined_frames(front_end, samples, chunk=CHUNK, whole_codec_frames=False):
+    """Frames that `encode_in_chunks` makes of an item; below 1 it is too short.
 
     Arguments
     ---------
     front_end : LogMel or CodecLatents
     samples : int
         Length at 24 kHz.
-    piece, whole_codec_frames
-        As for `encode_in_pieces`.
+    chunk, whole_codec_frames
+        As for `encode_in_chunks`.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def num_joined_frames(front_end, samples, piece=PIECE, whole_codec_frames=False)
     >>> [num_joined_frames(LogMel(), n) for n in (96000, 97000, 150000)]
     [300, 300, 469]
     """
-    sizes = _piece_sizes(samples, piece)
+    sizes = _chunk_sizes(samples, chunk)
     return sum(_num_frames(front_end, size, whole_codec_frames) for size in sizes)
 
 
@@ -109,7 +109,7 @@ def _fills_up(front_end):
 def seconds_per_frame(front_end):
     """Distance of joined frames in seconds, on average.
 
-    (In published log-mel encoders it is less within a piece.)
+    (In published log-mel encoders it is less within a chunk.)
 
     Example
     -------
@@ -117,7 +117,7 @@ def seconds_per_frame(front_end):
     >>> round(1 / seconds_per_frame(LogMel(hop_length=318, centered=False)), 6)
     75.0
     """
-    return PIECE / front_end.sample_rate / front_end.num_frames(PIECE)
+    return CHUNK / front_end.sample_rate / front_end.num_frames(CHUNK)
 
 
 def frame_starts(front_end, frames):
@@ -141,9 +141,9 @@ def frame_starts(front_end, frames):
     >>> frame_starts(published, torch.tensor([0, 1, 299, 300]))
     tensor([    0,   318, 95082, 96000])
     """
-    per_piece = front_end.num_frames(PIECE)
-    whole = frames.div(per_piece, rounding_mode="floor")
-    return whole * PIECE + frames % per_piece * front_end.hop_length
+    per_chunk = front_end.num_frames(CHUNK)
+    whole = frames.div(per_chunk, rounding_mode="floor")
+    return whole * CHUNK + frames % per_chunk * front_end.hop_length
 
 
 def frame_middle(front_end):
@@ -161,16 +161,16 @@ def frame_middle(front_end):
     return (front_end.hop_length if fills_up else front_end.win_length) / 2
 
 
-def encode_in_pieces(
+def encode_in_chunks(
     encoder,
     wavs,
     lengths=None,
     layer="last",
     batch_size=16,
-    piece=PIECE,
+    chunk=CHUNK,
     whole_codec_frames=False,
 ):
-    """Encodes each item in pieces and joins their frames.
+    """Encodes each item in chunks and joins their frames.
 
     The result for an item does not depend on the batch it came in, beyond float noise.
 
@@ -186,11 +186,11 @@ def encode_in_pieces(
         the final norm; a number: the activation of that layer, counted from 0,
         the last one being the output; `"all"`: all of them.
     batch_size : int, optional
-        Pieces encoded at once; None: all.
-    piece : int, optional
-        Samples of a piece; None: items are encoded whole.
+        Chunks encoded at once; None: all.
+    chunk : int, optional
+        Samples of a chunk; None: items are encoded whole.
     whole_codec_frames : bool
-        Give a piece `samples // 320` frames, the whole ones of the codec, and silence
+        Give a chunk `samples // 320` frames, the whole ones of the codec, and silence
         after its end. The published implementation does this with padded batches, but
         not with long audio.
 
@@ -209,33 +209,33 @@ def encode_in_pieces(
     -------
     >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
     >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96)).eval()
-    >>> frames, = encode_in_pieces(encoder, torch.zeros(1, 150000))
+    >>> frames, = encode_in_chunks(encoder, torch.zeros(1, 150000))
     >>> frames.shape
     torch.Size([469, 64])
     """
     check_layer(encoder, layer)
     lengths = [wavs.shape[1]] * len(wavs) if lengths is None else lengths
     front_end = encoder.front_end
-    pieces, totals = [], []
+    chunks, totals = [], []
     for item, length in enumerate(lengths):
         start = total = 0
-        for size in _piece_sizes(length, piece):
+        for size in _chunk_sizes(length, chunk):
             frames = _num_frames(front_end, size, whole_codec_frames)
             if frames < 1:
                 raise UserError(
                     f"item {item} is {length} samples long, which is less than a frame "
                     "of the encoder's front end"
                 )
-            pieces.append(_Piece(item, start, size, total, frames))
+            chunks.append(_Chunk(item, start, size, total, frames))
             start, total = start + size, total + frames
         totals.append(total)
 
     device = next(encoder.parameters()).device
     joined = [None] * len(lengths)
-    pieces.sort(key=lambda piece: -piece.samples)
-    batch_size = batch_size or len(pieces)
-    for first in range(0, len(pieces), batch_size):
-        group = pieces[first : first + batch_size]
+    chunks.sort(key=lambda chunk: -chunk.samples)
+    batch_size = batch_size or len(chunks)
+    for first in range(0, len(chunks), batch_size):
+        group = chunks[first : first + batch_size]
         waves = [wavs[p.item, p.start : p.start + p.samples] for p in group]
         counts = [p.frames for p in group]
         frames = _front_end_frames(front_end, waves, max(counts), device)
@@ -249,7 +249,7 @@ def encode_in_pieces(
         rows = select_layer(output, layer).unbind(-3)
         for p, row in zip(group, rows, strict=True):
             if joined[p.item] is None:
-                # Allocate the whole output now: collecting pieces first would double
+                # Allocate the whole output now: collecting chunks first would double
                 # the memory.
                 shape = (*row.shape[:-2], totals[p.item], row.shape[-1])
                 joined[p.item] = row.new_empty(shape)
@@ -271,7 +271,7 @@ def _front_end_frames(front_end, waves, num_frames, device):
 
 
 def pad_items(items, num_frames):
-    """Pads the result of `encode_in_pieces` to a batch.
+    """Pads the result of `encode_in_chunks` to a batch.
 
     Arguments
     ---------
@@ -334,7 +334,7 @@ def unused_modules(encoder, layer):
     ---------
     encoder : AudioEncoder
     layer : int or str
-        As for `encode_in_pieces`.
+        As for `encode_in_chunks`.
 
     Returns
     -------

@@ -16,10 +16,10 @@ from encodecmae_sb.utils.precision import exact_float32
 from encodecmae_sb.utils.progress import open_bar
 
 from .chunks import (
+    CHUNK,
     FRAMES_VERSION,
-    PIECE,
     SHORTEST_TAIL,
-    encode_in_pieces,
+    encode_in_chunks,
     frame_middle,
     frame_starts,
     shortest_item,
@@ -28,7 +28,7 @@ from .targets import Targets, nearest_places, target_middles
 
 MOST_CLUSTERS = 65535  # indices are stored as 2-byte integers
 _ROUNDS = 50
-_CHUNK = 8192  # frames whose distances to all centroids are in memory at once
+_FRAMES_AT_ONCE = 8192  # frames whose distances to all centroids are in memory at once
 
 
 @dataclass
@@ -144,8 +144,8 @@ def _use_all(features, centroids):
 
 def _nearest_of_all(features, centroids):
     parts = [
-        nearest(torch.from_numpy(_finite(features[i : i + _CHUNK])), centroids)
-        for i in range(0, len(features), _CHUNK)
+        nearest(torch.from_numpy(_finite(features[i : i + _FRAMES_AT_ONCE])), centroids)
+        for i in range(0, len(features), _FRAMES_AT_ONCE)
     ]
     return (torch.cat(values) for values in zip(*parts, strict=True))
 
@@ -202,7 +202,7 @@ class ClusterTargets(Targets):
     ---------
     teacher : AudioEncoder
     layer : int or str
-        Which activations; see `encode_in_pieces`.
+        Which activations; see `encode_in_chunks`.
     centroids : torch.Tensor
         float32, shape [K, D].
     teacher_name : str
@@ -217,7 +217,7 @@ class ClusterTargets(Targets):
     torch.Size([2, 75, 1])
     """
 
-    chunk_samples = PIECE
+    chunk_samples = CHUNK
     shortest_tail = SHORTEST_TAIL
 
     def __init__(self, teacher, layer, centroids, teacher_name="a teacher"):
@@ -278,7 +278,7 @@ def embed(teacher, layer, wavs, lengths):
     shortest = shortest_item(teacher.front_end)
     lengths = [max(length, shortest) for length in lengths]
     wavs = F.pad(wavs, (0, max(0, shortest - wavs.shape[1])))
-    items = encode_in_pieces(teacher, wavs, lengths, layer, batch_size=None)
+    items = encode_in_chunks(teacher, wavs, lengths, layer, batch_size=None)
     if not all(torch.isfinite(item).all() for item in items):
         raise UserError(
             "The teacher gives features that are not finite (NaN or Inf). Has its "

@@ -11,7 +11,7 @@ from encodecmae_sb.data.codes import file_stamp
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.crops import RandomCrops
 from encodecmae_sb.data.stored import RowFile
-from encodecmae_sb.nnet.chunks import PIECE
+from encodecmae_sb.nnet.chunks import CHUNK
 from encodecmae_sb.nnet.clusters import embed, find_clusters
 from encodecmae_sb.utils.digests import digest, digest_each, weights_key
 from encodecmae_sb.utils.errors import UserError
@@ -119,7 +119,7 @@ def _write_centroids(hparams, teacher, corpora, path, key, quiet):
     manifests = [corpus.train_csv for corpus in corpora]
     seed, rate = hparams["seed"], hparams["sample_rate"]
     weights = hparams["corpus_weights"]
-    crops = RandomCrops(manifests, PIECE / rate, rate, seed, weights)
+    crops = RandomCrops(manifests, CHUNK / rate, rate, seed, weights)
     # Features are only resumed if the files are still the same.
     name = digest([key, weights, [_files_digest(file) for file in manifests]])
     features = RowFile(

@@ -19,7 +19,7 @@ def load_teacher(source, layer):
     source : str or Path
         A folder that a recipe exported, or the name of published weights.
     layer : int or str
-        `"last_no_norm"` in the paper; see `encode_in_pieces`.
+        `"last_no_norm"` in the paper; see `encode_in_chunks`.
 
     Returns
     -------

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from encodecmae_sb.data.crops import CropCollator, DrawSampler, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
-from encodecmae_sb.nnet.chunks import encode_in_pieces
+from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.utils.experiment import is_out_of_memory
 from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.grid import HOP
@@ -230,7 +230,7 @@ class Benchmark:
             for name, dtype in dtypes.items():
                 row["precisions"][name] = measure.name_precision(dtype, self.device)
                 with TorchAutocast(device_type=self.device.type, dtype=dtype):
-                    embed = functools.partial(encode_in_pieces, encoder, wavs)
+                    embed = functools.partial(encode_in_chunks, encoder, wavs)
                     took = measure.median_time(embed, seconds=1)
                     if size == 1:
                         features[name] = embed()[0].float()
