@@ -41,3 +41,12 @@ def encoder_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "encoder"
     export_encoder(encoder, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mel_folder(tmp_path_factory):
+    """The folder of a small encoder of log-mel frames."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("mel") / "encoder"
+    export_encoder(AudioEncoder(LogMel(), ResiDualTransformer(16, 2, 2, 24)), folder)
+    return folder
