@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from teachers import make_encoder
 
 from encodecmae_sb.lobes import (
     AudioEncoder,
@@ -49,4 +50,12 @@ def mel_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("mel") / "encoder"
     export_encoder(AudioEncoder(LogMel(), ResiDualTransformer(16, 2, 2, 24)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    """The exported folder of a random teacher."""
+    folder = tmp_path_factory.mktemp("teacher") / "encoder"
+    export_encoder(make_encoder(), folder)
     return folder
