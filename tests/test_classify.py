@@ -22,6 +22,8 @@ from classification import (
 )
 from killed import run_killed
 
+from encodecmae_sb.data.clip_data import folder_of_data
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -235,3 +237,19 @@ def test_both_yamls_have_the_same_keys_and_each_is_read():
     source += (ROOT / "recipes/classify.py").read_text()
     for key in keys:
         assert f'"{key}"' in source or f"hparams.{key}" in source
+
+
+def test_results_are_named_after_the_users_own_data():
+    """Not after the corpus that the yaml happens to name."""
+    hparams = {"corpus": "esc50", "seed": 7, "csv": None, "train_csv": None}
+    assert folder_of_data(hparams, []) == {}
+    for key, value in (
+        ("csv", "my/birds.csv"),
+        ("train_csv", "birds.csv"),
+        ("corpus", "/my/birds.py"),
+    ):
+        own = {**hparams, key: value}
+        assert folder_of_data(own, [key]) == {
+            "output_folder": "results/classify_birds/7"
+        }
+        assert folder_of_data(own, [key, "output_folder"]) == {}

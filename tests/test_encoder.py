@@ -13,9 +13,11 @@ from encoders import load
 from recordings import RATE, write
 from recordings import uniform as noise
 
+from encodecmae_sb.inference.encoder import check_batch
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.chunks import CHUNK, SHORTEST_TAIL, encode_in_chunks
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +160,18 @@ def test_an_hour_in_little_memory(tmp_path):
     result = 36000 * 1024 * 4
     minute, hour = said["peaks"]
     assert hour - minute - result < 120e6
+
+
+@pytest.mark.parametrize(
+    ("shape", "wav_lens", "message"),
+    [
+        ((2, 2400), [1.0, float("nan")], "in \\(0, 1\\]"),
+        ((2, 2400), [1.0, 0.0], "in \\(0, 1\\]"),
+        ((2, 2400), [1.0], "each of the 2 items"),
+        ((2, 2400), [1.0, 1e-5], "has no samples"),
+        ((0, 2400), [], "each of the 0 items"),
+    ],
+)
+def test_lengths_that_mean_nothing(shape, wav_lens, message):
+    with pytest.raises(UserError, match=message):
+        check_batch(torch.zeros(shape), torch.tensor(wav_lens), None, 24000)

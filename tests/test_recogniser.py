@@ -1,11 +1,12 @@
 """The parts of a recogniser: head, counts of steps, beam search."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from encodecmae_sb.inference.recogniser import build_searcher, search
+from encodecmae_sb.inference.recogniser import build_searcher, known_words, search
 from encodecmae_sb.lobes import CTCHead
 from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
 
@@ -43,3 +44,16 @@ def test_head_does_not_mix_items(recurrent, stack):
         alone, _ = head(item[None])
         assert length == len(alone[0])
         assert torch.allclose(row[: len(alone[0])], alone[0], atol=1e-5)
+
+
+def test_words_of_a_language_model_are_known_by_its_content(tmp_path, monkeypatch):
+    """An exported folder calls the file otherwise."""
+    module = SimpleNamespace(load_unigram_set_from_arpa=lambda path: {path})
+    name = "speechbrain.integrations.decoders.kenlm_scorer"
+    monkeypatch.setitem(sys.modules, name, module)
+    arpa, binary = tmp_path / "language_model.ckpt", tmp_path / "words.binary"
+    arpa.write_text("\\data\\\nngram 1=1\n")
+    binary.write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0")
+    assert known_words(arpa) == {str(arpa)}
+    assert known_words(binary) is None
+    assert known_words(None) is None
