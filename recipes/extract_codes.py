@@ -32,6 +32,7 @@ from encodecmae_sb.data.codes import StoredCodes, data_folder_option
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
 from encodecmae_sb.data.unusable import write_unusable
 from encodecmae_sb.lobes import Codec
+from encodecmae_sb.nnet.targets import build
 from encodecmae_sb.pipelines import extract as pipeline
 from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL, demonstration_codec
 from encodecmae_sb.utils.errors import UserError
@@ -57,7 +58,7 @@ def parse(argv):
     add("--codec", help=f"{OFFICIAL} (default), {BUNDLED}, or a checkpoint file")
     add("--n_codebooks", type=int, help="default: 8, or what the yaml says")
     add("--hparams", help="a yaml file whose key `targets` names what to store")
-    add("--batch_seconds", type=float, help="audio encoded at once; 16 on a CPU or 256")
+    add("--batch_seconds", type=float, help="default: 16 on a CPU, 256 on a GPU")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--num_workers", type=int, default=2, help="readers per process")
     add("--max_unusable", type=float, default=0.05, help="share of the files")
@@ -113,7 +114,7 @@ def main(argv):
     args.batch_seconds = args.batch_seconds or (16 if device.type == "cpu" else 256)
     if not args.data_folder:
         announce_demonstration("encodes")
-    targets = main_process_first(choose_targets(args)).to(device)
+    targets = main_process_first(build, choose_targets(args)).to(device)
     pipeline.open_folder(targets, folder)
     where, most = folder / "manifests", args.max_unusable
     corpora = main_process_first(prepare_corpora, folders, where, most)

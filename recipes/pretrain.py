@@ -26,7 +26,7 @@ from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.nnet.front_ends import check_grid
-from encodecmae_sb.nnet.targets import class_of, identify
+from encodecmae_sb.nnet.targets import check_named, identify
 from encodecmae_sb.pipelines.pretrain import (
     build_crops,
     build_targets,
@@ -50,7 +50,7 @@ def main(argv):
     hparams, run_opts, _ = start_experiment(argv, choose=demonstration_codec)
     output = Path(hparams["output_folder"])
     front_end = hparams["model"].encoder.front_end
-    kind = class_of(hparams["targets"])
+    kind = check_named(hparams["targets"])
     check_grid(front_end, hparams["sample_rate"], kind.sample_rate, kind.hop_length)
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"])
@@ -59,9 +59,9 @@ def main(argv):
     label = main_process_first(identify, hparams["targets"])
     if if_main_process():
         print(f"{label.kind.capitalize()}: {label.name}", flush=True)
-    stored = open_codes(hparams, label)
+    stored = open_codes(hparams, label, argv[0])
     modules = dict(hparams["modules"])
-    targets = build_targets(hparams, stored)
+    targets = build_targets(hparams, label, stored)
     if targets is not None:
         modules["targets"] = targets
     corpora, unusable = prepare_data(hparams, output / "unusable_files.csv", True)
@@ -77,7 +77,7 @@ def main(argv):
         unusable=unusable,
         corpora=[corpus.name for corpus in corpora],
     )
-    brain.identify(**training_identity(label, corpora, train))
+    brain.identify(**training_identity(hparams, label, corpora, train, valid))
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, label, output, argv)

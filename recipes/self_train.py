@@ -40,6 +40,7 @@ from encodecmae_sb.pipelines.students import (
     load_teacher,
     start_student,
 )
+from encodecmae_sb.pretrained.describe import module_key
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
@@ -56,8 +57,8 @@ def store_targets(hparams, teacher, corpora, output, quiet):
     """
     path, folder = output / "centroids.npz", Path(hparams["save_folder"]) / "targets"
     centroids, reseeded = prepare_centroids(hparams, teacher, corpora, path, quiet)
-    name = str(hparams["teacher"])
-    targets = ClusterTargets(teacher, hparams["layer"], centroids, name)
+    names = str(hparams["teacher"]), module_key(teacher)
+    targets = ClusterTargets(teacher, hparams["layer"], centroids, *names)
     device = next(teacher.parameters()).device
     targets.to(device)
     open_folder(targets, folder)
@@ -111,7 +112,9 @@ def main(argv):
     del teacher
     train, valid = build_crops(hparams, corpora, unusable, stored, "the same again")
     start = "goes on from the teacher" if continued else "fresh"
-    brain.identify(**training_identity(label, corpora, train), student=start)
+    brain.identify(
+        **training_identity(hparams, label, corpora, train, valid), student=start
+    )
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, continued, reseeded, output)

@@ -172,3 +172,20 @@ def test_a_mask_of_given_frames():
     assert not mask.hidden[2].any()
     assert not mask.visible[1, 7:].any()
     assert mask.max_visible == int((~hidden[0]).sum())
+
+
+def test_unlike_numbers_of_hidden_frames_are_padding_to_attention():
+    hidden = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+    mask = FrameMask.of(hidden)
+    assert mask.max_visible == 3
+    assert mask.valid.all()
+    at = mask.visible_frames()
+    assert at.padded
+    assert at.real.tolist() == [[True, True, False], [True, True, True]]
+
+
+def test_a_masker_knows_its_counts_before_it_draws():
+    lengths = torch.tensor([60, 33, 1, 0])
+    masker = GapMasker(0.3)
+    counts = masker(lengths, some_seeds(4), 60).counts
+    assert torch.equal(masker.counts(lengths), counts)

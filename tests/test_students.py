@@ -8,7 +8,7 @@ import torch
 from teachers import PUBLISHED, make_encoder
 
 from encodecmae_sb.data.crops import CropCollator
-from encodecmae_sb.lobes import LogMel
+from encodecmae_sb.lobes import AudioEncoder, CodecLatents, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.pipelines.students import load_teacher, start_student
 from encodecmae_sb.utils.errors import UserError
@@ -89,3 +89,15 @@ def test_teachers_that_are_none(teacher_folder, tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "encoder.ckpt")
     with pytest.raises(UserError, match="holds a Linear"):
         load_teacher(folder, "last_no_norm")
+
+
+@pytest.mark.parametrize("student", ["auto", "teacher", "fresh"])
+def test_a_student_on_codec_latents_takes_the_codec_of_its_teacher(student):
+    """As the yaml builds it: without a network."""
+    transformers = [ResiDualTransformer(32, 2, 2, 48) for _ in range(2)]
+    teacher = AudioEncoder(CodecLatents(n_filters=2), transformers[0])
+    encoder = AudioEncoder(CodecLatents(), transformers[1])
+    assert start_student(encoder, teacher, student) == (student != "fresh")
+    wavs = torch.rand(1, 3200)
+    same = torch.equal(encoder(wavs).last, teacher(wavs).last)
+    assert same == (student != "fresh")

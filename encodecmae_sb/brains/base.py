@@ -153,14 +153,14 @@ class ResumableBrain(Brain):
             Of SpeechBrain's `Checkpointer.save_and_keep_only`.
         """
         self.history.append(row)
-        if if_main_process():
-            if shown is not None:
-                tqdm.write(shown)
-            logger = getattr(self.hparams, "train_logger", None)
-            if logger is not None:
-                _log(logger, row)
+        if if_main_process() and shown is not None:
+            tqdm.write(shown)
         # logging.DEBUG: the line above is news enough.
         self.checkpointer.save_and_keep_only(**checkpoint, verbosity=10)
+        # Last: a logger that fails must not cost the checkpoint.
+        train_logger = getattr(self.hparams, "train_logger", None)
+        if if_main_process() and train_logger is not None:
+            _log(train_logger, row)
 
     def between_steps(self):
         """Whether no accumulated gradient is waiting for an optimizer step."""
@@ -171,13 +171,13 @@ class ResumableBrain(Brain):
         return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
 
 
-def _log(logger, row):
+def _log(train_logger, row):
     """Hands a row to one of SpeechBrain's loggers."""
     meta = {name: int(row[name]) for name in ("epoch", "step") if name in row}
     train = {k.removeprefix("train_"): v for k, v in row.items() if k[:6] == "train_"}
     measured = (k for k in row if k not in meta and k[:6] != "train_")
     valid = {k.removeprefix("valid_"): row[k] for k in measured}
-    logger.log_stats(meta, train_stats=train, valid_stats=valid)
+    train_logger.log_stats(meta, train_stats=train, valid_stats=valid)
 
 
 def _choose_precision(device=None):

@@ -7,7 +7,9 @@ import torch
 from speechbrain import Stage
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.nnet.targets import on_frames_of
+from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.recoverables import Unigrams
 
 from .base import StepBrain
@@ -132,7 +134,32 @@ class PretrainBrain(StepBrain):
         """The targets of a batch on the device, int64, shape [B, T, Q]."""
         if batch.targets is not None:
             return batch.targets
-        return self.modules.targets.encode(batch.wavs, batch.lengths)
+        # As `extract_codes` computes them, so that stored codes are the same.
+        with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
+            return self.modules.targets.encode(batch.wavs, batch.lengths)
+
+    def augmented(self, batch):
+        """What the model hears of a training batch: clean, or as `input_augment` says.
+
+        Raises
+        ------
+        UserError
+            If it gives another shape.
+        """
+        augment = getattr(self.hparams, "input_augment", None)
+        if augment is None:
+            return batch.wavs
+        if isinstance(augment, torch.nn.Module):
+            augment.to(self.device)
+        with torch.autocast(self.device_type, enabled=False):
+            wavs = augment(batch.wavs, batch.lengths, batch.seeds)
+        if wavs.shape != batch.wavs.shape:
+            raise UserError(
+                f"input_augment gives the shape {list(wavs.shape)} for waveforms of "
+                f"{list(batch.wavs.shape)}. It must keep the shape."
+            )
+        # Nothing is heard after an item's end.
+        return wavs * frame_mask(batch.lengths, wavs.shape[1])
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the sums of the validation."""
@@ -141,7 +168,7 @@ class PretrainBrain(StepBrain):
             self.sums = torch.zeros(
                 len(self.corpora),
                 4,
-                self.hparams.loss_fn.weights.numel(),
+                self.hparams.n_codebooks,
                 dtype=torch.float64,
             )
             self.frames = torch.zeros(len(self.corpora), dtype=torch.float64)
@@ -153,8 +180,7 @@ class PretrainBrain(StepBrain):
         """Counts the frames of the step, and sets the learning rate."""
         super().on_fit_batch_start(batches, should_step)
         frames = torch.cat([batch.num_frames for batch in batches])
-        hidden = self.modules.masker.num_hidden(frames)
-        counts = torch.stack([hidden.sum(), (frames - hidden).sum()]).float()
+        counts = self.modules.masker.counts(frames)
         # The counts of one batch on average. With these, the mean of the losses of all
         # batches is the loss of all frames of the step, however they are shared.
         counts = counts.to(self.device, non_blocking=True) / len(batches)
@@ -178,11 +204,9 @@ class PretrainBrain(StepBrain):
             Which frames are hidden, visible and padding.
         """
         batch = batch.to(self.device)
-        codes, wavs = self.codes(batch), batch.wavs
-        augment = getattr(self.hparams, "input_augment", None)
-        if augment is not None and stage == Stage.TRAIN:
-            # After the targets: they stay those of the clean audio.
-            wavs = augment(wavs, batch.lengths, batch.seeds)
+        codes = self.codes(batch)
+        # After the targets: they stay those of the clean audio.
+        wavs = self.augmented(batch) if stage == Stage.TRAIN else batch.wavs
         front_end = self.hparams.model.encoder.front_end
         wavs, codes = on_frames_of(front_end, wavs, codes)
         mask = self.modules.masker(
@@ -222,7 +246,7 @@ class PretrainBrain(StepBrain):
     def add_to_counts(self, codes, mask):
         """Counts the codes of a validation batch [B, T]: hidden ones, and all."""
         for row, where in zip(
-            self.code_counts, (mask.hidden, mask.hidden | mask.visible), strict=True
+            self.code_counts, (mask.hidden, mask.frames), strict=True
         ):
             row += torch.bincount(codes[where].cpu(), minlength=len(row))
 

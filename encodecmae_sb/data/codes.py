@@ -351,7 +351,14 @@ class StoredCodes:
         number = self.entries.number(path)
         return None if number is None else self.entries[str(path)].frames
 
-    def check(self, label, n_codebooks, codebook_size):
+    def check(
+        self,
+        label,
+        n_codebooks,
+        codebook_size,
+        data_folder=None,
+        hparams_file="YAML_FILE",
+    ):
         """Makes sure that the codes are the targets that are asked for.
 
         Arguments
@@ -360,6 +367,8 @@ class StoredCodes:
             Kind, name and fingerprint of the targets.
         n_codebooks, codebook_size : int
             Of the model.
+        data_folder, hparams_file
+            For the command that an error names; see `extract_command`.
 
         Raises
         ------
@@ -368,19 +377,22 @@ class StoredCodes:
         """
         there, wanted = self.info, CodesInfo(*label, n_codebooks, codebook_size)
         option = f"--{there.kind} {there.name}"
+        command = _extract_command("ANOTHER_FOLDER", data_folder, wanted, hparams_file)
         if there.fingerprint != wanted.fingerprint:
-            advice = f"Give {option}" if there.kind == "codec" else "Name the same"
+            advice = "Name these targets in the yaml"
+            if there.kind == "codec":
+                advice = f"Give {option}"
             raise UserError(
                 f"codes_folder={self.folder} holds codes of {there}, and {wanted} is "
                 f"another. {advice}, or extract into another folder: "
-                f"{_extract_command('ANOTHER_FOLDER', None, wanted)}"
+                f"{command}"
             )
         if there.n_codebooks < n_codebooks:
             raise UserError(
                 f"n_codebooks={n_codebooks}, but codes_folder={self.folder} holds "
                 f"{there.n_codebooks}. Give --n_codebooks {there.n_codebooks} or less, "
                 "or extract more into another folder: "
-                f"{_extract_command('ANOTHER_FOLDER', None, wanted)}"
+                f"{command}"
             )
         if there.codebook_size != codebook_size:
             raise UserError(

@@ -292,7 +292,7 @@ class FixedCrops(Dataset):
 
     Raises
     ------
-    ValueError
+    UserError
         If none of a corpus' files can be read.
 
     Example
@@ -313,6 +313,7 @@ class FixedCrops(Dataset):
         seed=0,
         targets=None,
     ):
+        self.targets = targets
         self.items = []
         self.unusable = []
         for corpus, manifest in enumerate(manifests):

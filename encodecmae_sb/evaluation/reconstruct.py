@@ -138,7 +138,9 @@ def _read_hparams(folder):
             f"{', '.join(sorted(missing))}. {advice}"
         )
     # Leave these out: they would make folders and files, and seed the whole process.
-    unwanted = {"checkpointer", "train_logger", "__set_seed"} & keys
+    unwanted = {"checkpointer", "train_logger", "__set_seed"}
+    # These need not be importable here.
+    unwanted = (unwanted | {"input_augment", "targets"}) & keys
     try:
         with open(path, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, dict.fromkeys(unwanted))

@@ -207,6 +207,9 @@ class ClusterTargets(Targets):
         float32, shape [K, D].
     teacher_name : str
         For labels.
+    teacher_key : str
+        Tells teachers of another architecture apart; see
+        `encodecmae_sb.pretrained.describe.module_key`. Weights are looked at anyway.
 
     Example
     -------
@@ -220,17 +223,20 @@ class ClusterTargets(Targets):
     chunk_samples = CHUNK
     shortest_tail = SHORTEST_TAIL
 
-    def __init__(self, teacher, layer, centroids, teacher_name="a teacher"):
+    def __init__(
+        self, teacher, layer, centroids, teacher_name="a teacher", teacher_key=""
+    ):
         name = f"{len(centroids)} clusters of {teacher_name}"
         super().__init__(1, len(centroids), name)
         self.teacher = teacher.requires_grad_(False)
         self.layer = layer
+        self.teacher_key = teacher_key
         self.register_buffer("centroids", centroids)
         self.train(False)
 
     def fingerprint(self):
         """A digest of teacher, layer and centroids."""
-        return digest([FRAMES_VERSION, self.layer, weights_key(self)])
+        return digest([FRAMES_VERSION, self.layer, self.teacher_key, weights_key(self)])
 
     @torch.no_grad()
     def encode(self, wavs, lengths=None):

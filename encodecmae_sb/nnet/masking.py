@@ -96,8 +96,7 @@ class FrameMask(NamedTuple):
         hidden : torch.Tensor
             Bool, shape [B, T]. Padding counts as padding even where it is True.
         num_frames : torch.Tensor, optional
-            Frames of each item, int64, shape [B]; default: all are T long and have
-            the same number of hidden frames.
+            Frames of each item, int64, shape [B]; default: all are T long.
         max_visible : int, optional
             Default: it is counted, for which the device is asked.
 
@@ -110,8 +109,16 @@ class FrameMask(NamedTuple):
             valid = frame_mask(num_frames, hidden.shape[1])
             hidden, visible = hidden & valid, visible & valid
         if max_visible is None:
-            max_visible = int(visible.sum(1).max())
+            counts = visible.sum(1)
+            max_visible = int(counts.max())
+            if valid is None and int(counts.min()) < max_visible:
+                valid = torch.ones_like(hidden)
         return cls(hidden, visible, valid, max_visible)
+
+    @property
+    def frames(self):
+        """True at all frames that are not padding, bool, shape [B, T]."""
+        return self.hidden | self.visible
 
     @property
     def counts(self):
@@ -183,6 +190,24 @@ class GapMasker(nn.Module):
         """How many of so many frames are hidden: for an int or for a tensor."""
         part, whole = self.share
         return num_frames * part // whole
+
+    def counts(self, num_frames):
+        """How many frames of a batch are hidden, and how many are visible.
+
+        Known before any mask is drawn: the loss of a step is divided by these.
+
+        Arguments
+        ---------
+        num_frames : torch.Tensor
+            Frames of each item, int64, shape [B].
+
+        Returns
+        -------
+        torch.Tensor
+            float32, shape [2].
+        """
+        hidden = self.num_hidden(num_frames)
+        return torch.stack([hidden.sum(), (num_frames - hidden).sum()]).float()
 
     @torch.no_grad()
     def forward(self, num_frames, seeds, max_frames, padded=True):

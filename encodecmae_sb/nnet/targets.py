@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .chunks import frame_middle
 
 
 class Label(NamedTuple):
-    """How targets are called, and what tells them apart.
+    """What targets are called, and what tells them apart.
 
     Arguments
     ---------
@@ -110,7 +111,10 @@ class Targets(nn.Module):
         raise NotImplementedError
 
     def fingerprint(self):
-        """A short text that is another one for other targets."""
+        """A short text that changes whenever the codes change.
+
+        Every argument of the constructor that has an effect on codes belongs in it.
+        """
         raise NotImplementedError
 
     @property
@@ -131,9 +135,53 @@ class Targets(nn.Module):
         return super().train(False)
 
 
-def class_of(named):
-    """The class of the targets that a yaml names, with arguments or without."""
-    return getattr(named, "func", named)
+def check_named(named):
+    """Refuses what a yaml names if it cannot serve as targets.
+
+    Arguments
+    ---------
+    named : functools.partial or type
+        What `!name:` gives.
+
+    Returns
+    -------
+    type
+        The class.
+
+    Raises
+    ------
+    UserError
+        If it is an object, or has another grid than this package.
+    """
+    if isinstance(named, nn.Module):
+        raise UserError(
+            f"targets: {type(named).__name__} is built by the yaml. Name the class "
+            "instead, with !name: in place of !new:."
+        )
+    kind = getattr(named, "func", named)  # with arguments, or without
+    if (kind.sample_rate, kind.hop_length) != (SAMPLE_RATE, HOP):
+        raise UserError(
+            f"targets: {kind.__name__} has a target every {kind.hop_length} samples at "
+            f"{kind.sample_rate} Hz. Crops, stored codes and masks are counted every "
+            f"{HOP} samples at {SAMPLE_RATE} Hz: give it these."
+        )
+    return kind
+
+
+def build(named):
+    """The targets that a yaml names, in eval mode and with nothing to train.
+
+    Arguments
+    ---------
+    named : functools.partial or type
+        What `!name:` gives.
+
+    Returns
+    -------
+    Targets
+    """
+    check_named(named)
+    return named().requires_grad_(False).eval()
 
 
 def identify(named):
@@ -148,8 +196,9 @@ def identify(named):
     -------
     Label
     """
+    kind = check_named(named)
     args, keywords = getattr(named, "args", ()), getattr(named, "keywords", {})
-    return class_of(named).label_of(*args, **keywords)
+    return kind.label_of(*args, **keywords)
 
 
 def target_middles(num_targets):

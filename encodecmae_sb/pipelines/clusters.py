@@ -13,7 +13,8 @@ from encodecmae_sb.data.crops import RandomCrops
 from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.nnet.chunks import CHUNK
 from encodecmae_sb.nnet.clusters import embed, find_clusters
-from encodecmae_sb.utils.digests import digest, digest_each, weights_key
+from encodecmae_sb.pretrained.describe import module_key
+from encodecmae_sb.utils.digests import digest, digest_each
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import patient_barrier
 from encodecmae_sb.utils.files import whole_file
@@ -97,7 +98,7 @@ def prepare_centroids(hparams, teacher, corpora, path, quiet=False):
     wait = patient_barrier()
     settings = [hparams[key] for key in _KEYS]
     data, weights = data_identity(corpora)["digest"], hparams["corpus_weights"]
-    key = digest([weights_key(teacher), settings, data, weights])
+    key = digest([module_key(teacher), settings, data, weights])
     if if_main_process():
         if not path.exists():
             _write_centroids(hparams, teacher, corpora, path, key, quiet)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from encodecmae_sb.data.manifest import find_audio
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION, check_layer, seconds_per_frame
+from encodecmae_sb.pretrained.describe import module_key
 from encodecmae_sb.pretrained.folder import check_folder
-from encodecmae_sb.utils.digests import weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 from encodecmae_sb.utils.files import whole_file, write_text
@@ -410,7 +410,7 @@ def embed(
     jobs = plan_jobs(audio, output_folder)
     settings = {
         "encoder": str(Path(encoder_folder).expanduser().resolve()),
-        "weights": weights_key(encoder.mods.encoder)[:12],
+        "weights": module_key(encoder.mods.encoder)[:12],
         "layer": layer,
         "precision": precision,
         "frames_version": FRAMES_VERSION,

@@ -58,6 +58,7 @@ def collate(chunks):
     )
 
 
+@torch.no_grad()
 def encode(targets, batch, device):
     """Codes of each chunk's whole frames, uint16, shape [T, Q]."""
     if not batch.wavs.shape[1]:  # none could be read

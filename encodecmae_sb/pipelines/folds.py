@@ -21,9 +21,9 @@ from encodecmae_sb.inference.classifier import decide, export_classifier
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.pretrained.describe import describe
+from encodecmae_sb.pretrained.describe import module_key
 from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
-from encodecmae_sb.utils.digests import digest, weights_key
+from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import write_metrics
 from encodecmae_sb.utils.files import whole_file, write_csv
@@ -191,8 +191,7 @@ class FoldTrainer:
         """Tells encoders apart; each is hashed once, however many folds share it."""
         source = in_fold(self.hparams["encoder_folder"], fold)
         if source not in self.lobe_keys:
-            # Numbers of heads and mel settings do not show in the weights.
-            self.lobe_keys[source] = digest([describe(lobe), weights_key(lobe)])
+            self.lobe_keys[source] = module_key(lobe)
         return self.lobe_keys[source]
 
     def _clips(self, clips, stored=None):

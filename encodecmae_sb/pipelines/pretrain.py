@@ -15,6 +15,8 @@ from encodecmae_sb.data.shards.reading import (
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.nnet.encodec import FrozenCodec
+from encodecmae_sb.nnet.targets import build
+from encodecmae_sb.pretrained.codec_files import checksum
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first
@@ -51,7 +53,7 @@ def prepare_data(hparams, path, shards=False):
     return corpora, unusable
 
 
-def open_codes(hparams, label):
+def open_codes(hparams, label, hparams_file="YAML_FILE"):
     """The stored codes, if there are any.
 
     Arguments
@@ -59,6 +61,8 @@ def open_codes(hparams, label):
     hparams : dict
     label : Label
         Of the targets that are asked for.
+    hparams_file : str
+        The yaml, for the command that an error names.
 
     Returns
     -------
@@ -84,13 +88,14 @@ def open_codes(hparams, label):
         stored = StoredCodes(codes_folder) if codes_folder else None
         where = codes_folder
     if stored is not None:
-        stored.check(label, hparams["n_codebooks"], hparams["codebook_size"])
+        sizes = hparams["n_codebooks"], hparams["codebook_size"]
+        stored.check(label, *sizes, folders, hparams_file)
         if if_main_process():
             print(f"Codes: read from {where}", flush=True)
     return stored
 
 
-def build_targets(hparams, stored):
+def build_targets(hparams, label, stored):
     """The targets that the yaml names, where they have to be computed.
 
     A front end that is a codec's encoder gets its network.
@@ -98,6 +103,8 @@ def build_targets(hparams, stored):
     Arguments
     ---------
     hparams : dict
+    label : Label
+        As `identify` gave it.
     stored : StoredCodes or None
         From which targets are read instead.
 
@@ -114,7 +121,13 @@ def build_targets(hparams, stored):
     front_end, targets = hparams["model"].encoder.front_end, None
     sizes = hparams["n_codebooks"], hparams["codebook_size"]
     if stored is None:
-        targets = main_process_first(hparams["targets"])
+        targets = main_process_first(build, hparams["targets"])
+        if targets.label != label:
+            raise UserError(
+                f"targets: {label} has the fingerprint {label.fingerprint} at first, "
+                f"and {targets.label.fingerprint} when it is built again. Does its "
+                "constructor draw random numbers? Give it a seed of its own."
+            )
         if (targets.n_codebooks, targets.codebook_size) != sizes:
             raise UserError(
                 f"n_codebooks={sizes[0]}, codebook_size={sizes[1]}, but {targets.label}"
@@ -122,12 +135,32 @@ def build_targets(hparams, stored):
                 f"--n_codebooks {targets.n_codebooks} --codebook_size "
                 f"{targets.codebook_size}."
             )
-    if isinstance(front_end, CodecLatents):
-        if isinstance(targets, FrozenCodec):
-            front_end.use(targets)
-        else:
-            front_end.use(main_process_first(Codec, hparams["codec"]))
+    source = front_end_codec(hparams, label)
+    if source is not None:
+        same = isinstance(targets, FrozenCodec)
+        front_end.use(targets if same else main_process_first(Codec, source))
     return targets
+
+
+def front_end_codec(hparams, label):
+    """The codec whose latents the model hears; None with another front end.
+
+    It is that of the targets. If these are no codec, the key `codec` names it. (In
+    self-training it comes with the teacher, and the yaml names none.)
+
+    Arguments
+    ---------
+    hparams : dict
+    label : Label
+        Of the targets.
+
+    Returns
+    -------
+    str or None
+    """
+    if not isinstance(hparams["model"].encoder.front_end, CodecLatents):
+        return None
+    return label.name if label.kind == FrozenCodec.kind else hparams.get("codec")
 
 
 def build_crops(hparams, corpora, unusable, stored=None, command=""):
@@ -175,15 +208,17 @@ def build_crops(hparams, corpora, unusable, stored=None, command=""):
     return train, valid
 
 
-def training_identity(label, corpora, train):
+def training_identity(hparams, label, corpora, *crops):
     """What a training depends on besides the yaml: data, targets, stored codes.
 
     Arguments
     ---------
+    hparams : dict
     label : Label
         Of the targets.
     corpora : list of Corpus
-    train : RandomCrops
+    *crops : RandomCrops or FixedCrops
+        To train and to validate on.
 
     Returns
     -------
@@ -191,11 +226,18 @@ def training_identity(label, corpora, train):
         For `ResumableBrain.identify`.
     """
     codes = "computed for each crop"
-    if train.targets is not None:
+    stored = [part for some in crops for part in some.targets or ()]
+    if stored:
         # How much of each corpus has codes: draws depend on it.
-        codes = named("stored", digest([int(x.frames.sum()) for x in train.targets]))
-    return {
+        codes = named("stored", digest([int(part.frames.sum()) for part in stored]))
+    # The key `targets` holds the line of the yaml.
+    key = "codec" if label.kind == FrozenCodec.kind else "targets_content"
+    identity = {
         "data": data_identity(corpora),
-        label.kind: named(label.name, label.fingerprint),
+        key: named(label.name, label.fingerprint),
         "codes": codes,
     }
+    source = front_end_codec(hparams, label)
+    if source is not None:
+        identity["front_end_codec"] = named(source, checksum(source))
+    return identity

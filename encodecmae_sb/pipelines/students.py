@@ -79,7 +79,14 @@ def start_student(encoder, teacher, student):
     """
     if student not in STUDENTS:
         raise UserError(f"student={student!r}: allowed are {', '.join(STUDENTS)}.")
-    if student == "teacher" and _both_log_mel(encoder, teacher):
+    if isinstance(encoder.front_end, CodecLatents):
+        if not isinstance(teacher.front_end, CodecLatents):
+            raise UserError(
+                "The student's input is the latents of a codec, and its teacher has no "
+                "codec to take over. Give the student log-mel input."
+            )
+        encoder.front_end = teacher.front_end
+    elif student == "teacher" and _both_log_mel(encoder, teacher):
         encoder.front_end = teacher.front_end  # which has no weights
     check_grid(encoder.front_end, SAMPLE_RATE, SAMPLE_RATE, HOP, exact=False)
     same = describe(encoder) == describe(teacher)
@@ -92,13 +99,6 @@ def start_student(encoder, teacher, student):
     if same and student != "fresh":
         encoder.load_state_dict(teacher.state_dict())
         return True
-    if isinstance(encoder.front_end, CodecLatents):
-        if not isinstance(teacher.front_end, CodecLatents):
-            raise UserError(
-                "The student's input is the latents of a codec, and its teacher has no "
-                "codec to take over. Give the student log-mel input."
-            )
-        encoder.front_end = teacher.front_end
     return False
 
 

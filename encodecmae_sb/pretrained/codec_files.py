@@ -76,7 +76,8 @@ def save_codec(net, path, metadata=None, dtype=torch.float16):
         if not name.endswith(TRAINING_STATE)
     }
     header = {"sample_rate": str(SAMPLE_RATE), "hop_length": str(HOP)}
-    save_file(weights, str(path), metadata={**(metadata or {}), **header})
+    with whole_file(path) as scratch:
+        save_file(weights, str(scratch), metadata={**(metadata or {}), **header})
 
 
 def checksum(source):

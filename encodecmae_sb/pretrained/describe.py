@@ -7,6 +7,7 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 from torch import nn
 
+from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
 
 
@@ -53,6 +54,14 @@ def describe(module):
 def build_like(module):
     """A new module with the same arguments, see `describe`; weights are drawn anew."""
     return load_hyperpyyaml(to_yaml({"module": module}))["module"]
+
+
+def module_key(module):
+    """A name for a module's architecture and weights: both change what it computes.
+
+    Numbers of heads, or settings of log-mel, do not show in the weights.
+    """
+    return digest([describe(module), weights_key(module)])
 
 
 def to_yaml(content):

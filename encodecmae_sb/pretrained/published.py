@@ -18,12 +18,12 @@ from encodecmae_sb.nnet.encodecmae import AudioEncoder, MaskedCodecModel
 from encodecmae_sb.nnet.front_ends import CodecLatents, LogMel
 from encodecmae_sb.nnet.transformer import ResiDualTransformer
 from encodecmae_sb.pretrained.codec_files import check_reachable, save_codec
-from encodecmae_sb.utils.digests import digest, weights_key
+from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import is_out_of_space
 from encodecmae_sb.utils.identity import named
 
-from .describe import describe
+from .describe import describe, module_key
 from .folder import check_folder, export_encoder, load_encoder_folder, with_new_weights
 
 REPOSITORY = "lpepino/encodecmae-v2"  # on the Hugging Face hub
@@ -171,7 +171,7 @@ def encoder_identity(encoder, source, pretrained=True):
     """
     if not pretrained:
         return named("random weights", digest(describe(encoder)))
-    return named(str(source), weights_key(encoder)[:12])
+    return named(str(source), module_key(encoder)[:12])
 
 
 def fetch_published(name):

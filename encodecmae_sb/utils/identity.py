@@ -17,7 +17,7 @@ MAY_CHANGE = frozenset(
     [
         # Places of files. The files are identified by their content.
         *("output_folder", "save_folder", "data_folder", "valid_folder"),
-        *("train_csv", "valid_csv", "codes_folder", "codec", "targets", "teacher"),
+        *("train_csv", "valid_csv", "codes_folder", "codec", "teacher"),
         *("encoder_folder", "csv"),
         # How long to train, and how often to validate and to save.
         *("training_steps", "number_of_epochs", "valid_interval"),

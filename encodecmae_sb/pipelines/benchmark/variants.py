@@ -98,7 +98,7 @@ class LoopMasker(nn.Module):
     def __init__(self, masker):
         super().__init__()
         self.ratio, self.gap = masker.ratio, masker.gap
-        self.num_hidden = masker.num_hidden
+        self.num_hidden, self.counts = masker.num_hidden, masker.counts
 
     def forward(self, lengths, seeds, num_frames, padded=True):
         """As `GapMasker`, but other gaps."""
