@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import environment, execute
 from killed import run_killed
 from speechbrain import Stage
 from speechbrain.inference.interfaces import foreign_class
-from test_pretrain import environment, execute
 
 from encodecmae_sb.brains.ctc import CTCBrain
 from encodecmae_sb.bundled import speech_folder

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import execute
 from speechbrain.inference.interfaces import foreign_class
-from test_pretrain import execute
 
 from encodecmae_sb.data.audio import (
     UnusableAudio,

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from commands import run_recipe
-from test_codes import flags
-from test_pretrain import ROOT, execute
+from commands import ROOT, execute, flags, run_recipe
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import speech_folder

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import command, environment, execute, results
 from killed import run_killed
-from test_pretrain import command, environment, execute, results
 
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.codes import (
