@@ -17,7 +17,7 @@ import logging
 import sys
 from pathlib import Path
 
-from encodecmae_sb.data.clip_data import find_data
+from encodecmae_sb.data.clip_data import find_data, folder_of_data
 from encodecmae_sb.pipelines.clip_features import check_encoder
 from encodecmae_sb.pipelines.folds import (
     FoldTrainer,
@@ -30,7 +30,7 @@ from encodecmae_sb.utils.experiment import quit_on_user_errors, start_experiment
 
 def main(argv):
     """Runs the experiment that the command line describes."""
-    hparams, run_opts, _ = start_experiment(argv, can_test=True)
+    hparams, run_opts, _ = start_experiment(argv, True, folder_of_data)
     output = Path(hparams["output_folder"])
     check_settings(hparams)
     # A line an epoch is too much where an epoch takes a tenth of a second.

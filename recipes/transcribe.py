@@ -6,7 +6,6 @@ Prints a line for each file: its path, a tab, its text.
 """
 
 import argparse
-from pathlib import Path
 
 from speechbrain.inference.interfaces import foreign_class
 
@@ -20,9 +19,9 @@ def main():
     parser.add_argument("recogniser", help="folder that recipes/asr_ctc.py exported")
     parser.add_argument("audio", nargs="+", help="WAV, FLAC, OGG or MP3 files")
     args = parser.parse_args()
-    check_folder(args.recogniser, "recogniser")
+    folder = check_folder(args.recogniser, "recogniser")
     recogniser = foreign_class(
-        source=str(Path(args.recogniser).resolve()),
+        source=str(folder.resolve()),
         pymodule_file="custom_interface.py",
         classname="EnCodecMAEASR",
     )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from teachers import make_encoder
 
 from encodecmae_sb.lobes import (
     AudioEncoder,
@@ -40,4 +41,21 @@ def encoder_folder(request, tmp_path_factory):
     encoder = AudioEncoder(front_end, ResiDualTransformer(32, 2, 2, 48))
     folder = tmp_path_factory.mktemp("exported") / "encoder"
     export_encoder(encoder, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mel_folder(tmp_path_factory):
+    """The folder of a small encoder of log-mel frames."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("mel") / "encoder"
+    export_encoder(AudioEncoder(LogMel(), ResiDualTransformer(16, 2, 2, 24)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(tmp_path_factory):
+    """The exported folder of a random teacher."""
+    folder = tmp_path_factory.mktemp("teacher") / "encoder"
+    export_encoder(make_encoder(), folder)
     return folder

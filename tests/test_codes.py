@@ -10,7 +10,15 @@ import pytest
 import soundfile
 import torch
 from commands import ROOT, execute
-from stored_codes import Killed, codec, corpus, extract, extracted, few_compared, mine
+from stored_codes import (  # noqa: F401
+    Killed,
+    bundled_codec,
+    extract,
+    extracted_codes,
+    few_crops_compared,
+    own_codes,
+    some_speech,
+)
 
 from encodecmae_sb.bundled import codec_file
 from encodecmae_sb.data import stored as targets
@@ -22,9 +30,6 @@ from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.lobes import Codec
 from encodecmae_sb.pipelines import extract as pipeline
 from encodecmae_sb.utils.errors import UserError
-
-# Fixtures, found by name.
-__all__ = ["codec", "corpus", "extracted", "few_compared", "mine"]
 
 pytestmark = pytest.mark.usefixtures("few_compared")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from test_data import refuse
+from recordings import refuse
 from torchaudio.datasets import gtzan
 
 from encodecmae_sb.bundled import sound_folder, speech_folder

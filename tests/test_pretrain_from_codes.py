@@ -8,13 +8,17 @@ import shutil
 import pytest
 import torch
 from commands import ROOT, flags, run_recipe
-from stored_codes import Killed, codec, corpus, extracted, few_compared, mine
+from stored_codes import (  # noqa: F401
+    Killed,
+    bundled_codec,
+    extracted_codes,
+    few_crops_compared,
+    own_codes,
+    some_speech,
+)
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.lobes import Codec
-
-# Fixtures, found by name.
-__all__ = ["codec", "corpus", "extracted", "few_compared", "mine"]
 
 pytestmark = pytest.mark.usefixtures("few_compared")
 

@@ -1,7 +1,7 @@
 """Likely changes, each as small as a contributor would make it.
 
 A new target is in test_targets.py, a new front end in test_folder.py, a new corpus in
-test_corpora.py.
+test_own_corpus.py.
 """
 
 import json

@@ -177,7 +177,10 @@ class ClassifyBrain(FineTuneBrain):
         return {key: best.meta[key] for key in ("score", "loss", "epoch")}
 
     def predict(self, data):
-        """Probabilities of clips, each computed alone, as `classify_file` does.
+        """Probabilities of clips.
+
+        Waveforms are classified one by one, as `classify_file` does. Stored summaries
+        were encoded in batches, so they are the same up to float noise.
 
         Arguments
         ---------

@@ -1,6 +1,7 @@
 """All that is known of the labelled clips of an experiment."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -74,6 +75,36 @@ class ClipData:
         )
 
 
+def folder_of_data(hparams, given):
+    """Where results go by default: a folder named after the user's own data.
+
+    Arguments
+    ---------
+    hparams : dict
+        Values of the yaml's keys.
+    given : collection of str
+        The keys that the user gave.
+
+    Returns
+    -------
+    dict
+        An override of the yaml. Empty for a corpus of this package, and where the user
+        gave a folder.
+
+    Example
+    -------
+    >>> hparams = {"corpus": "esc50", "csv": "my/birds.csv", "seed": 1}
+    >>> folder_of_data(hparams, ["csv"])
+    {'output_folder': 'results/classify_birds/1'}
+    """
+    corpus = str(hparams.get("corpus"))
+    own = hparams.get("csv") or hparams.get("train_csv")
+    own = own or (corpus if corpus.endswith(".py") else None)
+    if own is None or "output_folder" in given:
+        return {}
+    return {"output_folder": f"results/classify_{Path(own).stem}/{hparams['seed']}"}
+
+
 def find_data(hparams, output):
     """Finds clips, in a corpus or in manifests, and leaves out unusable files.
 
@@ -125,7 +156,7 @@ def find_data(hparams, output):
     if corpus is None:
         clips = read_manifests(multi_label, **manifests)
     else:
-        clips = find_clips(hparams["corpus"], hparams["data_folder"])
+        clips = find_clips(corpus, hparams["data_folder"])
     found = len(clips)
     clips, bad = inspect_clips(clips, hparams["corpus_rate"])
     listed = output / "unusable_files.csv"

@@ -234,8 +234,8 @@ def make_folds(clips, valid_share=None):
     Raises
     ------
     UserError
-        If a part is missing, there are fewer than 3 folds or 2 labels, a label is
-        tested that was not trained, or the share is not between 0 and 1 or given
+        If a part is missing, there are fewer than 3 folds or 2 labels, a test
+        label has no training clips, or the share is not between 0 and 1 or given
         where there are no folds.
 
     Example
@@ -245,7 +245,8 @@ def make_folds(clips, valid_share=None):
     >>> fold.name, fold.valid[0].part, len(fold.train)
     ('2', '0', 4)
     """
-    if valid_share is not None and not 0 < valid_share < 1:
+    number = isinstance(valid_share, int | float)
+    if valid_share is not None and not (number and 0 < valid_share < 1):
         raise UserError(
             f"valid_share={valid_share}: a number between 0 and 1 is allowed, or null "
             "for the next fold."

@@ -267,7 +267,13 @@ def _transcribed(name, rows, left_out, max_unusable):
             raise UserError(f"{name}: the ID {row['ID']!r} occurs more than once.")
         else:
             seen.add(row["ID"])
-            duration = float(row["duration"])
+            try:
+                duration = float(row["duration"])
+            except ValueError:
+                raise UserError(
+                    f"{name}: the utterance {row['ID']!r} has duration="
+                    f"{row['duration']!r}: seconds are needed, such as 3.5."
+                ) from None
             usable.append({**row, "wrd": text, "duration": duration})
     if not usable or len(left_out) > max_unusable * total:
         listed = "\n".join(f"  {item}: {why}" for item, why in left_out[:10])

@@ -115,12 +115,9 @@ def load_run(folder, codec=None):
 
 
 def _read_hparams(folder):
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"No such folder: {folder}. Give the output folder of recipes/pretrain.py, "
-            "e.g. results/mini/1234"
-        )
     advice = "Give the output folder of recipes/pretrain.py, e.g. results/mini/1234"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"No such folder: {folder}. {advice}")
     path = folder / "hyperparams.yaml"
     keys = set()
     if path.is_file():
@@ -140,8 +137,8 @@ def _read_hparams(folder):
             f"{folder} is not a pretraining run: hyperparams.yaml in it lacks "
             f"{', '.join(sorted(missing))}. {advice}"
         )
-    # Leave these out: they would make a folder, and seed the whole process.
-    unwanted = {"checkpointer", "__set_seed"} & keys
+    # Leave these out: they would make folders and files, and seed the whole process.
+    unwanted = {"checkpointer", "train_logger", "__set_seed"} & keys
     try:
         with open(path, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, dict.fromkeys(unwanted))
@@ -266,8 +263,8 @@ def given_gaps(text, num_samples, sample_rate=SAMPLE_RATE):
             ) from None
         if not 0 <= start < stop <= seconds:
             raise UserError(
-                f"gaps={text!r}: {part} does not lie, beginning before its end, in the "
-                f"file, which is {seconds:.2f} s long."
+                f"gaps={text!r}: {part}: START must come before STOP, and both must "
+                f"lie in the file, which is {seconds:.2f} s long."
             )
         first, last = (round(t * sample_rate / HOP) for t in (start, stop))
         hidden[first : max(last, first + 1)] = True

@@ -4,7 +4,6 @@ import torch
 from speechbrain.inference.interfaces import Pretrained
 
 from encodecmae_sb.lobes import EnCodecMAE
-from encodecmae_sb.nnet.lengths import relative_lengths
 from encodecmae_sb.nnet.pooling import probabilities
 from encodecmae_sb.pretrained.folder import export_folder
 
@@ -106,19 +105,18 @@ class EnCodecMAEClassifier(Pretrained):
             If shapes or values are off.
         """
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
-        num_samples = torch.tensor(lengths)
-        return self._classify(wavs, relative_lengths(num_samples, wavs.shape[1]))
+        return self._classify(wavs, torch.tensor(lengths))
 
     def forward(self, wavs, wav_lens=None):
         """Same as `classify_batch`."""
         return self.classify_batch(wavs, wav_lens)
 
     @torch.no_grad()
-    def _classify(self, wavs, wav_lens):
-        wavs = wavs.to(self.device)
-        if wav_lens is not None:
-            wav_lens = wav_lens.to(self.device)
-        logits = self.mods.classifier(wavs, wav_lens)
+    def _classify(self, wavs, num_samples):
+        classifier = self.mods.classifier
+        logits = classifier.head(
+            *classifier.summarise(wavs.to(self.device), num_samples)
+        )
         return decide(
             probabilities(logits, self.hparams.multi_label),
             self.labels,

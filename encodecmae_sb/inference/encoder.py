@@ -94,12 +94,19 @@ def check_batch(wavs, wav_lens, sample_rate, target_rate):
         raise UserError("wavs hold non-finite samples (NaN or Inf)")
     if wav_lens is None:
         wav_lens = torch.ones(len(wavs))
-    if len(wav_lens) != len(wavs) or wav_lens.min() <= 0 or wav_lens.max() > 1:
+    # Not (any outside): that would let NaN pass.
+    inside = bool(((wav_lens > 0) & (wav_lens <= 1)).all())
+    if len(wavs) == 0 or len(wav_lens) != len(wavs) or not inside:
         raise UserError(
             f"wav_lens={wav_lens.tolist()}: one number in (0, 1] is needed for "
             f"each of the {len(wavs)} items."
         )
     lengths = absolute_lengths(wav_lens.cpu().double(), wavs.shape[1]).tolist()
+    if min(lengths) < 1:
+        raise UserError(
+            f"wav_lens={wav_lens.tolist()}: an item has no samples. They are relative "
+            f"to the {wavs.shape[1]} samples of the batch."
+        )
     if sample_rate is not None and sample_rate != target_rate:
         # Item by item, so that the padding does not leak into the last samples.
         items = [

@@ -9,7 +9,7 @@ from speechbrain.inference.interfaces import Pretrained
 from encodecmae_sb.data.tokenizer import BLANK
 from encodecmae_sb.pretrained.folder import export_folder
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.grid import HOP
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .encoder import check_batch, read_file
 
@@ -54,8 +54,36 @@ def build_searcher(tokens, settings, kenlm_model_path=None):
         blank_index=BLANK,
         vocab_list=tokens.labels,
         kenlm_model_path=kenlm_model_path,
+        unigrams=known_words(kenlm_model_path),
         **settings,
     )
+
+
+def known_words(kenlm_model_path):
+    """The words of a language model in ARPA format; None for a binary one.
+
+    SpeechBrain reads them only from files called `.arpa`, and an exported folder gives
+    the file another name. Without them, unknown words would cost nothing.
+
+    Arguments
+    ---------
+    kenlm_model_path : str or None
+
+    Returns
+    -------
+    set of str or None
+    """
+    if not kenlm_model_path:
+        return None
+    with open(kenlm_model_path, "rb") as file:
+        if not file.read(64).lstrip().startswith(b"\\data\\"):
+            return None
+    # Here, because it needs a package that only language models need.
+    from speechbrain.integrations.decoders.kenlm_scorer import (
+        load_unigram_set_from_arpa,
+    )
+
+    return load_unigram_set_from_arpa(str(kenlm_model_path))
 
 
 def search(searcher, log_probs, num_steps):
@@ -190,10 +218,11 @@ class EnCodecMAEASR(Pretrained):
         Raises
         ------
         UserError
-            If shapes or values are off.
+            If shapes or values are off, or an item is shorter than a frame.
         """
         wavs, lengths = check_batch(wavs, wav_lens, sample_rate, self.sample_rate)
-        if min(lengths) < HOP:
+        shortest = HOP * self.sample_rate / SAMPLE_RATE
+        if min(lengths) < shortest:
             raise UserError(f"an item of {min(lengths)} samples is less than a frame")
         wavs, num_samples = wavs.to(self.device), torch.tensor(lengths)
         frames, num_frames = self.mods.lobe.encode(wavs, num_samples)

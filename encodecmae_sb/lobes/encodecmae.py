@@ -16,7 +16,7 @@ from encodecmae_sb.nnet.chunks import (
     unused_modules,
 )
 from encodecmae_sb.nnet.heads import sum_layers
-from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
+from encodecmae_sb.nnet.lengths import absolute_lengths
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.pretrained.published import load_encoder_source
 from encodecmae_sb.utils.errors import UserError
@@ -197,27 +197,6 @@ class EnCodecMAE(nn.Module):
 
     def _shortest_item(self):
         return shortest_item(self.encoder.front_end, self.whole_codec_frames)
-
-    def frame_lens(self, wav_lens, num_samples):
-        """Relative lengths of the output, exact to the frame.
-
-        Relative lengths of a waveform are those of the output only up to rounding,
-        which depends on the batch.
-
-        Arguments
-        ---------
-        wav_lens : torch.Tensor
-            Lengths relative to `num_samples`, shape [B].
-        num_samples : int
-            Length of the waveforms, N.
-
-        Returns
-        -------
-        torch.Tensor
-            Lengths relative to T, shape [B].
-        """
-        num_frames = self.num_frames(absolute_lengths(wav_lens, num_samples))
-        return relative_lengths(num_frames, self._num_frames(num_samples))
 
     def _resampled(self, num_samples):
         """Samples at the encoder's rate."""

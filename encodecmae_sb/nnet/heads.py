@@ -155,7 +155,7 @@ class CTCHead(nn.Module):
         self.output = nn.Sequential(nn.Dropout(dropout), nn.Linear(size, num_tokens))
 
     def in_words(self):
-        """What comes before the output layer.
+        """The layers before the output layer, in words.
 
         Example
         -------

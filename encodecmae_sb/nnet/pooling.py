@@ -8,8 +8,9 @@ from torch import nn
 
 from encodecmae_sb.utils.errors import UserError
 
-from .encodecmae import frame_mask
 from .front_ends import LogMel
+from .lengths import absolute_lengths
+from .masking import frame_mask
 
 POOLINGS = ("mean", "mean_std", "attentive")
 
@@ -24,8 +25,11 @@ class LogMelFrames(nn.Module):
 
     Example
     -------
-    >>> LogMelFrames()(torch.zeros(2, 24000)).shape
-    torch.Size([2, 75, 256])
+    >>> frames, num_frames = LogMelFrames().encode(
+    ...     torch.zeros(2, 24000), torch.tensor([24000, 3200])
+    ... )
+    >>> frames.shape, num_frames
+    (torch.Size([2, 75, 256]), tensor([75, 10]))
     """
 
     freeze = True
@@ -39,29 +43,26 @@ class LogMelFrames(nn.Module):
         """Width of the frames."""
         return self.front_end.dim
 
-    def num_frames(self, num_samples):
-        """Frames that waveforms of `num_samples` samples give, int64, at least 1."""
-        return self.front_end.num_frames(num_samples).clamp(min=1)
-
-    def forward(self, wavs, wav_lens=None):
+    def encode(self, wavs, num_samples):
         """Computes frames.
 
         Arguments
         ---------
         wavs : torch.Tensor
-            Samples at 24 kHz in [-1, 1], shape [B, N].
-        wav_lens : torch.Tensor, optional
-            Lengths relative to N, shape [B]; default: all 1.
+            Samples at the front end's rate in [-1, 1], shape [B, N].
+        num_samples : torch.Tensor
+            Samples of each item, int64, shape [B], on any device.
 
         Returns
         -------
-        torch.Tensor
-            float32, shape [B, T, 256].
+        frames : torch.Tensor
+            float32, shape [B, T, D].
+        num_frames : torch.Tensor
+            Frames of each item, int64, at least 1, shape [B].
         """
-        if wav_lens is not None:
-            lengths = (wav_lens * wavs.shape[1]).round().long()
-            wavs = wavs * frame_mask(lengths, wavs.shape[1])
-        return self.front_end(wavs)
+        num_samples = num_samples.to(wavs.device)
+        frames = self.front_end(wavs * frame_mask(num_samples, wavs.shape[1]))
+        return frames, self.front_end.num_frames(num_samples).clamp(min=1)
 
 
 class AttentivePooling(nn.Module):
@@ -275,10 +276,9 @@ class ClipClassifier(nn.Module):
         """
         if lengths is None:
             lengths = torch.full((len(wavs),), wavs.shape[1])
-        frames = self.lobe(wavs, (lengths / wavs.shape[1]).to(wavs.device))
+        frames, num_frames = self.lobe.encode(wavs, lengths)
         if frames.dim() == 3:
             frames = frames[None]  # [L, B, T, D]
-        num_frames = self.lobe.num_frames(lengths).to(wavs.device)
         return self.head.summarise(frames, num_frames), num_frames
 
     def forward(self, wavs, wav_lens=None):
@@ -296,9 +296,9 @@ class ClipClassifier(nn.Module):
         torch.Tensor
             Logits, shape [B, classes].
         """
-        lengths = wav_lens
+        lengths = None
         if wav_lens is not None:
-            lengths = (wav_lens * wavs.shape[1]).round().long()
+            lengths = absolute_lengths(wav_lens, wavs.shape[1])
         return self.head(*self.summarise(wavs, lengths))
 
 

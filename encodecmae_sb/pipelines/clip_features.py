@@ -137,7 +137,6 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
         for batch in loader:
             wavs = batch.inputs.to(device)
             summary, num_frames = classifier.summarise(wavs, batch.lengths)
-            summary = summary.half() if frames else summary.float()
             if not torch.isfinite(summary).all():
                 bad = ~torch.isfinite(summary).flatten(1).all(1).cpu()
                 clip = clips[batch.index[bad][0]]
@@ -146,6 +145,7 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
                     f"first of {clip.wav}: its weights are damaged. Pretrain it again "
                     "or name another one."
                 )
+            summary = summary.half() if frames else summary.float()
             items = summary.cpu().numpy()  # [B, T, L, D] or [B, L, W]
             for i, item, count in zip(
                 batch.index.tolist(), items, num_frames.tolist(), strict=True

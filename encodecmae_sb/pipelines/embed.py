@@ -15,7 +15,7 @@ from speechbrain.inference.interfaces import foreign_class
 from tqdm import tqdm
 
 from encodecmae_sb.data.manifest import find_audio
-from encodecmae_sb.nnet.chunks import check_layer, seconds_per_frame
+from encodecmae_sb.nnet.chunks import FRAMES_VERSION, check_layer, seconds_per_frame
 from encodecmae_sb.pretrained.folder import check_folder
 from encodecmae_sb.utils.digests import weights_key
 from encodecmae_sb.utils.errors import UserError
@@ -60,14 +60,11 @@ def load_encoder(folder, device, precision):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such folder.
     UserError
-        If it is no such folder, or the device cannot be used.
+        If it is no encoder folder, or the device cannot be used.
     """
-    if not (Path(folder).expanduser() / "hyperparams.yaml").is_file():
-        raise UserError(
-            f"{folder} is no encoder folder: it holds no hyperparams.yaml. Give "
-            "the folder that a recipe exported, e.g. results/mini/1234/encoder"
-        )
     folder = check_folder(folder)
     run_opts = {"precision": precision}
     if device is not None:
@@ -135,7 +132,7 @@ def plan_jobs(audio, output_folder=None):
     return list(jobs.values())
 
 
-def check_settings(folder, settings):
+def check_same_settings(folder, settings):
     """Makes sure that the features in a folder have the same settings.
 
     Arguments
@@ -412,13 +409,14 @@ def embed(
     check_layer(encoder.mods.encoder, layer)
     jobs = plan_jobs(audio, output_folder)
     settings = {
-        "encoder": str(Path(encoder_folder).resolve()),
+        "encoder": str(Path(encoder_folder).expanduser().resolve()),
         "weights": weights_key(encoder.mods.encoder)[:12],
         "layer": layer,
         "precision": precision,
+        "frames_version": FRAMES_VERSION,
     }
     if output_folder is not None and not overwrite:
-        check_settings(output_folder, settings)
+        check_same_settings(output_folder, settings)
         note_settings(output_folder, settings)
     embedding = Embedding(encoder, layer, batch_size, quiet)
     embedding.run(jobs, overwrite)

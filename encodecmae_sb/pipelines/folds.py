@@ -21,6 +21,7 @@ from encodecmae_sb.inference.classifier import decide, export_classifier
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
+from encodecmae_sb.pretrained.describe import describe
 from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
 from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
@@ -35,7 +36,10 @@ from .clip_features import clips_key, in_fold, store_summaries
 LOGMEL_POOLING = "mean_std"  # of the baseline, whatever the yaml says
 # A training that goes on from a checkpoint may change these. The result of a finished
 # fold depends on them.
-_MATTER = {"batch_size", "number_of_epochs", "grad_accumulation_factor"}
+_MATTER = {
+    *("batch_size", "number_of_epochs", "grad_accumulation_factor"),
+    *("optimizer_step_limit", "skip_nonfinite_grads", "nonfinite_patience"),
+}
 
 
 def check_settings(hparams):
@@ -168,7 +172,7 @@ class FoldTrainer:
         self.data = data
         self.save = Path(hparams["save_folder"])
         self.settings = self._settings()
-        self.lobe_keys = {}  # encoder -> hash of its weights
+        self.lobe_keys = {}  # encoder -> hash of its architecture and weights
         self.best = self.classifier = None
 
     def _settings(self):
@@ -187,7 +191,8 @@ class FoldTrainer:
         """Tells encoders apart; each is hashed once, however many folds share it."""
         source = in_fold(self.hparams["encoder_folder"], fold)
         if source not in self.lobe_keys:
-            self.lobe_keys[source] = weights_key(lobe)
+            # Numbers of heads and mel settings do not show in the weights.
+            self.lobe_keys[source] = digest([describe(lobe), weights_key(lobe)])
         return self.lobe_keys[source]
 
     def _clips(self, clips, stored=None):
@@ -263,6 +268,8 @@ class FoldTrainer:
                 score = saved["score"].item()
                 probabilities = torch.from_numpy(saved["probabilities"])
         else:
+            if brain.test_only:
+                brain.load_best()  # before anything is encoded: is there one?
             stored = None
             if brain.classifier.lobe.freeze:
                 stored = self._stored(fold, brain)
@@ -318,8 +325,7 @@ def write_results(trainer, results, output):
 
     names = [fold.name for fold in folds]
     metrics = over_folds(names, [result.metrics for result in results])
-    clips = sum(len(part) for part in (folds[0].train, folds[0].valid, folds[0].test))
-    metrics |= {"clips": clips, "classes": len(labels), "folds": len(folds)}
+    metrics |= {"clips": len(data.clips), "classes": len(labels), "folds": len(folds)}
     metrics |= {"unusable_files": data.unusable}
     metrics |= {key: hparams[key] for key in ("features", "head")}
     if hparams["features"] == "logmel":  # which have neither weights nor layers

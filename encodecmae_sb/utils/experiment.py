@@ -70,6 +70,9 @@ def start_experiment(argv, can_test=False, choose=None):
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     if not Path(hparams_file).is_file():
         raise FileNotFoundError(f"No such hyperparameter file: {hparams_file}")
+    if isinstance(run_opts.optimizer_step_limit, str):  # as SpeechBrain parses it
+        limit = int(run_opts.optimizer_step_limit)
+        run_opts = replace(run_opts, optimizer_step_limit=limit)
     sb.utils.distributed.ddp_init_group(run_opts)
     named = re.findall(r"^(\w+):", overrides, flags=re.MULTILINE)
     text = Path(hparams_file).read_text(encoding="utf-8")

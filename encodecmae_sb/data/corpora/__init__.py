@@ -14,6 +14,7 @@ To add a corpus, add one such file, or keep it elsewhere and give its path. It h
 import importlib.util
 import pkgutil
 from pathlib import Path
+from types import ModuleType
 
 from encodecmae_sb.data.folders import list_folder
 from encodecmae_sb.utils.errors import UserError
@@ -80,8 +81,8 @@ def find_clips(corpus, folder):
 
     Arguments
     ---------
-    corpus : str
-        As for `load_corpus`.
+    corpus : str or module
+        As for `load_corpus`, or what it gave.
     folder : str or Path
         Where it was unpacked.
 
@@ -103,11 +104,13 @@ def find_clips(corpus, folder):
     >>> clip.labels, clip.part
     (('dog',), '1')
     """
-    module = load_corpus(corpus)
-    layout = getattr(module, "LAYOUT", "  (see the corpus module)")
+    if not isinstance(corpus, ModuleType):
+        corpus = load_corpus(corpus)
+    layout = getattr(corpus, "LAYOUT", "  (see the corpus module)")
     if not folder:
+        name = corpus.__name__.rpartition(".")[2]
         raise UserError(
-            f"Where is the corpus {corpus}? Give --data_folder FOLDER. The folder "
+            f"Where is the corpus {name}? Give --data_folder FOLDER. The folder "
             f"should hold\n{layout}"
         )
     check_path("data_folder", folder)
@@ -116,7 +119,7 @@ def find_clips(corpus, folder):
         raise FileNotFoundError(
             f"No such folder: data_folder={folder}. It should hold\n{layout}"
         )
-    clips = module.find_clips(folder)
+    clips = corpus.find_clips(folder)
     if not clips:
         raise missing(folder, "audio files named as in the corpus", layout)
     return clips
