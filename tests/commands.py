@@ -1,18 +1,93 @@
-"""Recipes as commands, run in this process: that saves the seconds of their imports."""
+"""Command lines of the recipes, and what runs them in this process or in another."""
 
+import hashlib
+import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+ROOT = Path(__file__).resolve().parents[1]
+
+# mini.yaml, made smaller still.
+TINY = {
+    "dim": 32,
+    "ffn_dim": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "batch_size": 4,
+    "crop_seconds": 0.5,
+    "valid_items": 4,
+    "training_steps": 12,
+    "valid_interval": 4,
+    "num_workers": 0,
+}
 
 
 def run_recipe(name, *arguments):
-    """Runs `python recipes/NAME.py ARGUMENT ...`.
+    """Runs `python recipes/NAME.py ARGUMENT ...` in this process.
 
-    A recipe that ends with a message raises SystemExit with that message.
+    That saves the seconds of its imports. A recipe that ends with a message raises
+    SystemExit with that message.
     """
-    script = str(RECIPES / f"{name}.py")
+    script = str(ROOT / f"recipes/{name}.py")
     with mock.patch.object(sys, "argv", [script, *map(str, arguments)]):
         runpy.run_path(script, run_name="__main__")
+
+
+def flags(output, **options):
+    """Options of a tiny training run, as words of a command line."""
+    given = {**TINY, **options, "device": "cpu", "output_folder": output}
+    return [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+
+
+def command(output, yaml="mini", launcher=(sys.executable,), **options):
+    """The command line of a tiny pretraining, as a list."""
+    recipe = [str(ROOT / "recipes/pretrain.py"), str(ROOT / f"hparams/{yaml}.yaml")]
+    return [*launcher, *recipe, *flags(output, **options)]
+
+
+def run(output, yaml="mini", expect=0, cwd=None, **options):
+    """Pretrains to the end and returns what it printed."""
+    return execute(command(output, yaml, **options), cwd or output.parent, expect)
+
+
+def execute(arguments, cwd, expect=0):
+    """Runs a command line and returns what it printed, errors last."""
+    done = subprocess.run(
+        [str(argument) for argument in arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env=environment(),
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == expect, text[-3000:]
+    return text
+
+
+def environment(**more):
+    # One thread, so that sums are taken in the same order on every machine.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def results(output):
+    """What two runs must agree on, bit for bit."""
+    weights = hashlib.sha256((output / "encoder/encoder.ckpt").read_bytes())
+    return weights.hexdigest(), json.loads((output / "metrics.json").read_text())
+
+
+def import_command(*arguments, expect=0, **environment):
+    """Runs import_published.py and returns what it printed, errors last."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes/import_published.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr

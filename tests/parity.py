@@ -56,3 +56,19 @@ def reference_arrays(name):
     """The stored outputs, as a dict of NumPy arrays."""
     with np.load(REFERENCE / f"{name}.npz") as file:
         return dict(file)
+
+
+def self_trained():
+    """A self-trained checkpoint: one target, no codec."""
+    checkpoint = published_checkpoint("tiny_mel")
+    checkpoint["state_dict"] = {
+        name: tensor[:1024] if name.startswith("head.layer") else tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if not name.startswith("target_encoder")
+    }
+    return checkpoint
+
+
+def wave(pcm16):
+    """Samples in [-1, 1] from 16-bit integers."""
+    return torch.from_numpy(pcm16.astype(np.float32) / 32768)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import environment, execute
 from killed import run_killed
 from recognition import export_tiny, link_speaker, write_manifest
 from speechbrain.inference.interfaces import foreign_class
-from test_pretrain import environment, execute
 
 from encodecmae_sb.data.speech import librispeech_set
 from encodecmae_sb.lobes import CTCHead, EnCodecMAE

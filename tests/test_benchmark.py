@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_pretrain import ROOT, TINY, execute
+from commands import ROOT, TINY, execute
 
 from encodecmae_sb.lobes import (
     AudioEncoder,

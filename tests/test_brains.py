@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from commands import ROOT, TINY
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain import Stage
 from speechbrain.utils.run_opts import RunOptions
-from test_pretrain import ROOT, TINY
 
 from encodecmae_sb.brains import pretrain
 from encodecmae_sb.brains.base import ResumableBrain

@@ -3,11 +3,18 @@
 import pytest
 import soundfile
 import torch
+from random_values import noise, randomise
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb import hear, xares
 from encodecmae_sb.inference.classifier import export_classifier
-from encodecmae_sb.lobes import EnCodecMAE
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    CodecLatents,
+    EnCodecMAE,
+    LogMel,
+    ResiDualTransformer,
+)
 from encodecmae_sb.nnet.chunks import CHUNK, SHORTEST_TAIL, encode_in_chunks
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 
@@ -126,3 +133,78 @@ def test_the_way_of_counting_is_exported(encoder_folder, tmp_path):
     wavs = 0.3 * torch.randn(1, 5000)  # 15.6 codec frames
     assert loaded(wavs).shape[1] == 15
     assert torch.equal(loaded(wavs), lobe(wavs))
+
+
+@pytest.fixture(scope="module", params=["mel", "latents"])
+def encoder(request):
+    torch.manual_seed(0)
+    front_end = LogMel() if request.param == "mel" else CodecLatents(n_filters=2)
+    return randomise(AudioEncoder(front_end, ResiDualTransformer(64, 2, 4, 96)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("samples", "cuts"),
+    [
+        (5000, [5000]),
+        (320, [320]),
+        (96000, [96000]),
+        (98048, [96000]),  # a tail of 2048 samples is dropped
+        (98049, [96000, 2049]),
+        (192001, [96000, 96000]),
+    ],
+)
+def test_chunks_by_hand(encoder, samples, cuts):
+    wavs = noise(1, samples)
+    (frames,) = encode_in_chunks(encoder, wavs)
+    parts = wavs[:, : sum(cuts)].split(cuts, dim=1)
+    want = torch.cat([encoder(part).last[0] for part in parts])
+    assert frames.shape == want.shape
+    assert (frames - want).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_layers(encoder):
+    wavs = noise(1, 8000)
+    out = encoder(wavs)
+    want = {
+        "last": out.last[0],
+        "last_no_norm": out.layers[-1][0],
+        0: out.layers[0][0],
+        1: out.last[0],
+        "all": torch.stack([out.layers[0][0], out.last[0]]),
+    }
+    for layer, expected in want.items():
+        (frames,) = encode_in_chunks(encoder, wavs, layer=layer)
+        assert torch.allclose(frames, expected, atol=1e-5), layer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_result_does_not_depend_on_the_batch(encoder, batch_size):
+    lengths = [100000, 20000, 19900, 321, 96000]
+    wavs = noise(5, 100000)  # what is beyond an item's length is not looked at
+    together = encode_in_chunks(encoder, wavs, lengths, batch_size=batch_size)
+    for wav, length, frames in zip(wavs, lengths, together, strict=True):
+        (alone,) = encode_in_chunks(encoder, wav[None, :length])
+        assert frames.shape == alone.shape
+        assert (frames - alone).abs().max() < 1e-4
+
+
+def test_item_that_is_too_short(encoder):
+    with pytest.raises(ValueError, match="item 1 is 0 samples"):
+        encode_in_chunks(encoder, torch.zeros(2, 5000), [5000, 0])
+
+
+def test_item_shorter_than_a_window():
+    front_end = LogMel(hop_length=318, centered=False)
+    encoder = AudioEncoder(front_end, ResiDualTransformer(64, 1, 4, 96)).eval()
+    assert encode_in_chunks(encoder, torch.zeros(1, 637))[0].shape == (1, 64)
+    with pytest.raises(ValueError, match="item 0 is 636 samples"):
+        encode_in_chunks(encoder, torch.zeros(1, 636))
+
+
+@pytest.mark.parametrize("layer", ["first", 2, -1, None, 0.5])
+def test_unknown_layer(encoder, layer):
+    with pytest.raises(ValueError, match="last_no_norm.*0 to 1"):
+        encode_in_chunks(encoder, torch.zeros(1, 5000), layer=layer)

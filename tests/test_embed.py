@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, execute
 from encoders import load
 from recordings import RATE, write
 from recordings import uniform as noise
-from test_pretrain import ROOT, execute
 
 from encodecmae_sb.pipelines import embed as pipeline
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import execute
 from ctc_with_lobe import train
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.parameter_transfer import Pretrainer
-from test_pretrain import execute
 
 from encodecmae_sb.lobes import (
     AudioEncoder,

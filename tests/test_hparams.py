@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from test_pretrain import ROOT
+from commands import ROOT
 
 # Keys whose values make one pretraining what it is and not another.
 PRETRAINING = {

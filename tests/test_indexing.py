@@ -11,8 +11,8 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from commands import ROOT, execute
 from shard_folders import CROP, coded_shards, two_corpora  # noqa: F401
-from test_pretrain import ROOT, execute
 
 from encodecmae_sb.data.manifest import read_manifest
 from encodecmae_sb.data.shards.indexing import index_shards

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import ROOT, execute
 from shard_folders import MB, packed_shards, two_corpora, write_noise  # noqa: F401
-from test_pretrain import ROOT, execute
 
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest

@@ -1,19 +1,15 @@
 """The pretraining recipe as a user runs it, at a size that runs in seconds."""
 
-import hashlib
 import json
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml as yaml_reader
-from commands import run_recipe
+from commands import ROOT, TINY, command, environment, execute, results, run, run_recipe
 from killed import run_killed
 from speechbrain.inference.interfaces import foreign_class
 
@@ -25,62 +21,6 @@ from encodecmae_sb.pretrained.codec_files import checksum, save_codec
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import start_experiment
 from encodecmae_sb.utils.precision import best_precision
-
-ROOT = Path(__file__).parent.parent
-
-# mini.yaml, made smaller still.
-TINY = {
-    "dim": 32,
-    "ffn_dim": 64,
-    "num_layers": 2,
-    "num_heads": 2,
-    "batch_size": 4,
-    "crop_seconds": 0.5,
-    "valid_items": 4,
-    "training_steps": 12,
-    "valid_interval": 4,
-    "num_workers": 0,
-}
-
-
-def command(output, yaml="mini", launcher=(sys.executable,), **options):
-    """The command line of a run, as a list."""
-    given = {**TINY, **options, "output_folder": str(output)}
-    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    recipe = [str(ROOT / "recipes/pretrain.py"), str(ROOT / f"hparams/{yaml}.yaml")]
-    return [*launcher, *recipe, "--device", "cpu", *flags]
-
-
-def run(output, yaml="mini", expect=0, cwd=None, **options):
-    """Runs the recipe to its end and returns what it printed."""
-    return execute(command(output, yaml, **options), cwd or output.parent, expect)
-
-
-def execute(arguments, cwd, expect=0):
-    """Runs a command line and returns what it printed, errors last."""
-    done = subprocess.run(
-        [str(argument) for argument in arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env=environment(),
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == expect, text[-3000:]
-    return text
-
-
-def environment(**more):
-    # One thread, so that sums are taken in the same order on every machine.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
-def results(output):
-    """What two runs must agree on, bit for bit."""
-    weights = hashlib.sha256((output / "encoder/encoder.ckpt").read_bytes())
-    return weights.hexdigest(), json.loads((output / "metrics.json").read_text())
-
 
 # What a run that is refused must leave alone.
 KEPT = (

@@ -7,7 +7,7 @@ import sys
 import pytest
 import soundfile
 import torch
-from test_pretrain import ROOT, command, execute
+from commands import ROOT, command, execute
 
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.crops import FixedCrops

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import command, execute
 from test_brains import make_brain
-from test_pretrain import command, execute
 from test_scale import torchrun
 
 from encodecmae_sb.brains import pretrain

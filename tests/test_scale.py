@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commands import command, execute
 from speechbrain import Stage
 from test_brains import make_brain
-from test_pretrain import command, execute
 from torch._dynamo.testing import CompileCounter
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,7 @@ test_own_corpus.py.
 import json
 
 import torch
-from test_pretrain import ROOT, TINY, environment
+from commands import ROOT, TINY, environment
 
 from encodecmae_sb.nnet.masking import GapMasker
 

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from commands import run_recipe
+from commands import ROOT, execute, flags, run_recipe
 from teachers import PUBLISHED, copy_speech, make_encoder
-from test_codes import flags
-from test_pretrain import ROOT, execute
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.codes import StoredCodes

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import command, environment, execute, results
 from killed import run_killed
 from shard_folders import (  # noqa: F401
     CROP,
@@ -20,7 +21,6 @@ from shard_folders import (  # noqa: F401
     two_corpora,
     write_noise,
 )
-from test_pretrain import command, environment, execute, results
 
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.codes import StoredCodes

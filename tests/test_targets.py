@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from commands import run_recipe
-from test_pretrain import ROOT, TINY, execute
+from commands import ROOT, TINY, execute, run_recipe
 
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.crops import CropCollator, RandomCrops

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from test_pretrain import ROOT, execute
+from commands import ROOT, execute
 
 from encodecmae_sb.lobes import Codec
 
