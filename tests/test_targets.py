@@ -96,7 +96,7 @@ def test_another_target_is_a_class_and_a_yaml_line(mine):
     assert "targets: Loudness." in (mine / "computed/encoder/README.md").read_text()
     identity = json.loads((mine / "computed/save/identity.json").read_text())
     content = {"value": "Loudness", "digest": "levels-16"}
-        assert identity["targets_content"] == content
+    assert identity["targets_content"] == content
     assert "codec" not in identity
 
     codes = mine / "codes"
