@@ -43,26 +43,19 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("hparams", help="a yaml of pretraining, e.g. hparams/base.yaml")
-    parser.add_argument("--batch_size", type=int, help="crops in a step; default: 8")
-    parser.add_argument("--seconds", type=float, help="of a crop; default: 4")
-    parser.add_argument("--steps", type=int, help="measured per setting; default: 3")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--num_workers", type=int, help="of the loader; default: 2")
-    parser.add_argument(
-        "--only", help=f"from {', '.join(SECTIONS)}, or settings: {', '.join(SETTINGS)}"
-    )
-    parser.add_argument(
-        "--codec",
-        help="random_encodec (default: EnCodec's architecture with random weights, at "
-        "its real cost), bundled (four times narrower) or a file",
-    )
-    parser.add_argument("--data_folder", nargs="*", help="audio for the loader")
-    parser.add_argument("--file_seconds", help="to embed; default: 1,4,10,60")
-    parser.add_argument(
-        "--processes", type=int, nargs="+", help="default: 1 2; with GPUs one on each"
-    )
-    parser.add_argument("--output_folder", type=Path, help="for benchmark.json")
+    add, sections = parser.add_argument, ", ".join(SECTIONS)
+    add("hparams", help="a yaml of pretraining, e.g. hparams/base.yaml")
+    add("--batch_size", type=int, help="crops in a step; default: 8")
+    add("--seconds", type=float, help="of a crop; default: 4")
+    add("--steps", type=int, help="measured per setting; default: 3")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--num_workers", type=int, help="of the loader; default: 2")
+    add("--only", help=f"from {sections}, or settings: {', '.join(SETTINGS)}")
+    add("--codec", help="random_encodec (default), bundled (narrower), or a file")
+    add("--data_folder", nargs="*", help="audio for the loader")
+    add("--file_seconds", help="to embed; default: 1,4,10,60")
+    add("--processes", type=int, nargs="+", help="default: 1 2; one on each GPU")
+    add("--output_folder", type=Path, help="for benchmark.json")
     args, keys = parser.parse_known_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     return Options(**given, keys=keys)

@@ -35,26 +35,16 @@ from encodecmae_sb.utils.experiment import quit_on_user_errors
 def parse(argv):
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("encoder", help="folder that a recipe exported")
-    parser.add_argument("audio", nargs="+", help="audio files, or folders of them")
-    parser.add_argument(
-        "--layer",
-        default="last",
-        help="last, last_no_norm, all, or the number of a layer counted from 0",
-    )
-    parser.add_argument("--output_folder", type=Path, help="default: beside the audio")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace features that are there"
-    )
-    parser.add_argument("--device", help="cpu, cuda:0, ...; default: a GPU if any")
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
-    parser.add_argument(
-        "--batch_size",
-        type=int,
-        default=8,
-        help="chunks of 4 s encoded at once; give a GPU more, such as 64",
-    )
-    parser.add_argument("--noprogressbar", action="store_true")
+    add = parser.add_argument
+    add("encoder_folder", help="folder that a recipe exported")
+    add("audio", nargs="+", help="audio files, or folders of them")
+    add("--layer", default="last", help="last, last_no_norm, all, or a number from 0")
+    add("--output_folder", type=Path, help="default: beside the audio")
+    add("--overwrite", action="store_true", help="replace features that are there")
+    add("--device", help="cpu, cuda:0, ...; default: a GPU if any")
+    add("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    add("--batch_size", type=int, default=8, help="chunks of 4 s; on a GPU more")
+    add("--noprogressbar", action="store_true", dest="quiet")
     args = parser.parse_args(argv)
     args.layer = int(args.layer) if args.layer.isdigit() else args.layer
     return args
@@ -63,17 +53,7 @@ def parse(argv):
 def main(argv):
     """Embeds what the command line names; returns the exit status."""
     args = parse(argv)
-    embedding = embed(
-        args.encoder,
-        args.audio,
-        args.output_folder,
-        layer=args.layer,
-        overwrite=args.overwrite,
-        device=args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        quiet=args.noprogressbar,
-    )
+    embedding = embed(**vars(args))
     print(embedding.summary(args.output_folder))
     return 0 if embedding.num_done + embedding.num_kept else 1
 

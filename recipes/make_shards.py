@@ -46,41 +46,15 @@ def parse(argv):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shards_folder", type=Path, help="where the shards go")
-    parser.add_argument(
-        "--data_folder",
-        type=yaml.safe_load,
-        help='a folder of audio, or a list: "[/data/a, /data/b]"; default: the small '
-        "corpus in this repository",
-    )
-    parser.add_argument(
-        "--shard_mb",
-        type=float,
-        default=512,
-        help="audio files per shard, in MB as they are found; default: %(default)s",
-    )
-    parser.add_argument(
-        "--flac",
-        action="store_true",
-        help="pack WAV files of 16 or 24 bits as FLAC: half the size, nothing lost",
-    )
-    parser.add_argument(
-        "--codes_folder",
-        type=Path,
-        help="pack the codes that recipes/extract_codes.py has stored there, too",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the files")
-    parser.add_argument(
-        "--max_unusable",
-        type=float,
-        default=0.05,
-        help="stop when a larger share of the files is unusable; default: %(default)s",
-    )
-    parser.add_argument(
-        "--index",
-        action="store_true",
-        help="pack nothing: index the tar files that are in the folder",
-    )
+    add = parser.add_argument
+    add("shards_folder", type=Path, help="where the shards go")
+    add("--data_folder", type=yaml.safe_load, help='a folder, or a list "[/a, /b]"')
+    add("--shard_mb", type=float, default=512, help="of audio files; default: 512")
+    add("--flac", action="store_true", help="pack 16- and 24-bit WAV as FLAC, exactly")
+    add("--codes_folder", type=Path, help="codes to pack, of recipes/extract_codes.py")
+    add("--seed", type=int, default=0, help="of the order of the files")
+    add("--max_unusable", type=float, default=0.05, help="share of the files")
+    add("--index", action="store_true", help="pack nothing, index the tar files there")
     args = parser.parse_args(argv)
     if args.data_folder is not None:
         check_path("data_folder", args.data_folder, several=True)
@@ -104,15 +78,9 @@ def main(argv):
     if args.index:
         shards, unusable = index_shards(args.shards_folder, args.max_unusable)
     else:
-        shards, unusable = pack(
-            args.shards_folder,
-            args.data_folder,
-            args.shard_mb,
-            args.flac,
-            args.codes_folder,
-            args.seed,
-            args.max_unusable,
-        )
+        options = args.flac, args.codes_folder, args.seed, args.max_unusable
+        folders = args.shards_folder, args.data_folder
+        shards, unusable = pack(*folders, args.shard_mb, *options)
     size = sum(shard["bytes"] for shard in shards)
     hours = sum(shard["seconds"] for shard in shards) / 3600
     command = [

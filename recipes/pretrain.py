@@ -22,26 +22,24 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.manifest import check_folders
-from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.nnet.targets import check_named, identify
 from encodecmae_sb.pipelines.pretrain import (
     build_crops,
     build_targets,
+    make_brain,
     open_codes,
     prepare_data,
     training_identity,
+    write_results,
 )
 from encodecmae_sb.pretrained.codec_files import demonstration_codec
-from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
     main_process_first,
     quit_on_user_errors,
     start_experiment,
-    write_metrics,
 )
 
 
@@ -68,15 +66,7 @@ def main(argv):
     command = stored and stored.extract_command(hparams["data_folder"], label, argv[0])
     train, valid = build_crops(hparams, corpora, unusable, stored, command)
 
-    brain = PretrainBrain(
-        modules=modules,
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-        unusable=unusable,
-        corpora=[corpus.name for corpus in corpora],
-    )
+    brain = make_brain(hparams, run_opts, modules, corpora, unusable)
     brain.identify(**training_identity(hparams, label, corpora, train, valid))
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
@@ -93,23 +83,8 @@ def longer(argv, steps):
 
 def finish(brain, label, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
-    row = brain.history.rows[-1]
-    metrics = {
-        **row,
-        label.kind: label.name,
-        "precision": brain.precision,
-        "unusable_files": len(brain.unusable),
-    }
-    write_metrics(output, metrics)
-    draw_curves(brain.history, output / "curves.png")
-    folder = output / "encoder"
-    export_encoder(
-        brain.hparams.model.encoder,
-        folder,
-        f"Pretrained with {Path(argv[0]).name} for {int(row['step'])} steps on "
-        f"{', '.join(brain.corpora)}; targets: {label}.",
-        row,
-    )
+    how, labels = f"Pretrained with {Path(argv[0]).name}", {label.kind: label.name}
+    row = write_results(brain, output, labels, how, str(label))
     n_codebooks = brain.hparams.n_codebooks
     print("\nHidden frames of the validation set (nats; accuracy in %):")
     print("  codebook   cross-entropy   unigram   accuracy")
@@ -125,7 +100,7 @@ def finish(brain, label, output, argv):
         f"  curves.png           how they came about\n"
         f"  unusable_files.csv   {len(brain.unusable)} files left out\n"
         "Next:\n"
-        f"  python recipes/embed.py {folder} AUDIO_FILE          features of a file\n"
+        f"  python recipes/embed.py {output}/encoder AUDIO_FILE   features of a file\n"
         f"  python recipes/pretrain.py {longer(argv, 2 * int(row['step']))}   train on"
     )
 

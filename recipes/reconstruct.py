@@ -34,24 +34,14 @@ from encodecmae_sb.utils.grid import HOP
 def parse(argv):
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("audio", type=Path, help="WAV, FLAC, OGG or MP3 file")
-    parser.add_argument("run", type=Path, help="output folder of recipes/pretrain.py")
-    parser.add_argument(
-        "--gaps", help="seconds, such as 0.5-0.7,1.2-1.5; default: as in training"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of gaps and draws")
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        help="0 (default): the most probable codes; 1: codes drawn as predicted",
-    )
-    parser.add_argument(
-        "--codec", help="encodec_24khz, bundled or a file; default: the run's"
-    )
-    parser.add_argument(
-        "--output_folder", type=Path, help="default: RUN/reconstructions/AUDIO_NAME"
-    )
+    add = parser.add_argument
+    add("audio", type=Path, help="WAV, FLAC, OGG or MP3 file")
+    add("run", type=Path, help="output folder of recipes/pretrain.py")
+    add("--gaps", help="seconds, such as 0.5-0.7,1.2-1.5; default: as in training")
+    add("--seed", type=int, default=0, help="of gaps and draws")
+    add("--temperature", type=float, default=0.0, help="0: the most probable codes")
+    add("--codec", help="encodec_24khz, bundled or a file; default: the run's")
+    add("--output_folder", type=Path, help="default: RUN/reconstructions/AUDIO_NAME")
     return parser.parse_args(argv)
 
 

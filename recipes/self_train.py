@@ -22,18 +22,18 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import check_folders
-from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.nnet.clusters import ClusterTargets
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.pipelines.clusters import prepare_centroids
 from encodecmae_sb.pipelines.extract import extract, open_folder
 from encodecmae_sb.pipelines.pretrain import (
     build_crops,
+    make_brain,
     prepare_data,
     training_identity,
+    write_results,
 )
 from encodecmae_sb.pipelines.students import (
     describe_student,
@@ -41,12 +41,10 @@ from encodecmae_sb.pipelines.students import (
     start_student,
 )
 from encodecmae_sb.pretrained.describe import module_key
-from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
     quit_on_user_errors,
     start_experiment,
-    write_metrics,
 )
 
 
@@ -97,15 +95,7 @@ def main(argv):
             + describe_student(model.encoder, teacher, continued),
             flush=True,
         )
-    brain = PretrainBrain(
-        modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-        unusable=unusable,
-        corpora=[corpus.name for corpus in corpora],
-    )
+    brain = make_brain(hparams, run_opts, hparams["modules"], corpora, unusable)
     teacher.to(brain.device)
     quiet = brain.noprogressbar
     stored, label, reseeded = store_targets(hparams, teacher, corpora, output, quiet)
@@ -122,29 +112,18 @@ def main(argv):
 
 def finish(brain, continued, reseeded, output):
     """Writes metrics, curves and the encoder, and says what to do next."""
-    row, hparams = brain.history.rows[-1], brain.hparams
-    metrics = {
-        **row,
+    hparams = brain.hparams
+    labels = {
         "teacher": str(hparams.teacher),
-        "precision": brain.precision,
         "student_continued": continued,
         "student_hop_length": hparams.model.encoder.front_end.hop_length,
         "n_clusters": hparams.n_clusters,
         "reseeded_clusters": reseeded,
-        "unusable_files": len(brain.unusable),
     }
-    write_metrics(output, metrics)
-    draw_curves(brain.history, output / "curves.png")
-    folder = output / "encoder"
-    export_encoder(
-        hparams.model.encoder,
-        folder,
-        f"Self-trained for {int(row['step'])} steps on {', '.join(brain.corpora)}; "
-        f"targets: {hparams.n_clusters} clusters of {hparams.teacher}, layer "
-        f"{hparams.layer}; it {'goes on from' if continued else 'starts apart from'} "
-        "the teacher's weights.",
-        row,
-    )
+    start = "goes on from" if continued else "starts apart from"
+    targets = f"{hparams.n_clusters} clusters of {hparams.teacher}, layer "
+    targets += f"{hparams.layer}; it {start} the teacher's weights"
+    row = write_results(brain, output, labels, "Self-trained", targets)
     print(
         "\nHidden frames of the validation set:\n"
         f"  accuracy                  {100 * row['masked_accuracy_1']:6.1f} %\n"
@@ -161,7 +140,7 @@ def finish(brain, continued, reseeded, output):
         f"  curves.png           how the figures came about\n"
         f"  unusable_files.csv   {len(brain.unusable)} files left out\n"
         "Next:\n"
-        f"  python recipes/embed.py {folder} AUDIO_FILE          features of a file"
+        f"  python recipes/embed.py {output}/encoder AUDIO_FILE   features of a file"
     )
 
 

@@ -2,6 +2,7 @@
 
 from speechbrain.utils.distributed import if_main_process
 
+from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
@@ -13,13 +14,15 @@ from encodecmae_sb.data.shards.reading import (
     prepare_shards,
 )
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.nnet.encodec import FrozenCodec
 from encodecmae_sb.nnet.targets import build
 from encodecmae_sb.pretrained.codec_files import checksum
+from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.experiment import main_process_first
+from encodecmae_sb.utils.experiment import main_process_first, write_metrics
 from encodecmae_sb.utils.identity import data_identity, named
 
 
@@ -241,3 +244,58 @@ def training_identity(hparams, label, corpora, *crops):
     if source is not None:
         identity["front_end_codec"] = named(source, checksum(source))
     return identity
+
+
+def make_brain(hparams, run_opts, modules, corpora, unusable):
+    """The Brain of a pretraining or self-training.
+
+    Arguments
+    ---------
+    hparams : dict
+    run_opts : speechbrain.core.RunOptions
+    modules : dict of str to torch.nn.Module
+        Those of the yaml and, unless the crops bring their codes, `targets`.
+    corpora : list of Corpus
+    unusable : UnusableFiles
+
+    Returns
+    -------
+    PretrainBrain
+    """
+    return PretrainBrain(
+        modules=modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        unusable=unusable,
+        corpora=[corpus.name for corpus in corpora],
+    )
+
+
+def write_results(brain, output, labels, how, targets):
+    """Writes metrics, curves and the encoder of a finished run.
+
+    Arguments
+    ---------
+    brain : PretrainBrain
+    output : Path
+        The folder to write to.
+    labels : dict
+        What `metrics.json` says besides the last validation.
+    how, targets : str
+        How the encoder was trained, and to predict what, for its README.
+
+    Returns
+    -------
+    dict
+        The row of the last validation.
+    """
+    row = brain.history.rows[-1]
+    files = {"precision": brain.precision, "unusable_files": len(brain.unusable)}
+    write_metrics(output, {**row, **labels, **files})
+    draw_curves(brain.history, output / "curves.png")
+    trained = f"{how} for {int(row['step'])} steps on {', '.join(brain.corpora)}"
+    origin = f"{trained}; targets: {targets}."
+    export_encoder(brain.hparams.model.encoder, output / "encoder", origin, row)
+    return row
