@@ -41,7 +41,7 @@ def test_weights_make_up_for_rare_classes():
 
 def test_nothing_is_computed_twice(home, tmp_path, monkeypatch):
     """Each clip is read once, and the encoder that all folds share hashed once."""
-    counts = {"read_audio": 0, "weights_key": 0, "build_classifier": 0}
+    counts = {"read_audio": 0, "module_key": 0, "build_classifier": 0}
 
     def counted(module, name):
         function = getattr(module, name)
@@ -53,7 +53,7 @@ def test_nothing_is_computed_twice(home, tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, call)
 
     counted(clip_batches, "read_audio")
-    counted(folds, "weights_key")
+    counted(folds, "module_key")
     counted(folds, "build_classifier")
     run_here(home, tmp_path / "run", number_of_epochs=1)
-    assert counts == {"read_audio": 36, "weights_key": 1, "build_classifier": 3}
+    assert counts == {"read_audio": 36, "module_key": 1, "build_classifier": 3}

@@ -315,7 +315,7 @@ def test_embedding_from_the_shell(finished, tmp_path):
     features = np.load(tmp_path / f"{utterance.stem}.npy")
     assert features.shape[1] == TINY["dim"]
     for arguments, message in [
-        ((tmp_path, utterance), "no encoder folder"),
+        ((tmp_path, utterance), "is not an exported folder"),
         ((output / "encoder", "none.wav"), "No such audio file"),
         ((output / "encoder", utterance, "--layer", "9"), "0 to 1"),
     ]:

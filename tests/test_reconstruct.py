@@ -187,8 +187,8 @@ def test_silence_is_where_it_was_hidden():
     [
         ("0.5-9", "2.15 s long"),
         ("-0.5-0.7", "START-STOP"),
-        ("0.7-0.5", "beginning before its end"),
-        ("0.5-nan", "beginning before its end"),
+        ("0.7-0.5", "START must come before STOP"),
+        ("0.5-nan", "START must come before STOP"),
         ("abc", "START-STOP"),
         ("2.1466-2.148", "no whole frame"),
     ],

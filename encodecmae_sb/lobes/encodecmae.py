@@ -290,7 +290,7 @@ class EnCodecMAE(nn.Module):
         items = encode_in_chunks(
             self.encoder,
             F.pad(wavs, (0, max(0, needed - wavs.shape[1]))),
-            lengths.clamp(min=shortest).tolist(),
+            lengths.cpu().clamp(min=shortest).tolist(),
             self._computed,
             batch_size=None,
             chunk=self.chunk,
