@@ -9,8 +9,8 @@ Makes, in the output folder: `classifier/`, which `foreign_class` loads;
 `metrics.json`; `per_class.csv`; `confusion.png`; `predictions.csv`; `clips.csv`;
 `unusable_files.csv`; checkpoints and features in `save/`. A run that was interrupted
 goes on when the same command is given again, at the fold where it was. With another
-encoder or other settings in the same output folder training starts anew, and the
-results of the last command stay there.
+encoder or other settings, training starts anew. `metrics.json` and the other results
+are those of the last command.
 """
 
 import logging

@@ -6,8 +6,8 @@
 AUDIO is a file (WAV, FLAC, OGG or MP3, of any rate and length) or a folder, searched
 with all below it. Every file gives a NumPy file `NAME.npy`, float32, of shape
 [frames, width], with `--layer all` [layers, frames, width], about 75 frames a second.
-It goes beside the audio or, in the same folders, to --output_folder. Where two names
-differ only in their extensions, these stay in them: `NAME.wav.npy`.
+It goes beside the audio or, in the same folders, to --output_folder. Files that differ
+only in the extension keep it: `NAME.wav.npy`.
 
 An hour takes as little memory as a minute: each file is read, encoded and written in
 stretches. For a large corpus:
@@ -19,8 +19,8 @@ stretches. For a large corpus:
 - `features.json` in --output_folder says how its features were made. A run with
   another encoder, layer or precision is refused. Beside the audio nothing is noted:
   there, a file of the right name counts as done.
-- Audio that cannot be used is reported with the reason, skipped and counted. What
-  concerns all files (a full disk, say) ends the run.
+- Audio that cannot be used is reported with the reason, skipped and counted. An error
+  that affects all files, such as a full disk, ends the run.
 - The exit status is 0 if there are features of any file at the end, else 1.
 """
 

@@ -4,22 +4,18 @@ import contextlib
 import csv
 import io
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
-from commands import run_recipe
+from commands import ROOT, execute, run_recipe
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 from encodecmae_sb.pretrained.folder import export_encoder
 
-ROOT = Path(__file__).parent.parent
 RATE = 8000
 
 
@@ -86,17 +82,7 @@ def command(home, output, **options):
 
 
 def run(home, output, expect=0, **options):
-    done = subprocess.run(
-        command(home, output, **options),
-        capture_output=True,
-        text=True,
-        cwd=home,
-        timeout=120,
-        env=environment(),
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == expect, text[-3000:]
-    return text
+    return execute(command(home, output, **options), home, expect)
 
 
 def run_here(home, output, **options):
@@ -105,11 +91,6 @@ def run_here(home, output, **options):
     with contextlib.redirect_stdout(said):
         run_recipe("classify", *command(home, output, **options)[2:])
     return said.getvalue()
-
-
-def environment():
-    # One thread, so that sums are taken in the same order on every machine.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def load(folder):

@@ -10,7 +10,6 @@ import torch
 from classification import (
     ROOT,
     command,
-    environment,
     keys_of,
     load,
     make_home,
@@ -20,6 +19,7 @@ from classification import (
     run_here,
     write_rows,
 )
+from commands import environment
 from killed import run_killed
 
 from encodecmae_sb.data.clip_data import folder_of_data

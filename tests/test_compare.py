@@ -1,7 +1,6 @@
 """The probing recipe as a user runs it."""
 
 import contextlib
-import csv
 import io
 import json
 import math
@@ -12,7 +11,8 @@ import pytest
 import soundfile
 import speechbrain as sb
 import torch
-from commands import run_recipe
+from classification import read_rows, write_rows
+from commands import ROOT, run_recipe
 from hyperpyyaml import load_hyperpyyaml
 
 from encodecmae_sb.data.clip_data import ClipData
@@ -22,8 +22,8 @@ from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.pipelines.compare import Comparison
 from encodecmae_sb.pretrained.folder import export_encoder
 
-ROOT = Path(__file__).parent.parent
 RATE = 8000
+HEADER = ("ID", "wav", "label", "fold")
 QUICK = {"hidden_layers": "[0, 1]", "lrs": "[0.02]", "number_of_epochs": 15}
 QUICK |= {"hidden_size": 16, "batch_size": 6, "repeats": 2, "num_workers": 0}
 
@@ -46,18 +46,8 @@ def home(tmp_path_factory):
             wav = 0.3 * np.sin(2 * np.pi * hz * np.arange(2000) / RATE)
         soundfile.write(folder / f"{i}.wav", wav, RATE)
         rows.append((f"{i}", f"{folder}/{i}.wav", label, f"{i // 8}"))
-    write_rows(folder / "clips.csv", rows)
+    write_rows(folder / "clips.csv", rows, HEADER)
     return folder
-
-
-def write_rows(path, rows, header=("ID", "wav", "label", "fold")):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def read_rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def run(home, output, **options):
@@ -196,7 +186,7 @@ def test_several_labels_a_clip(home, tmp_path):
     for row in rows:
         row["label"] += ";even" if int(row["ID"]) % 4 < 2 else ""
         row["fold"] = ("train", "valid", "test")[int(row["fold"])]
-    write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
+    write_rows(tmp_path / "clips.csv", [row.values() for row in rows], HEADER)
     first = f"{home}/0/encoder"
     options = {"csv": tmp_path / "clips.csv", "encoders": f"[logmel, {first}]"}
     text = run(home, tmp_path / "run", multi_label=True, pooling="mean", **options)
@@ -225,7 +215,7 @@ def test_an_official_split_says_what_other_test_clips_would_change(home, tmp_pat
         row["fold"] = ("train", "valid", "test")[int(row["fold"])]
         if i % 4 == 3:  # so that not all is right, whatever the probe
             row["label"] = "tone"
-    write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
+    write_rows(tmp_path / "clips.csv", [row.values() for row in rows], HEADER)
     options = {"csv": tmp_path / "clips.csv", "encoders": "[logmel]", "repeats": 1}
     text = run(home, tmp_path / "run", **options)
     metrics = metrics_of(tmp_path / "run")
@@ -304,7 +294,7 @@ def test_bad_settings_end_with_a_message(home, tmp_path, options, message):
 def test_bad_labels_end_with_a_message(home, tmp_path):
     rows = read_rows(home / "clips.csv")
     same = [(row["ID"], row["wav"], "tone", row["fold"]) for row in rows]
-    write_rows(tmp_path / "same.csv", same)
+    write_rows(tmp_path / "same.csv", same, HEADER)
     with pytest.raises(SystemExit, match="have the label tone"):
         run(home, tmp_path, csv=tmp_path / "same.csv")
     none = [(row["ID"], row["wav"], row["fold"]) for row in rows]

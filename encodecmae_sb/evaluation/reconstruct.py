@@ -137,10 +137,16 @@ def _read_hparams(folder):
             f"{folder} is not a pretraining run: hyperparams.yaml in it lacks "
             f"{', '.join(sorted(missing))}. {advice}"
         )
-    # Leave these out: they would make folders and files, and seed the whole process.
-    unwanted = {"checkpointer", "train_logger", "__set_seed"}
-    # These need not be importable here.
-    unwanted = (unwanted | {"input_augment", "targets"}) & keys
+    # Leave these out. The first three would make folders and files, and seed the whole
+    # process; the others need not be importable here.
+    unwanted = {
+        "checkpointer",
+        "train_logger",
+        "__set_seed",
+        "input_augment",
+        "targets",
+    }
+    unwanted &= keys
     try:
         with open(path, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, dict.fromkeys(unwanted))

@@ -1,4 +1,4 @@
-"""What a frozen encoder makes of clips: computed once, kept in files."""
+"""Features of clips from a frozen encoder: computed once, kept in files."""
 
 import json
 import os

@@ -267,11 +267,8 @@ def extract(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
     )
-    part, unreadable, total = (
-        CodesPart(folder, targets.n_codebooks),
-        0,
-        len(chunks.paths),
-    )
+    part = CodesPart(folder, targets.n_codebooks)
+    unreadable, total = 0, len(chunks.paths)
     seconds = sum(chunks.lengths[group].sum() for group in share) / SAMPLE_RATE
     left = sum(chunks.lengths[job.files].sum() for job in jobs) / SAMPLE_RATE
     if rank == 0 and jobs:

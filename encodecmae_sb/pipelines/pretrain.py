@@ -1,4 +1,4 @@
-"""What pretraining and self-training are prepared with: corpora, targets, crops."""
+"""What pretraining and self-training share, from the corpora to the results."""
 
 from speechbrain.utils.distributed import if_main_process
 
@@ -27,13 +27,13 @@ from encodecmae_sb.utils.identity import data_identity, named
 
 
 def prepare_data(hparams, path, shards=False):
-    """Manifests of the corpora, and the account of files that cannot be used.
+    """Manifests of the corpora, and the list of files that cannot be used.
 
     Arguments
     ---------
     hparams : dict
     path : Path
-        Of the account, a CSV file.
+        Of the list, a CSV file.
     shards : bool
         Whether data folders may be folders of shards.
 
