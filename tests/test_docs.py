@@ -98,7 +98,9 @@ def check_command(words):
             raise Wrong(f"{words}: no script")
         check_script(rest[start], rest[start + 1 :])
     elif program in ("python", "python3"):
-        if rest[0] != "-m":
+        if rest[:2] == ["-m", "encodecmae_sb"]:
+            check_script(f"recipes/{rest[2]}.py", rest[3:])
+        elif rest[0] != "-m":
             check_script(rest[0], rest[1:])
     elif program in ("pytest", "bash"):
         for word in rest:
@@ -179,8 +181,13 @@ def parser_of(script):
 
 
 def sources_of(script):
-    """The text of a script and of the pipeline of the same name, if there is one."""
-    for path in (ROOT / script, ROOT / "encodecmae_sb/pipelines" / Path(script).name):
+    """The text of a script, and of the command or pipeline of the same name."""
+    package, name = ROOT / "encodecmae_sb", Path(script).name
+    for path in (
+        ROOT / script,
+        package / "commands" / name,
+        package / "pipelines" / name,
+    ):
         if path.is_file():
             yield path.read_text(encoding="utf-8")
 

@@ -20,6 +20,7 @@ FLOORS = [
     {"evaluation"},
     {"brains"},
     {"pipelines"},
+    {"commands"},
     {"hear"},
     {"xares"},
 ]
