@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from preloaded import run_preloaded
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # mini.yaml, made smaller still.
@@ -54,18 +56,22 @@ def run(output, yaml="mini", expect=0, cwd=None, **options):
     return execute(command(output, yaml, **options), cwd or output.parent, expect)
 
 
-def execute(arguments, cwd, expect=0):
+def execute(arguments, cwd, expect=0, **more):
     """Runs a command line and returns what it printed, errors last."""
-    done = subprocess.run(
-        [str(argument) for argument in arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env=environment(),
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == expect, text[-3000:]
+    python, script, *rest = map(str, arguments)
+    if python == sys.executable and Path(script).parent == ROOT / "recipes":
+        code, text = run_preloaded(script, rest, cwd, environment(**more), timeout=120)
+    else:
+        done = subprocess.run(
+            [python, script, *rest],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            timeout=120,
+            env=environment(**more),
+        )
+        code, text = done.returncode, done.stdout + done.stderr
+    assert code == expect, text[-3000:]
     return text
 
 
@@ -80,14 +86,7 @@ def results(output):
     return weights.hexdigest(), json.loads((output / "metrics.json").read_text())
 
 
-def import_command(*arguments, expect=0, **environment):
+def import_command(*arguments, expect=0, **more):
     """Runs import_published.py and returns what it printed, errors last."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "recipes/import_published.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    recipe = [sys.executable, ROOT / "recipes/import_published.py"]
+    return execute([*recipe, *arguments], ROOT, expect, **more)

@@ -1,23 +1,22 @@
 """Runs a script and kills it as SIGKILL does, at a moment that does not depend on
 the speed of the machine.
 
-    python killed.py SAVES DELAY SCRIPT [ARGUMENT ...]
+    killed.py SAVES DELAY SCRIPT [ARGUMENT ...]
 
 The process dies DELAY seconds after it has saved its SAVES-th checkpoint.
 """
 
-import contextlib
 import os
 import runpy
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
+from preloaded import run_preloaded
 
-def run_killed(command, saves, delay=0.0, **options):
+
+def run_killed(command, saves, delay=0.0, *, cwd, env):
     """Runs a command, a list that begins with the interpreter, until it dies.
 
     Arguments
@@ -28,27 +27,11 @@ def run_killed(command, saves, delay=0.0, **options):
         Checkpoints it saves.
     delay : float
         Seconds it has left then; in them it may end by itself.
-    options
-        For `subprocess.Popen`.
+    cwd, env
+        Folder and environment of the process.
     """
-    python, *arguments = map(str, command)
-    # No pipe: the loader's workers outlive the process for a while and would keep it
-    # open. They go with the group.
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [python, str(Path(__file__)), str(saves), str(delay), *arguments],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            **options,
-        )
-        try:
-            code = process.wait(120)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        log.seek(0)
-        text = log.read()
+    _, *arguments = command
+    code, text = run_preloaded(__file__, [saves, delay, *arguments], cwd, env, 120)
     allowed = {-signal.SIGKILL} if not delay else {-signal.SIGKILL, 0}
     assert code in allowed, text
 
