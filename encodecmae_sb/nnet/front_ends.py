@@ -105,7 +105,8 @@ class LogMel(nn.Module):
         int or torch.Tensor of int
         """
         if self.centered:
-            return -(-num_samples // self.hop_length)
+            # No negative dividend: ONNX rounds quotients of shapes towards 0.
+            return (num_samples + self.hop_length - 1) // self.hop_length
         return (num_samples - self.win_length) // self.hop_length + 1
 
     def forward(self, wavs):
