@@ -38,8 +38,10 @@ setup(
         "scikit-learn",
         "huggingface_hub",
         "pyyaml",
+        "requests",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"]
+        "remote": ["fsspec", "s3fs"],
+        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"],
     },
 )
