@@ -40,9 +40,11 @@ setup(
         "scikit-learn",
         "huggingface_hub",
         "pyyaml",
+        "requests",
     ],
     extras_require={
         "onnx": ONNX,
+        "remote": ["fsspec", "s3fs"],
         "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset", *ONNX],
     },
 )

@@ -51,7 +51,7 @@ def main(argv):
     kind = check_named(hparams["targets"])
     check_grid(front_end, hparams["sample_rate"], kind.sample_rate, kind.hop_length)
     if hparams["data_folder"]:
-        check_folders(hparams["data_folder"])
+        check_folders(hparams["data_folder"], remote=True)
     else:
         announce_demonstration("trains on")
     label = main_process_first(identify, hparams["targets"])

@@ -25,6 +25,7 @@ from encodecmae_sb.utils.files import check_path, write_csvs, write_text
 
 from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_files
 from .folders import find_paths, is_folder, list_folder
+from .remote import RemoteFolder, is_url
 
 logger = get_logger(__name__)
 
@@ -110,30 +111,42 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
     return corpora
 
 
-def check_folders(data_folders):
+def check_folders(data_folders, remote=False):
     """Checks that folders exist; returns them as absolute paths.
 
     Arguments
     ---------
     data_folders : str, Path or list of them
+    remote : bool
+        Whether URLs of folders of shards are allowed; the server is not asked yet.
 
     Returns
     -------
-    list of Path
+    list of Path or RemoteFolder
 
     Raises
     ------
     FileNotFoundError
         If one of them does not exist.
     UserError
-        If what is given is neither a path nor a list of paths.
+        If what is given is neither a path nor a list of paths, or an URL where only
+        local folders are allowed.
     """
     check_path("data_folder", data_folders, several=True)
     if isinstance(data_folders, (str, os.PathLike)):
         data_folders = [data_folders]
-    folders = [Path(folder).expanduser().resolve() for folder in data_folders]
+    folders = [
+        RemoteFolder(folder) if is_url(folder) else Path(folder).expanduser().resolve()
+        for folder in data_folders
+    ]
     for folder in folders:
-        if not folder.is_dir():
+        if isinstance(folder, RemoteFolder):
+            if not remote:
+                raise UserError(
+                    f"data_folder={folder}: here only local folders are allowed. From "
+                    "a server, recipes/pretrain.py reads tar shards."
+                )
+        elif not folder.is_dir():
             raise FileNotFoundError(
                 f"No such folder: data_folder={folder}. Give the folder that holds "
                 "the audio, e.g. --data_folder /data/LibriSpeech"

@@ -1,4 +1,4 @@
-"""Files inside tar files, read in place.
+"""Files inside tar files, read in place; the tar file may lie on a server.
 
 Manifests give such a file a path of its own, `SHARD.tar::NAME@OFFSET+SIZE` (in bytes).
 """
@@ -8,6 +8,10 @@ import io
 import os
 import re
 from dataclasses import dataclass
+
+from encodecmae_sb.utils.errors import UserError
+
+from .remote import RemoteFile, is_url
 
 _PATH = re.compile(r"(.+?\.tar)::(.+)@(\d+)\+(\d+)", re.DOTALL)
 
@@ -19,7 +23,7 @@ class Member:
     Arguments
     ---------
     tar : str
-        Path of the tar file.
+        Path of the tar file, or its URL.
     name : str
         Name of the file in it.
     offset, size : int
@@ -71,10 +75,13 @@ class Member:
         -------
         bytes
         """
+        left = self.size - first
+        count = left if count is None else min(count, left)
+        if is_url(self.tar):
+            return RemoteFile(self.tar).read_at(self.offset + first, count)
         with open(self.tar, "rb") as file:
             file.seek(self.offset + first)
-            left = self.size - first
-            return file.read(left if count is None else min(count, left))
+            return file.read(count)
 
 
 class MemberFile(io.RawIOBase):
@@ -93,7 +100,12 @@ class MemberFile(io.RawIOBase):
     def __init__(self, member):
         self.member = member
         self.position = 0
-        self.descriptor = os.open(member.tar, os.O_RDONLY)
+        self.error = None
+        if is_url(member.tar):
+            self.read_at = RemoteFile(member.tar).read_at
+            self.descriptor = None
+        else:
+            self.descriptor = os.open(member.tar, os.O_RDONLY)
 
     def readable(self):
         return True
@@ -115,13 +127,24 @@ class MemberFile(io.RawIOBase):
 
     def readinto(self, buffer):
         count = max(0, min(len(buffer), self.member.size - self.position))
-        data = os.pread(self.descriptor, count, self.member.offset + self.position)
+        if self.error is not None:
+            return 0
+        try:
+            data = self.read_at(self.member.offset + self.position, count)
+        except (OSError, UserError) as error:
+            # libsndfile calls this and would drop the error: `open_source` raises it.
+            self.error = error
+            return 0
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
 
+    def read_at(self, offset, count):
+        """Bytes of the tar file."""
+        return os.pread(self.descriptor, count, offset)
+
     def close(self):
-        if not self.closed:
+        if not self.closed and self.descriptor is not None:
             os.close(self.descriptor)
         super().close()
 
@@ -142,4 +165,15 @@ def open_source(path):
     member = Member.at(path)
     if member is None:
         return contextlib.nullcontext(str(path))
-    return io.BufferedReader(MemberFile(member), 1 << 16)
+    return _opened(member)
+
+
+@contextlib.contextmanager
+def _opened(member):
+    """A member for libsndfile; raises what went wrong while it was read."""
+    with MemberFile(member) as file:
+        try:
+            yield io.BufferedReader(file, 1 << 16)
+        finally:
+            if file.error is not None:
+                raise file.error

@@ -12,6 +12,7 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv
 
 from .audio import can_be_read
+from .remote import is_url
 from .tars import Member
 
 logger = get_logger(__name__)
@@ -123,5 +124,6 @@ def _still_unusable(path):
     is needed and cannot be used, it will be added again.
     """
     member = Member.at(path)
-    there = os.path.isfile(path if member is None else member.tar)
+    place = path if member is None else member.tar
+    there = is_url(place) or os.path.isfile(place)
     return there and not can_be_read(path)

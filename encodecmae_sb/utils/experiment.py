@@ -8,8 +8,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import traceback
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -98,6 +100,7 @@ def start_experiment(argv, can_test=False, choose=None):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     check_writable(hparams["output_folder"])
+    _check_shared(hparams["output_folder"])
 
     def record():
         sb.create_experiment_directory(
@@ -120,6 +123,29 @@ def start_experiment(argv, can_test=False, choose=None):
     else:
         record()
     return hparams, run_opts, set(named)
+
+
+def _check_shared(folder):
+    """Makes sure that all machines of a run see one output folder."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if int(os.environ.get("LOCAL_WORLD_SIZE", world)) == world:
+        return
+    mark = Path(folder) / ".shared"
+    token = [uuid.uuid4().hex]
+    torch.distributed.broadcast_object_list(token)
+    if if_main_process():
+        write_text(mark, token[0])
+    ddp_barrier()
+    seen = mark.exists() and mark.read_text() == token[0]
+    ddp_barrier()
+    if if_main_process():
+        mark.unlink(missing_ok=True)
+    if not seen:
+        raise UserError(
+            f"output_folder={folder}: this machine ({socket.gethostname()}) does not "
+            "see what the first machine wrote there. Give a folder on a disk that all "
+            "machines share."
+        )
 
 
 def _debug_in(folder, run_opts, overrides):

@@ -8,25 +8,31 @@ and a resumed run finds its next crop without reading any shard.
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.data.audio import UnusableAudio
 from encodecmae_sb.data.codes import CodesInfo, StoredCodes
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.crops import RandomCrops
 from encodecmae_sb.data.manifest import Corpus, check_folders, find_audio
+from encodecmae_sb.data.remote import RemoteFolder, is_url, look_at, read_text
 from encodecmae_sb.data.stored import StoredTargets
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csvs, write_text
 from encodecmae_sb.utils.grid import SAMPLE_RATE
+
+logger = get_logger(__name__)
 
 INDEX = "shards.json"
 FORMAT = 1  # raise it when the columns or their meaning change
@@ -43,7 +49,7 @@ class ShardFolder:
 
     Arguments
     ---------
-    folder : Path
+    folder : Path or RemoteFolder
     shards : list of dict
         Of each shard `name`, `items`, `seconds`, `bytes`.
     codes : CodesInfo or None
@@ -76,7 +82,7 @@ def holds_shards(data_folders):
     UserError
         If some hold shards and others do not.
     """
-    folders = check_folders(data_folders)
+    folders = check_folders(data_folders, remote=True)
     with_shards = [folder for folder in folders if _is_shards(folder)]
     if with_shards and len(with_shards) < len(folders):
         other = next(folder for folder in folders if folder not in with_shards)
@@ -89,6 +95,8 @@ def holds_shards(data_folders):
 
 
 def _is_shards(folder):
+    if isinstance(folder, RemoteFolder):
+        return True
     if (folder / INDEX).exists():
         return True
     if not any(folder.glob("*.tar")):
@@ -105,7 +113,7 @@ def read_index(folder):
 
     Arguments
     ---------
-    folder : str or Path
+    folder : str, Path or RemoteFolder
 
     Returns
     -------
@@ -122,21 +130,24 @@ def read_index(folder):
     Traceback (most recent call last):
     encodecmae_sb.utils.errors.UserError: ...no shards.json...
     """
-    path = Path(folder) / INDEX
+    folder = RemoteFolder(folder) if is_url(folder) else Path(folder)
+    path = folder / INDEX
     again = f"python recipes/make_shards.py {folder}"
-    if not path.exists():
+    if is_url(path):
+        again = "python recipes/make_shards.py FOLDER_ON_THE_SERVER"
+    elif not path.exists():
         raise UserError(
             f"The tar files in {folder} have no index: there is no {INDEX}. If they "
             "were being packed, give the same command again: it goes on where it was "
             f"stopped. If they came from elsewhere: {again} --index"
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(read_text(path))
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']}, not {FORMAT}")
         codes = index["codes"] and CodesInfo(**index["codes"])
-        return ShardFolder(Path(folder), index["shards"], codes, index["plan"])
-    except (ValueError, KeyError, TypeError) as error:
+        return ShardFolder(folder, index["shards"], codes, index["plan"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} cannot be used ({error}). Make it again: {again} --index"
         ) from error
@@ -166,20 +177,22 @@ def prepare_shards(data_folders, save_folder):
         If a folder has no usable index, or a corpus no items for one of the splits.
     """
     corpora, names = [], set()
-    for folder in check_folders(data_folders):
+    for folder in check_folders(data_folders, remote=True):
         index = read_index(folder)
         counts, lost, content = {}, {}, hashlib.sha256()
-        for shard in index.shards:
-            tar = folder / shard["name"]
-            size = tar.stat().st_size if tar.exists() else None
-            for row in _rows(tar):
+        tars = [folder / shard["name"] for shard in index.shards]
+        with ThreadPoolExecutor(8) as pool:  # a server answers many at once
+            sizes = list(pool.map(_size, tars))
+        for tar, size, shard in zip(tars, sizes, index.shards, strict=True):
+            text = _index_text(tar)
+            for row in _rows(tar, text):
                 corpus = row["corpus"]
                 counts.setdefault(corpus, dict.fromkeys(SPLITS, 0))[row["split"]] += 1
                 if size == shard["bytes"]:
                     continue
                 if reason := _lost(row, size, shard["bytes"]):
                     lost.setdefault(corpus, []).append((row["wav"], reason))
-            content.update(os.fsencode(tar) + Path(f"{tar}.csv").read_bytes())
+            content.update(os.fsencode(tar) + text.encode())
         stale = {}
         for corpus, count in counts.items():
             # The name becomes part of file names: replace what is not allowed there.
@@ -222,23 +235,41 @@ def is_whole(tar):
     if not tar.exists() or not Path(f"{tar}.csv").exists():
         return False
     size = tar.stat().st_size
-    return not any(_lost(row, size, size) for row in _rows(tar))
+    return not any(_lost(row, size, size) for row in _rows(tar, _index_text(tar)))
 
 
-def _rows(tar):
-    """Yields the rows of a shard's index, with whole paths."""
-    path = Path(f"{tar}.csv")
-    if not path.exists():
+def _size(tar):
+    """Bytes of a shard, here or on a server; None if it is not there."""
+    try:
+        return look_at(tar).size if is_url(tar) else tar.stat().st_size
+    except OSError as error:
+        if is_url(tar):
+            logger.warning(str(error))
+        return None
+
+
+def _index_text(tar):
+    """The index of a shard, as text."""
+    path = f"{tar}.csv"
+    try:
+        return read_text(path)
+    except OSError as error:
+        where = "FOLDER_ON_THE_SERVER" if is_url(tar) else tar.parent
         raise UserError(
-            f"{path} is missing, which says what lies where in the shard. Make it "
-            f"again: python recipes/make_shards.py {tar.parent} --index"
-        )
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for column in ("wav", "codes"):
-                if row.get(column):
-                    row[column] = os.path.join(tar.parent, row[column])
-            yield row
+            f"{path} is missing, or cannot be read ({error}). It says what lies where "
+            "in the shard. Make it again: "
+            f"python recipes/make_shards.py {where} --index"
+        ) from error
+
+
+def _rows(tar, text):
+    """Yields the rows of a shard's index, with whole paths."""
+    folder = str(tar).rpartition("/")[0]
+    for row in csv.DictReader(io.StringIO(text, newline="")):
+        for column in ("wav", "codes"):
+            if row.get(column):
+                row[column] = f"{folder}/{row[column]}"
+        yield row
 
 
 def _lost(row, size, expected):
@@ -275,7 +306,8 @@ def _write_manifests(folder, index, stale):
 
     def rows():
         for shard in index.shards:
-            for row in _rows(folder / shard["name"]):
+            tar = folder / shard["name"]
+            for row in _rows(tar, _index_text(tar)):
                 place = places.get((row.pop("corpus"), row.pop("split")))
                 if place is not None:
                     yield place, row
@@ -471,7 +503,9 @@ def find_packed_codes(data_folders):
     UserError
         If the folders do not have the same codes.
     """
-    indices = [read_index(folder) for folder in check_folders(data_folders)]
+    indices = [
+        read_index(folder) for folder in check_folders(data_folders, remote=True)
+    ]
     first = indices[0]
     for other in indices[1:]:
         if other.codes != first.codes:

@@ -1,0 +1,347 @@
+"""Byte ranges of files on a server, kept in a cache on the local disk.
+
+A file on a server has a URL where a local one has a path: `https://host/a.tar`,
+`s3://bucket/a.tar`. HTTP needs nothing more; other kinds of storage are those of fsspec
+(`pip install 'encodecmae_sb[remote]'` brings the one for S3).
+
+Only the blocks that are asked for are fetched. They are checked against what the server
+said of the file when the run began, so bytes of two versions are never mixed.
+
+| environment variable | what | default |
+| --- | --- | --- |
+| `ENCODECMAE_SB_CACHE` | folder of the cache | `~/.cache/encodecmae_sb` |
+| `ENCODECMAE_SB_CACHE_GB` | its size; what was not used for longest goes first | 20 |
+"""
+
+import contextlib
+import functools
+import os
+import time
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import requests
+
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import whole_file
+
+BLOCK = 1 << 18  # bytes
+# Seconds to wait before a request is tried again.
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+TIMEOUT = (10, 30)  # seconds to connect, and between two bytes
+_BETWEEN_CLEANINGS = 256  # blocks that a process writes
+
+
+def is_url(path):
+    """Whether a path is that of a file on a server.
+
+    Example
+    -------
+    >>> is_url("s3://bucket/shards"), is_url("/data/shards")
+    (True, False)
+    """
+    return "://" in str(path)
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a server says of a file.
+
+    Arguments
+    ---------
+    size : int
+        In bytes.
+    tag : str
+        Its ETag or, without one, its time of change; empty if neither is known.
+    """
+
+    size: int
+    tag: str
+
+
+class _Failed(Exception):
+    """A request that may succeed when it is made again."""
+
+
+def fetch(url, first=0, count=None):
+    """Fetches a range of a file, or all of it; tries again after a failure.
+
+    Arguments
+    ---------
+    url : str
+    first : int
+        Where to begin.
+    count : int, optional
+        How many bytes; default: to the end.
+
+    Returns
+    -------
+    data : bytes
+    version : Version
+        Of the file that they are from.
+
+    Raises
+    ------
+    OSError
+        If the server does not have the file, or every try failed.
+    UserError
+        If the server does not know ranges, or a package is missing.
+    """
+    read = _fetch_http if url.startswith(("http://", "https://")) else _fetch_fsspec
+    for pause in (*PAUSES, None):
+        try:
+            return read(url, first, count)
+        except _Failed as error:
+            if pause is None:
+                tries = len(PAUSES) + 1
+                raise OSError(f"{url}: {error}, in {tries} tries") from error
+            time.sleep(pause)
+
+
+def _fetch_http(url, first, count):
+    headers = {"Accept-Encoding": "identity"}
+    if count is not None:
+        headers["Range"] = f"bytes={first}-{first + count - 1}"
+    try:
+        with _session(os.getpid()).get(
+            url, headers=headers, stream=True, timeout=TIMEOUT
+        ) as answer:
+            status = answer.status_code
+            if status >= 500 or status in (408, 429):
+                raise _Failed(f"the server answered {status} {answer.reason}")
+            if status >= 400:
+                raise OSError(f"{url}: the server answered {status} {answer.reason}")
+            if count is not None and status != 206:
+                raise UserError(
+                    f"{url}: the server does not know ranges: it answers with the "
+                    "whole file. Copy the shards to a local folder, or serve them "
+                    "from a server that knows ranges, such as nginx or S3."
+                )
+            data = answer.content
+            length = int(answer.headers.get("Content-Length", len(data)))
+            size = answer.headers.get("Content-Range", f"/{length}").rpartition("/")[2]
+            tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
+    except requests.RequestException as error:
+        raise _Failed(f"{type(error).__name__}: {error}") from error
+    if len(data) != length:
+        raise _Failed(f"{len(data)} of {length} bytes came")
+    return data, Version(int(size), tag)
+
+
+@functools.lru_cache(1)
+def _session(process):
+    """Connections that stay open; a forked process must not share its parent's."""
+    return requests.Session()
+
+
+def _fetch_fsspec(url, first, count):
+    files, path = _file_system(url.partition("://")[0], os.getpid()), url
+    try:
+        # Asked each time, since the answer with the bytes does not tell.
+        info = files.info(path, refresh=True) if "s3" in url[:4] else files.info(path)
+        end = None if count is None else min(first + count, info["size"])
+        data = files.cat_file(path, start=first, end=end)
+    except (FileNotFoundError, PermissionError) as error:
+        raise OSError(f"{url}: {error}") from error
+    except Exception as error:  # each kind of storage has errors of its own
+        raise _Failed(f"{type(error).__name__}: {error}") from error
+    if len(data) != (info["size"] if end is None else end) - first:
+        raise _Failed(f"{len(data)} bytes came, and more were expected")
+    tag = str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or "")
+    return data, Version(info["size"], tag)
+
+
+@functools.lru_cache(4)
+def _file_system(protocol, process):
+    """The file system of fsspec; a forked process needs one of its own."""
+    try:
+        import fsspec
+
+        return fsspec.filesystem(protocol, skip_instance_cache=True)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{protocol}:// cannot be read: {error}. For S3: "
+            "pip install 'encodecmae_sb[remote]'"
+        ) from error
+
+
+def cache_folder():
+    """Where blocks are kept."""
+    default = Path.home() / ".cache/encodecmae_sb"
+    return Path(os.environ.get("ENCODECMAE_SB_CACHE") or default).expanduser()
+
+
+def cache_bytes():
+    """How large the cache may grow.
+
+    Raises
+    ------
+    UserError
+        If the variable is no number.
+    """
+    given = os.environ.get("ENCODECMAE_SB_CACHE_GB", "20")
+    try:
+        return int(float(given) * 1e9)
+    except ValueError as error:
+        raise UserError(
+            f"ENCODECMAE_SB_CACHE_GB={given}: a number of gigabytes is allowed."
+        ) from error
+
+
+# What this process, and those forked from it, expect of files.
+_expected = {}
+
+
+def look_at(url):
+    """Asks the server for the size and version of a file; readers then expect these.
+
+    Arguments
+    ---------
+    url : str
+
+    Returns
+    -------
+    Version
+
+    Raises
+    ------
+    OSError, UserError
+        As `fetch`.
+    """
+    _expected[url] = fetch(url, 0, 1)[1]
+    return _expected[url]
+
+
+class RemoteFile:
+    """A file on a server, read at any position through the cache.
+
+    Arguments
+    ---------
+    url : str
+
+    Raises
+    ------
+    OSError, UserError
+        As `fetch`.
+    """
+
+    def __init__(self, url):
+        self.url = url
+        self.version = _expected.get(url) or look_at(url)
+        self.place = cache_folder() / digest([url, *astuple(self.version)])
+
+    def read_at(self, offset, count):
+        """Bytes from an offset on; fewer at the end of the file.
+
+        Raises
+        ------
+        OSError
+            If they cannot be fetched.
+        UserError
+            If the file has changed on the server, or the cache cannot be written.
+        """
+        end = min(offset + count, self.version.size)
+        blocks = range(offset // BLOCK, -(-end // BLOCK))
+        data = b"".join(map(self._block, blocks))
+        skip = offset % BLOCK
+        return data[skip : skip + max(0, end - offset)]
+
+    def _block(self, number):
+        path = self.place / str(number)
+        with contextlib.suppress(FileNotFoundError):
+            data = path.read_bytes()
+            os.utime(path)  # says when it was used
+            return data
+        first = number * BLOCK
+        data, version = fetch(self.url, first, min(BLOCK, self.version.size - first))
+        if version != self.version:
+            raise UserError(
+                f"{self.url} has changed on the server since this run began (it was "
+                f"{self.version}, it is {version}). Index the shards there again if "
+                "they were replaced on purpose, and give the command again with "
+                "another --output_folder."
+            )
+        try:
+            with whole_file(path, sync=False) as scratch:
+                scratch.write_bytes(data)
+            _clean_now_and_then(os.getpid())
+        except OSError as error:
+            raise UserError(
+                f"The cache {cache_folder()} cannot be written: {error}. Set "
+                "ENCODECMAE_SB_CACHE to a folder on another disk, or "
+                "ENCODECMAE_SB_CACHE_GB to less."
+            ) from error
+        return data
+
+
+_written = {}
+
+
+def _clean_now_and_then(process):
+    """Keeps the cache below its limit; looks at all of it after some blocks only."""
+    _written[process] = _written.get(process, -1) + 1
+    if _written[process] % _BETWEEN_CLEANINGS == 0:
+        clean()
+
+
+def clean():
+    """Removes the blocks that were not used for longest, if the cache is too large."""
+    blocks = []
+    for path in cache_folder().glob("*/[0-9]*"):
+        with contextlib.suppress(FileNotFoundError):  # another process cleans, too
+            stat = path.stat()
+            blocks.append((stat.st_mtime_ns, stat.st_size, path))
+    excess = sum(size for _, size, _ in blocks) - cache_bytes()
+    for _, size, path in sorted(blocks):
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= size
+
+
+class RemoteFolder:
+    """A folder on a server, of which the files are known by name.
+
+    Arguments
+    ---------
+    url : str
+
+    Example
+    -------
+    >>> folder = RemoteFolder("https://host/shards/")
+    >>> folder.name, str(folder / "a.tar")
+    ('shards', 'https://host/shards/a.tar')
+    """
+
+    def __init__(self, url):
+        self.url = str(url).rstrip("/")
+
+    @property
+    def name(self):
+        """The last part of its path."""
+        return self.url.rpartition("/")[2]
+
+    def __str__(self):
+        return self.url
+
+    def __truediv__(self, name):
+        return f"{self.url}/{name}"
+
+    def __eq__(self, other):
+        return isinstance(other, RemoteFolder) and self.url == other.url
+
+    def __hash__(self):
+        return hash(self.url)
+
+
+def read_text(path):
+    """The text of a file here or on a server; UTF-8, its line ends as they are.
+
+    Raises
+    ------
+    OSError, UserError
+        If there is no such file, and as `fetch`.
+    """
+    data = fetch(str(path))[0] if is_url(path) else Path(path).read_bytes()
+    return data.decode("utf-8")
