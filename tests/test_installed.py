@@ -11,7 +11,11 @@ import torch
 from classification import tiny_encoder
 from commands import ROOT, environment
 
+from encodecmae_sb.bundled import sound_folder
+from encodecmae_sb.data.tokenizer import Tokens
 from encodecmae_sb.inference.classifier import export_classifier
+from encodecmae_sb.inference.recogniser import export_recogniser
+from encodecmae_sb.lobes import CTCHead, EnCodecMAE
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.pretrained.folder import export_encoder
 
@@ -64,13 +68,22 @@ def unpacked(wheel):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """A user's folder, with an encoder, a classifier and a manifest of clips."""
+    """A user's folder, with exported models and a manifest of clips."""
     folder = tmp_path_factory.mktemp("elsewhere")
     export_encoder(tiny_encoder(), folder / "encoder")
     torch.manual_seed(0)
     lobe = LogMelFrames()
     head = ClipHead(lobe.dim, 3, pooling="mean_std")
     export_classifier(ClipClassifier(lobe, head), ["a", "b", "c"], folder / "classes")
+    tokens = Tokens.of_characters(["ONE TWO"])
+    head = CTCHead(32, len(tokens), hidden_size=8)
+    lobe = EnCodecMAE(tiny_encoder(), input_sample_rate=24000)
+    export_recogniser(lobe, head, tokens, {"beam_size": 4}, folder / "asr", "", {})
+    rows = [
+        f"{i},{path},{i % 2},{i % 3}"
+        for i, path in enumerate(sorted(sound_folder().rglob("*.flac"))[:12])
+    ]
+    (folder / "clips.csv").write_text("\n".join(["ID,wav,label,fold", *rows, ""]))
     return folder
 
 
@@ -110,7 +123,7 @@ def test_the_list_of_commands_imports_no_torch(unpacked, tmp_path):
     for path in (unpacked / "encodecmae_sb/commands").glob("[a-z]*.py"):
         (line,) = [s for s in said.splitlines() if s.startswith(f"  {path.stem} ")]
         assert len(line) <= 88
-        assert line.endswith(".") or line.endswith("?")
+        assert line.endswith((".", "?"))
     version, _ = python(unpacked, tmp_path, "-m", "encodecmae_sb", "--version")
     assert version.startswith("encodecmae_sb 0.")
     asked = ("-m", "encodecmae_sb", "clasify")
@@ -126,9 +139,6 @@ def test_the_commands_outside_the_repository(unpacked, elsewhere):
         "--repeats 1 --number_of_epochs 1 --hidden_layers [0] --lrs [0.01]".split()
     )
     probing += "--encoders [logmel,encoder] --num_workers 0 --output_folder out".split()
-    rows = [f"{p},{i % 2},{i % 3}" for i, p in enumerate(sounds * 0 + some(corpus))]
-    table = "\n".join(["ID,wav,label,fold", *(f"{i},{r}" for i, r in enumerate(rows))])
-    (elsewhere / "clips.csv").write_text(table + "\n")
     said, _ = python(
         unpacked,
         elsewhere,
@@ -139,13 +149,14 @@ def test_the_commands_outside_the_repository(unpacked, elsewhere):
                 ["embed", "encoder", sounds[0], "--output_folder", "features"],
                 ["classify", "classes", *sounds, "none.wav", "--top", "0"],
                 ["classify", "hparams/classify_mini.yaml"],
+                ["transcribe", "asr", sounds[0]],
                 ["transcribe", "encoder", sounds[0]],
                 [*probing, "--csv", "clips.csv"],
                 ["probe", "hparams/nothing.yaml"],
             ]
         ),
     )
-    home, embed, classify, train, wrong, probe, nothing = json.loads(
+    home, embed, classify, train, transcribe, wrong, probe, nothing = json.loads(
         said.splitlines()[-1]
     )
     assert home.startswith(str(unpacked))
@@ -161,13 +172,10 @@ def test_the_commands_outside_the_repository(unpacked, elsewhere):
         assert sum(shares) == pytest.approx(1, abs=0.002)
     assert "none.wav: left out" in classify[1]
     assert "python recipes/classify.py hparams/classify_mini.yaml" in train[0]
+    assert transcribe[0] == 0, transcribe
+    assert f"{sounds[0]}\t" in transcribe[1]
     assert "holds another kind of model: encoder" in wrong[0]
     assert probe[0] == 0, probe
     assert "of the package is used" in probe[1]
     assert "encoder/accuracy" in (elsewhere / "out/metrics.json").read_text()
     assert "No such hyperparameter file: hparams/nothing.yaml" in nothing[0]
-
-
-def some(corpus):
-    """Twelve short clips."""
-    return sorted((corpus / "sound").rglob("*.flac"))[:12]

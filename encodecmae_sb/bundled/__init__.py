@@ -1,8 +1,8 @@
 """What the repository ships so that everything runs offline: a corpus, a codec.
 
 `corpus/` is written by `recipes/make_corpus.py`; `codec.safetensors` by
-`recipes/train_codec.py hparams/codec_mini.yaml`. `hparams` is a link to the repository's
-`hparams/`; a wheel has the files themselves.
+`recipes/train_codec.py hparams/codec_mini.yaml`. `hparams` is a link to the
+repository's `hparams/`; a wheel has the files themselves.
 """
 
 from pathlib import Path
