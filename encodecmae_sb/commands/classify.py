@@ -4,8 +4,8 @@
 
 Prints a line for each file, with tabs between: its path, its label, and the most
 probable classes with their probabilities. Where a file may have several labels, they
-are joined by commas; `-` stands for none. A file that cannot be used is reported and
-passed over; the exit status is then 1.
+are joined by semicolons; `-` stands for none. A file that cannot be used is reported
+and passed over; the exit status is then 1.
 
 This command trains nothing. `recipes/classify.py` of the repository trains a classifier
 and exports the folder.
@@ -78,7 +78,7 @@ def describe(classifier, path, top):
     """
     probabilities, _, _, (label,) = classifier.classify_file(path)
     if isinstance(label, list):
-        label = ", ".join(label) or "-"
+        label = "; ".join(label) or "-"
     order = probabilities[0].argsort(descending=True, stable=True).tolist()
     classes = [
         f"{classifier.labels[i]} {probabilities[0, i]:.3f}"
