@@ -21,8 +21,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["encodecmae_sb", "encodecmae_sb.*"]),
-    # The bundled corpus and codec.
-    package_data={"encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*"]},
+    # The bundled corpus, codec and yamls; `hparams` is a link to the folder here.
+    package_data={
+        "encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*", "hparams/*.yaml"]
+    },
+    entry_points={
+        "console_scripts": ["encodecmae_sb = encodecmae_sb.__main__:main"],
+    },
     install_requires=[
         # torchaudio stops at 2.11 and refuses to import beside a newer torch;
         # below 2.8, SpeechBrain 1.1 and torchaudio disagree on audio backends.
@@ -43,8 +48,16 @@ setup(
         "requests",
     ],
     extras_require={
+<<<<<<< HEAD
         "onnx": ONNX,
         "remote": ["fsspec", "s3fs"],
         "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset", *ONNX],
+=======
+        # setuptools: tests build a wheel; older ones need the package wheel, too.
+        "test": [
+            *("pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"),
+            "setuptools>=70.1",
+        ]
+>>>>>>> wf
     },
 )

@@ -1,104 +1,12 @@
-r"""Probes frozen representations: what is an encoder worth?
+"""Probes frozen representations: what is an encoder worth?
 
     python recipes/probe.py hparams/probe_mini.yaml
-    python recipes/probe.py hparams/probe_fsdd.yaml --data_folder /data/fsdd \
-        --encoders "[logmel, random, results/base/1234/encoder]"
-    python recipes/probe.py hparams/probe_mini.yaml --layers True
 
-Every clip becomes one vector, mean and deviation of its frames over time (`pooling`).
-Linear and MLP probes are trained on the vectors, chosen on the validation set, and
-tested, as in HEAREval. `encoders` are any number of folders that a recipe exported,
-names of published weights, `random` (the architecture of the first encoder named, with
-new weights, others for each of the `repeats`) and `logmel` (mean and deviation over
-time of log-mel frames). "{fold}" in a folder's path stands for the name of the test
-fold.
-
-Each score has a 95 % interval: what other test clips, other seeds of the probes and,
-for `random`, other weights would change. It does not cover other training clips, other
-pretrainings of an encoder and other folds.
-
-Makes, in the output folder: `metrics.json`; `probes.csv`, every probe that was
-tested; `probe.png`; with `--layers True` `layers.png`; `clips.csv`;
-`unusable_files.csv`; vectors and finished folds in `save/`. A run that was
-interrupted goes on when the same command is given again. If encoders are added, the
-others are not computed again.
+The command is `encodecmae_sb/commands/probe.py`; `--help` says more.
 """
 
-import sys
-from pathlib import Path
-
-from encodecmae_sb.data.clip_data import find_data
-from encodecmae_sb.evaluation.comparison import spread
-from encodecmae_sb.pipelines.compare import Comparison, check_settings, write_results
-from encodecmae_sb.utils.experiment import quit_on_user_errors, start_experiment
-
-
-def main(argv):
-    """Runs the experiment that the command line describes."""
-    hparams, run_opts, _ = start_experiment(argv)
-    output = Path(hparams["output_folder"])
-    check_settings(hparams)
-    data = find_data(hparams, output)
-    comparison = Comparison(hparams, run_opts, data)
-    comparison.check_encoders()
-    print(
-        f"{data.describe()}\n"
-        f"{len(comparison.names)} encoders, {len(comparison.grid.choices)} probes to "
-        f"choose from, {hparams['repeats']} repeats, on {comparison.device}.",
-        flush=True,
-    )
-    results = write_results(comparison, comparison.compare(), output)
-    report(*results, comparison.score_name, hparams["layers"], output)
-
-
-def report(metrics, encoders, curves, key, layers, output):
-    """Prints the table, what was made, and what to do next."""
-    wide = max(map(len, [*encoders, "encoder"]))
-
-    def cell(name, width=12):
-        return f"{metrics[name]:{width}.3f}" if name in metrics else f"{'-':>{width}}"
-
-    def interval(name):
-        if f"{name}_low" not in metrics:
-            return f"{'-':>18}"
-        return f"{metrics[f'{name}_low']:9.3f} to {metrics[f'{name}_high']:.3f}"
-
-    print(
-        f"\n{'encoder':{wide}}{'width':>7}{'layer':>14}{'pooling':>10}{key:>10}"
-        f"{'95 % interval':>18}{'dev. folds':>12}{'dev. seeds':>12}"
-        f"{'behind best':>13}{'95 % interval':>18}"
-    )
-    for name, (row, *_) in encoders.items():
-        score = f"{name}/{key}"
-        print(
-            f"{name:{wide}}{row['width']:7d}{row['layer']:>14}{row['pooling']:>10}"
-            f"{cell(score, 10)}{interval(score)}"
-            f"{cell(f'{score}_std_folds')}{cell(f'{score}_std_repeats')}"
-            f"{cell(f'{score}_behind_best', 13)}{interval(f'{score}_behind_best')}"
-        )
-    print(f"(interval, {metrics['interval_covers']})")
-    if "most_frequent_class" in metrics:
-        print(f"(always the most frequent class: {metrics['most_frequent_class']:.3f})")
-    picture, more = "", "  --layers True        layer by layer\n"
-    if layers:
-        print(f"\n{key} of each layer, counted from 0")
-        for name, tables in curves.items():
-            means = "".join(f"{spread(scores)['mean']:8.3f}" for scores, _ in tables)
-            print(f"{name:{wide}}{means}")
-        picture, more = "\n  layers.png           the layers as a picture", ""
-    print(
-        f"\nMade in {output}:\n"
-        "  metrics.json         the metrics above, and those of every fold\n"
-        f"  probe.png            the same as a picture{picture}\n"
-        "  probes.csv           every probe that was tested\n"
-        "  clips.csv            the clips as a manifest, to change and give as --csv\n"
-        f"Next, the same command with\n{more}"
-        '  --encoders "[A, B]"  other encoders; what was computed is kept\n'
-        "  --csv FILE           your own recordings: ID,wav,duration,label,fold\n"
-        "or train and export a classifier: python recipes/classify.py"
-    )
-
+from encodecmae_sb.commands import run
+from encodecmae_sb.commands.probe import main
 
 if __name__ == "__main__":
-    with quit_on_user_errors():
-        main(sys.argv[1:])
+    run(main)

@@ -1,12 +1,15 @@
 """Classifiers: pooling, and the folder that is exported."""
 
+from types import SimpleNamespace
+
 import pytest
 import soundfile
 import torch
 from classification import classifiers, load, tiny_encoder
 from speechbrain.inference.interfaces import foreign_class
 
-from encodecmae_sb.inference.classifier import export_classifier
+from encodecmae_sb.commands.classify import describe
+from encodecmae_sb.inference.classifier import decide, export_classifier
 from encodecmae_sb.lobes import LogMel
 from encodecmae_sb.nnet.pooling import POOLINGS, ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.pretrained.folder import export_encoder
@@ -78,3 +81,19 @@ def test_two_models_side_by_side_from_elsewhere(tmp_path, monkeypatch):
     weights.write_bytes((tmp_path / "two/classifier.ckpt").read_bytes())
     with pytest.raises(UserError, match="does not fit"):
         load(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("shares", "multi_label", "top", "line"),
+    [
+        ([0.2, 0.7, 0.1], False, 2, "x.wav\tb\tb 0.700\ta 0.200"),
+        ([0.6, 0.7, 0.1], True, 0, "x.wav\tb; a\tb 0.700\ta 0.600\tc 0.100"),
+        ([0.1, 0.2, 0.3], True, 1, "x.wav\t-\tc 0.300"),
+    ],
+)
+def test_the_line_of_a_file(shares, multi_label, top, line):
+    """What the command prints, with one label, several and none."""
+    labels = ["a", "b", "c"]
+    decided = decide(torch.tensor([shares]), labels, multi_label)
+    stub = SimpleNamespace(labels=labels, classify_file=lambda path: decided)
+    assert describe(stub, "x.wav", top) == line

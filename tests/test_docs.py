@@ -27,6 +27,7 @@ PAGES = [
 ]
 YAMLS = sorted((ROOT / "hparams").glob("*.yaml"))
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+COMMANDS = sorted((ROOT / "encodecmae_sb/commands").glob("[a-z]*.py"))
 # Programs that the pages use besides Python; their options are not looked at.
 OTHERS = set(
     "pip source mkdir ln rm ls cut sort for do done ruff hear-validator".split()
@@ -86,7 +87,8 @@ def commands_of(path):
     # In a header only indented lines are commands, and [...] may be left out.
     text = re.sub(r"\[(--.*?)\]", r"\1", text.replace("\\\n", " "))
     for line in re.findall(r"(?m)^ +((?:python3?|torchrun) .*)$", text):
-        yield from split_commands(line.replace("[AUDIO ...]", "").replace("...", "X"))
+        line = re.sub(r"\[AUDIO\w* \.\.\.\]", "", line)
+        yield from split_commands(line.replace("...", "X"))
 
 
 def check_command(words):
@@ -99,11 +101,12 @@ def check_command(words):
         check_script(rest[start], rest[start + 1 :])
     elif program in ("python", "python3"):
         if rest[:2] == ["-m", "encodecmae_sb"]:
-            check_script(f"recipes/{rest[2]}.py", rest[3:])
+            if rest[2:] not in ([], ["--version"]):
+                check_script(f"encodecmae_sb/commands/{rest[2]}.py", rest[3:])
         elif rest[0] != "-m":
             check_script(rest[0], rest[1:])
     elif program in ("pytest", "bash"):
-        for word in rest:
+        for word in rest[:1] if program == "bash" else rest:
             if not word.startswith("-"):
                 check_path(word)
     elif program not in OTHERS and not re.match(r"\w+=", program):
@@ -119,7 +122,9 @@ def check_path(name):
 def check_script(script, argv):
     """Makes sure that a script takes these arguments."""
     check_path(script)
-    if not script.startswith("recipes/"):
+    if not script.startswith(("recipes/", "encodecmae_sb/commands/")):
+        return
+    if argv == ["--help"]:
         return
     parser, known = parser_of(script)
     if parser is not None:
@@ -174,7 +179,10 @@ def parser_of(script):
         patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
         patch.setattr(sys, "argv", [script])
         try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if script.startswith("recipes/"):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / script))["main"]([])
         except _Parser as found:
             return found.args
     raise Wrong(f"{script} parses nothing")
@@ -183,11 +191,10 @@ def parser_of(script):
 def sources_of(script):
     """The text of a script, and of the command or pipeline of the same name."""
     package, name = ROOT / "encodecmae_sb", Path(script).name
-    for path in (
-        ROOT / script,
-        package / "commands" / name,
-        package / "pipelines" / name,
-    ):
+    paths = [ROOT / script, package / "pipelines" / name]
+    if "encodecmae_sb.commands" in (ROOT / script).read_text(encoding="utf-8"):
+        paths.append(package / "commands" / name)
+    for path in paths:
         if path.is_file():
             yield path.read_text(encoding="utf-8")
 
@@ -196,7 +203,8 @@ def sources_of(script):
 def all_options():
     """Every option that any recipe takes."""
     options = {key for path in YAMLS for key in yaml_keys(path.relative_to(ROOT))}
-    parsers = [parser_of(f"recipes/{path.name}")[0] for path in RECIPES]
+    scripts = [*RECIPES, *COMMANDS]
+    parsers = [parser_of(str(path.relative_to(ROOT)))[0] for path in scripts]
     parsers.append(sb.core.RunOptions._create_parser())
     for parser in filter(None, parsers):
         for action in parser._actions:
@@ -226,7 +234,7 @@ def ids(paths):
     return [str(path.relative_to(ROOT)) for path in paths]
 
 
-SOURCES = PAGES + YAMLS + RECIPES
+SOURCES = PAGES + YAMLS + RECIPES + COMMANDS
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
@@ -244,6 +252,9 @@ def test_commands(path):
         "python recipes/pretrian.py hparams/mini.yaml",
         "python recipes/embed.py ENCODER_FOLDER AUDIO --layr all",
         "python recipes/embed.py ENCODER_FOLDER",
+        "python -m encodecmae_sb classify CLASSIFIER_FOLDER AUDIO --topp 3",
+        "python -m encodecmae_sb embedd ENCODER_FOLDER AUDIO",
+        "python -m encodecmae_sb probe hparams/probe_mini.yaml --pooling_ mean",
         "python recipes/benchmark.py hparams/base.yaml --batchsize 8",
         "pytest tests/test_nothing.py",
         "conda install nothing",

@@ -1,7 +1,8 @@
 """What the repository ships so that everything runs offline: a corpus, a codec.
 
 `corpus/` is written by `recipes/make_corpus.py`; `codec.safetensors` by
-`recipes/train_codec.py hparams/codec_mini.yaml`.
+`recipes/train_codec.py hparams/codec_mini.yaml`. `hparams` is a link to the
+repository's `hparams/`; a wheel has the files themselves.
 """
 
 from pathlib import Path
@@ -51,3 +52,14 @@ def codec_file():
     '.safetensors'
     """
     return _HERE / "codec.safetensors"
+
+
+def hparams_folder():
+    """The yaml files: one file, one experiment.
+
+    Example
+    -------
+    >>> (hparams_folder() / "probe_mini.yaml").is_file()
+    True
+    """
+    return _HERE / "hparams"
