@@ -19,8 +19,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["encodecmae_sb", "encodecmae_sb.*"]),
-    # The bundled corpus and codec.
-    package_data={"encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*"]},
+    package_data={
+        # The bundled corpus and codec.
+        "encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*"],
+        # The template of reports.
+        "encodecmae_sb.evaluation": ["page/*"],
+    },
     install_requires=[
         # torchaudio stops at 2.11 and refuses to import beside a newer torch;
         # below 2.8, SpeechBrain 1.1 and torchaudio disagree on audio backends.
@@ -38,8 +42,10 @@ setup(
         "scikit-learn",
         "huggingface_hub",
         "pyyaml",
+        "jinja2",
     ],
     extras_require={
+        "umap": ["umap-learn"],
         "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"]
     },
 )
