@@ -46,6 +46,6 @@ setup(
     ],
     extras_require={
         "umap": ["umap-learn"],
-        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"]
+        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"],
     },
 )

@@ -21,7 +21,7 @@ MAX_BYTES = 10 * 1000 * 1000
 
 # Of a chart, in units of its drawing. A telephone shows it about as large.
 _WIDTH, _HEIGHT = 340, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 30, 10, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 34, 44, 10, 24
 _LABEL_GAP = 10.5  # between names of lines
 
 

@@ -1,31 +1,24 @@
 """Makes the page of a run: what it shows, from the run's files and its model."""
 
 import csv
+import json
 import math
 import re
 import shlex
 from pathlib import Path
 
-import numpy as np
-import torch
 from speechbrain.utils.checkpoints import Checkpointer
 
 from encodecmae_sb.evaluation.report import (
     MAX_BYTES,
-    chart,
-    flac_bytes,
-    flac_uri,
-    gaps,
     principal_axes,
     render,
-    spectrogram_uri,
 )
-from encodecmae_sb.nnet.encodec import CodecError
+from encodecmae_sb.evaluation.report_figures import charts, figures, tiles
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
-from encodecmae_sb.utils.grid import SAMPLE_RATE
 
-from .report_clips import decoder_of, load_model, measure_clips
+from .report_clips import load_model, measure_clips
 from .report_results import (
     kind_of,
     read_history,
@@ -34,10 +27,7 @@ from .report_results import (
     results_of,
     settings_of,
 )
-
-_MAP = {"width": 360, "height": 320}
-_MARGIN = 34
-_LISTENED = 6.0e6  # bytes that the clips to listen to may take; the map gets the rest
+from .report_sounds import fill_clips, fill_map, import_umap, place_by_umap
 
 
 def make_page(
@@ -86,9 +76,9 @@ def make_page(
     if min(clips, map_clips) < 0:
         raise UserError(f"clips={clips}, map_clips={map_clips}: 0 or more is allowed.")
     kind = kind_of(folder)
-    place = _umap if layout == "umap" else principal_axes
+    place = place_by_umap if layout == "umap" else principal_axes
     if layout == "umap":
-        _import_umap()
+        import_umap()
     page = {
         "title": "/".join(folder.resolve().parts[-2:]),
         "kind": {
@@ -174,27 +164,26 @@ def _fill_pretraining(
     if not rows:
         page["notes"].append("There has been no validation yet, so there is no curve.")
     else:
-        page["charts"] = _charts(rows, corpora)
+        page["charts"] = charts(rows, corpora)
         size = run.hparams["codebook_size"]
-        page["figures"] = _figures(rows[-1], corpora, size)
+        page["figures"] = figures(rows[-1], corpora, size)
         page["figures_about"] = (
-            "Cross-entropy on hidden frames: the lower, the better the model predicts. "
-            f"Chance is {math.log(size):.2f} nats and {100 / size:.2g} % right, "
+            "Cross-entropy on hidden frames, in nats, for each codebook (book). The "
+            "lower, the better the model predicts. "
+            f"Chance is {math.log(size):.2f} nats and {100 / size:.2f} % right, "
             f"because there are {size} codes."
         )
-        page["tiles"] = _tiles(rows[-1], size, steps)
+        page["tiles"] = tiles(rows[-1], size, steps)
 
     device = choose_device(device)
     measured, notes = measure_clips(run, folder, corpora, labels, device, quiet)
     page["notes"] += notes
-    _fill_clips(page, run, measured, clips, kind)
-    _fill_map(page, measured, map_clips, place)
+    fill_clips(page, run, measured, clips, kind)
+    fill_map(page, measured, map_clips, place)
     page["next"] = _next_steps(folder, kind)
 
 
 def _read_identity(folder):
-    import json
-
     path = folder / "save" / "identity.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -231,147 +220,6 @@ def _corpora(folder, rows):
             (n not in measured, measured.index(n)) if n in measured else (True, 0, n)
         ),
     )
-
-
-def _number_of_codebooks(row):
-    return sum(key.startswith("masked_ce_") for key in row)
-
-
-def _charts(rows, corpora):
-    count = _number_of_codebooks(rows[-1])
-
-    def line(key, name, kind, scale=1.0, **more):
-        xs = [row["step"] for row in rows]
-        ys = [scale * row.get(key, math.nan) for row in rows]
-        return {"name": name, "kind": kind, "xs": xs, "ys": ys, **more}
-
-    def each(key, scale=1.0):
-        lines = []
-        for q in range(1, count + 1):
-            shade = (q - 1) / max(1, count - 1)
-            more = {"end": f"{q}"} if count <= 16 else {}
-            if count > 1:
-                more["legend"] = f"codebooks 1 to {count}" if q == 1 else ""
-            name = f"codebook {q}"
-            lines.append(line(f"{key}_{q}", name, "", scale, shade=shade, **more))
-        return lines
-
-    unigram = line("unigram_ce_1", "unigram, codebook 1", "c5", dashed=True)
-    found = [
-        chart(
-            "Cross-entropy of hidden frames",
-            "nats",
-            [*each("masked_ce"), unigram],
-            "Lower is better. The dotted line knows only how often each code occurs.",
-        ),
-        chart(
-            *("Hidden frames that are right", "%"),
-            each("masked_accuracy", 100),
-            "How often the most probable code is the true one.",
-        ),
-        chart(
-            *("Loss", "nats"),
-            [
-                line("train_loss", "training", "c0", end="train"),
-                line("valid_loss", "validation", "c1", end="valid"),
-            ],
-            "What training minimises. It counts visible frames, too.",
-        ),
-    ]
-    lines = []
-    for i, name in enumerate(corpora if len(corpora) > 1 else []):
-        colour = f"c{i % 5}"
-        lines.append(line(f"{name}/masked_ce_1", name, colour, end=name[:5]))
-        own = f"unigram of {name}"
-        lines.append(line(f"{name}/unigram_ce_1", own, colour, dashed=True))
-    if lines:
-        about = "Each with its own unigram, dotted."
-        found.append(chart("Codebook 1, by corpus", "nats", lines, about))
-    return [drawn for drawn in found if drawn]
-
-
-def _figures(row, corpora, size):
-    chance = math.log(size)
-    found = []
-    for prefix in ["", *(f"{name}/" for name in corpora if len(corpora) > 1)]:
-        rows = []
-        for q in range(1, _number_of_codebooks(row) + 1):
-            values = [row.get(f"{prefix}{k}_{q}") for k in ("masked_ce", "unigram_ce")]
-            if values[0] is not None:
-                right = row[f"{prefix}masked_accuracy_{q}"]
-                rows.append((str(q), *values, right))
-        if rows:
-            title = f"Only {prefix[:-1]}" if prefix else "All validation clips"
-            found.append({"title": title, "values": rows})
-    least = min(
-        value
-        for one in found
-        for row in one["values"]
-        for value in row[1:3]
-        if value is not None
-    )
-    low = math.floor(min(least, chance - 0.5))
-
-    def at(value):
-        return round(100 * min(1, max(0, (value - low) / (chance - low))), 2)
-
-    for one in found:
-        one["scale"] = f"{low} to {chance:.2f} (chance)"
-        one["about"] = "Nats on hidden frames, and how many are right."
-        one["rows"] = []
-        for name, model, unigram, right in one.pop("values"):
-            known = model if unigram is None else unigram
-            one["rows"].append(
-                {
-                    "name": name,
-                    "model": f"{model:.2f}",
-                    "unigram": "\u2013" if unigram is None else f"{unigram:.2f}",
-                    "accuracy": f"{100 * right:.1f}",
-                    "worse": model > known,
-                    "start": min(at(model), at(known)),
-                    "width": round(abs(at(model) - at(known)), 2),
-                    "model_at": at(model),
-                    "unigram_at": at(known),
-                }
-            )
-    return found
-
-
-def _tiles(row, size, steps):
-    chance = math.log(size)
-    tiles = [
-        {
-            "name": "Cross-entropy, codebook 1",
-            "value": f"{row['masked_ce_1']:.2f}",
-            "unit": "nats",
-            "about": f"unigram {row['unigram_ce_1']:.2f}, chance {chance:.2f}",
-        },
-        {
-            "name": "Right, codebook 1",
-            "value": f"{100 * row['masked_accuracy_1']:.1f}",
-            "unit": "%",
-            "about": f"of hidden frames; chance {100 / size:.2g} %",
-        },
-    ]
-    if "clusters_used" in row:
-        tiles[1]["about"] = f"always the same: {100 * row['majority_accuracy']:.1f} %"
-        tiles.append(
-            {
-                "name": "Clusters in use",
-                "value": f"{100 * row['clusters_used']:.0f}",
-                "unit": "%",
-                "about": f"perplexity {row['cluster_perplexity']:.1f} of {size}",
-            }
-        )
-    tiles.append(
-        {
-            "name": "Training steps",
-            "value": f"{int(row['step'])}",
-            "unit": "",
-            "about": f"of {steps}",
-        }
-    )
-    return tiles
 
 
 def _facts(folder, kind, checkpoint, identity=None):
@@ -417,155 +265,6 @@ def _facts(folder, kind, checkpoint, identity=None):
         versions = [f"{name} {version}" for name, version in re.findall(names, text)]
         facts.append(("Versions", ", ".join(versions)))
     return facts
-
-
-def _fill_clips(page, run, measured, count, kind):
-    if not measured or not count:
-        return
-    seconds = max(len(clip.wav) for clip in measured) / SAMPLE_RATE
-    codec = decoder_of(run)
-    each = (3 if codec else 1) * (flac_bytes(seconds) + 90000)
-    fitting = max(1, int(_LISTENED // each))
-    count = min(count, fitting, len(measured))
-    ranked = sorted(measured, key=lambda clip: (clip.ce, clip.corpus, clip.name))
-    third, rest = divmod(count, 3)
-    best, typical = third + (rest > 0), third
-    worst = count - best - typical
-    middle = max(best, min(len(ranked) // 2, len(ranked) - worst - typical))
-    chosen = [("best", clip) for clip in ranked[:best]]
-    chosen += [("typical", clip) for clip in ranked[middle : middle + typical]]
-    chosen += [("worst", clip) for clip in ranked[len(ranked) - worst :]]
-    page["clips_about"] = [
-        f"{count} of {len(measured)} validation clips: those that the model predicts "
-        "best, some in the middle, and the worst, by mean cross-entropy over hidden "
-        "frames and all codebooks. The turquoise stripes are the hidden parts."
-    ]
-    if codec is None:
-        what = "clusters" if kind == "self-training" else "not codes of a codec"
-        page["clips_about"].append(
-            f"The targets of this run are {what}. Nothing turns them back into sound, "
-            "so there is the original only."
-        )
-    device = next(run.hparams["model"].parameters()).device
-    for rank, clip in chosen:
-        sounds = [("Original", "what was recorded", clip.wav)]
-        try:
-            if codec is not None:
-                for name, about, codes in (
-                    ("Codec", "decoded from the true codes", clip.codes),
-                    (
-                        "Filled in",
-                        "hidden parts decoded from the prediction",
-                        clip.filled,
-                    ),
-                ):
-                    with torch.no_grad():
-                        wav = codec.decode(codes[None].to(device))[0]
-                    sounds.append((name, about, wav.cpu()[: len(clip.wav)]))
-        except CodecError as error:
-            codec = None
-            page["clips_about"].append(f"There is no codec audio: {error}")
-        page["clips"].append(_clip(rank, clip, sounds))
-
-
-def _clip(rank, clip, sounds):
-    loudest, shown = None, []
-    for name, about, wav in sounds:
-        picture, loudest = spectrogram_uri(wav, loudest)
-        sound = {"name": name, "about": about, "picture": picture}
-        shown.append(sound | {"audio": flac_uri(wav)})
-    return {
-        "rank": rank,
-        "badge": {"best": "Among the best", "worst": "Among the worst"}.get(
-            rank, "In the middle"
-        ),
-        "name": clip.name,
-        "about": f"{_where(clip)} \u00b7 {clip.ce:.2f} nats \u00b7 codebook 1: "
-        f"{100 * clip.accuracy:.0f} % right",
-        "seconds": f"{len(clip.wav) / SAMPLE_RATE:.1f}",
-        "gaps": gaps(clip.hidden),
-        "sounds": shown,
-    }
-
-
-def _where(clip):
-    return f"{clip.corpus}, {clip.label}" if clip.label else clip.corpus
-
-
-def _fill_map(page, measured, count, place):
-    if len(measured) < 3 or not count:
-        return
-    chosen = np.linspace(0, len(measured) - 1, min(count, len(measured)))
-    clips = [measured[i] for i in np.unique(chosen.round().astype(int))]
-    used = sum(
-        len(s["audio"]) + len(s["picture"]) for c in page["clips"] for s in c["sounds"]
-    )
-    used += sum(len(result["picture"] or "") for result in page["results"])
-    # As long as they fit whatever they hold; noise is the largest.
-    left = (MAX_BYTES - 500_000 - used) / len(clips) - 1000 - flac_bytes(0)
-    seconds = min(1.5, max(0.1, left * 3 / 4 / 2 / SAMPLE_RATE))
-    samples = int(seconds * SAMPLE_RATE)
-    places, shares = place(torch.stack([clip.vector for clip in clips]))
-    middle = (places.max(0) + places.min(0)) / 2
-    wide, high = (_MAP[key] - 2 * _MARGIN for key in ("width", "height"))
-    extent = np.maximum(np.ptp(places, axis=0), 1e-9)
-    scale = min(wide / extent[0], high / extent[1])
-    points = []
-    for clip, (x, y) in zip(clips, (places - middle) * scale, strict=True):
-        start = max(0, (len(clip.wav) - samples) // 2)
-        points.append(
-            {
-                "x": round(float(_MAP["width"] / 2 + x), 1),
-                "y": round(float(_MAP["height"] / 2 - y), 1),
-                "name": clip.name,
-                "about": f"{clip.name}, {_where(clip)}",
-                "detail": f"{_where(clip)}. {clip.ce:.2f} nats on hidden frames.",
-                "corpus": clip.corpus,
-                "label": clip.label or "no label",
-                "audio": flac_uri(clip.wav[start : start + samples]),
-            }
-        )
-    groups = {"corpus": _ordered(points, "corpus"), "label": _ordered(points, "label")}
-    groups = {key: names for key, names in groups.items() if len(names) > 1}
-    if shares is None:
-        axes, how = ["UMAP 1", "UMAP 2"], "placed by UMAP"
-    else:
-        axes = [
-            f"axis {i}: {100 * s:.0f} % of the variance"
-            for i, s in enumerate(shares, 1)
-        ]
-        how = "seen from where they differ most (PCA)"
-    page["map"] = {
-        **_MAP,
-        "about": f"{len(points)} clips as the encoder sees them: the mean frame of "
-        f"each, {how}. Clips close to each other sound alike to the encoder. Click "
-        "one to hear it.",
-        "axes": axes,
-        "points": points,
-        "groups": groups or {"corpus": _ordered(points, "corpus")},
-    }
-
-
-def _ordered(points, key):
-    return sorted({point[key] for point in points})
-
-
-def _import_umap():
-    try:
-        import umap
-    except ImportError as error:
-        raise UserError(
-            "--layout umap needs the package umap-learn: pip install -e '.[umap]'. "
-            "Or take --layout pca."
-        ) from error
-    return umap
-
-
-def _umap(vectors):
-    """Places by UMAP, [clips, 2], and None for the shares of the variance."""
-    neighbours = min(15, len(vectors) - 1)
-    layout = _import_umap().UMAP(n_neighbors=neighbours, random_state=0)
-    return layout.fit_transform(vectors.numpy()).astype(np.float64), None
 
 
 def _next_steps(folder, kind):
