@@ -21,9 +21,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["encodecmae_sb", "encodecmae_sb.*"]),
-    # The bundled corpus, codec and yamls; `hparams` is a link to the folder here.
     package_data={
-        "encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*", "hparams/*.yaml"]
+        # The bundled corpus, codec and yamls; `hparams` is a link to the folder here.
+        "encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*", "hparams/*.yaml"],
+        # The template of reports.
+        "encodecmae_sb.evaluation": ["page/*"],
     },
     entry_points={
         "console_scripts": ["encodecmae_sb = encodecmae_sb.__main__:main"],
@@ -46,18 +48,16 @@ setup(
         "huggingface_hub",
         "pyyaml",
         "requests",
+        "jinja2",
     ],
     extras_require={
-<<<<<<< HEAD
         "onnx": ONNX,
         "remote": ["fsspec", "s3fs"],
-        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset", *ONNX],
-=======
+        "umap": ["umap-learn"],
         # setuptools: tests build a wheel; older ones need the package wheel, too.
         "test": [
             *("pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"),
-            "setuptools>=70.1",
-        ]
->>>>>>> wf
+            *("setuptools>=70.1", *ONNX),
+        ],
     },
 )

@@ -315,6 +315,7 @@ class FixedCrops(Dataset):
     ):
         self.targets = targets
         self.items = []
+        self.rows = []  # of each item: the number of its row in its manifest
         self.unusable = []
         for corpus, manifest in enumerate(manifests):
             paths, durations = read_columns(manifest, wav=str, duration=float)
@@ -332,6 +333,7 @@ class FixedCrops(Dataset):
                     self.unusable.append((path, str(error)))
                     continue
                 rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+                self.rows.append(int(index))
                 self.items.append(
                     {
                         **crop,

@@ -78,7 +78,12 @@ def load_run(folder, codec=None):
         the codec is unknown.
     """
     folder = Path(folder).expanduser()
-    hparams = _read_hparams(folder)
+    hparams = read_hparams(folder)
+    if "teacher" in hparams:
+        raise UserError(
+            f"{folder} is a self-training run: its targets are clusters, which no "
+            f"codec can turn into sound. {_ADVICE}"
+        )
     metrics = {}
     if (folder / "metrics.json").is_file():
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -97,6 +102,36 @@ def load_run(folder, codec=None):
     codec, model = Codec(source, hparams["n_codebooks"]), hparams["model"]
     if isinstance(model.encoder.front_end, CodecLatents):
         model.encoder.front_end.use(codec)
+    checkpoint = load_newest(folder, model)
+    return PretrainingRun(
+        model=model.eval(),
+        masker=hparams["masker"],
+        codec=codec,
+        crop=HOP * round(hparams["crop_seconds"] * hparams["sample_rate"] / HOP),
+        metrics=metrics,
+        checkpoint=checkpoint,
+    )
+
+
+def load_newest(folder, model):
+    """Loads the newest checkpoint into a model.
+
+    Arguments
+    ---------
+    folder : Path
+        The output folder of a pretraining or self-training.
+    model : MaskedCodecModel
+
+    Returns
+    -------
+    Path
+        The folder of the checkpoint.
+
+    Raises
+    ------
+    UserError
+        If there is none, or it cannot be read.
+    """
     save = folder / "save"
     checkpoint = Checkpointer(save).find_checkpoint() if save.is_dir() else None
     if checkpoint is None:
@@ -104,18 +139,34 @@ def load_run(folder, codec=None):
             f"{folder} holds no checkpoint (save/CKPT+*). Let the run save."
         )
     _load_weights(model, checkpoint.path / "model.ckpt")
-    return PretrainingRun(
-        model=model.eval(),
-        masker=hparams["masker"],
-        codec=codec,
-        crop=HOP * round(hparams["crop_seconds"] * hparams["sample_rate"] / HOP),
-        metrics=metrics,
-        checkpoint=checkpoint.path,
-    )
+    return checkpoint.path
 
 
-def _read_hparams(folder):
-    advice = "Give the output folder of recipes/pretrain.py, e.g. results/mini/1234"
+_ADVICE = "Give the output folder of recipes/pretrain.py, e.g. results/mini/1234"
+
+
+def read_hparams(folder):
+    """Builds what the yaml of a pretraining or self-training run names.
+
+    Arguments
+    ---------
+    folder : Path
+        The output folder.
+
+    Returns
+    -------
+    dict
+        With the model, its weights still random, and without what would write files,
+        and without `input_augment` and `targets`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    UserError
+        If it is of no such run.
+    """
+    advice = _ADVICE
     if not folder.is_dir():
         raise FileNotFoundError(f"No such folder: {folder}. {advice}")
     path = folder / "hyperparams.yaml"
@@ -126,11 +177,6 @@ def _read_hparams(folder):
             keys = {name.value for name, _ in node.value}
         except (yaml.YAMLError, AttributeError, TypeError, ValueError):
             keys = set()
-    if "teacher" in keys:
-        raise UserError(
-            f"{folder} is a self-training run: its targets are clusters, which no "
-            f"codec can turn into sound. {advice}"
-        )
     needed = {"model", "masker", "n_codebooks", "crop_seconds", "sample_rate"}
     if missing := needed - keys:
         raise UserError(

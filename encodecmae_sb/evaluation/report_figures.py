@@ -1,0 +1,188 @@
+"""What a report shows of the validations of a pretraining: curves and figures."""
+
+import math
+
+from .report import chart
+
+
+def _number_of_codebooks(row):
+    return sum(key.startswith("masked_ce_") for key in row)
+
+
+def charts(rows, corpora):
+    """Curves of a pretraining.
+
+    Arguments
+    ---------
+    rows : list of dict
+        What each validation measured; at least one.
+    corpora : list of str
+
+    Returns
+    -------
+    list of dict
+        See `report.chart`.
+    """
+    count = _number_of_codebooks(rows[-1])
+
+    def line(key, name, kind, scale=1.0, **more):
+        xs = [row["step"] for row in rows]
+        ys = [scale * row.get(key, math.nan) for row in rows]
+        return {"name": name, "kind": kind, "xs": xs, "ys": ys, **more}
+
+    def each(key, scale=1.0):
+        lines = []
+        for q in range(1, count + 1):
+            shade = (q - 1) / max(1, count - 1)
+            more = {"end": f"{q}"} if count <= 16 else {}
+            if count > 1:
+                more["legend"] = f"codebooks 1 to {count}" if q == 1 else ""
+            name = f"codebook {q}"
+            lines.append(line(f"{key}_{q}", name, "", scale, shade=shade, **more))
+        return lines
+
+    unigram = line("unigram_ce_1", "unigram, codebook 1", "c5", dashed=True)
+    found = [
+        chart(
+            "Cross-entropy of hidden frames",
+            "nats",
+            [*each("masked_ce"), unigram],
+            "Lower is better. The dotted line knows only how often each code occurs.",
+        ),
+        chart(
+            *("Hidden frames that are right", "%"),
+            each("masked_accuracy", 100),
+            "How often the most probable code is the true one.",
+        ),
+        chart(
+            *("Loss", "nats"),
+            [
+                line("train_loss", "training", "c0", end="train"),
+                line("valid_loss", "validation", "c1", end="valid"),
+            ],
+            "What training minimises. It counts visible frames, too.",
+        ),
+    ]
+    lines = []
+    for i, name in enumerate(corpora if len(corpora) > 1 else []):
+        colour = f"c{i % 5}"
+        lines.append(
+            line(f"{name}/masked_ce_1", name, colour, end=name if len(name) < 7 else "")
+        )
+        own = f"unigram of {name}"
+        lines.append(line(f"{name}/unigram_ce_1", own, colour, dashed=True))
+    if lines:
+        about = "Each with its own unigram, dotted."
+        found.append(chart("Codebook 1, by corpus", "nats", lines, about))
+    return [drawn for drawn in found if drawn]
+
+
+def figures(row, corpora, size):
+    """Tables of cross-entropy and accuracy beside the unigram and chance.
+
+    Arguments
+    ---------
+    row : dict
+        What the last validation measured.
+    corpora : list of str
+    size : int
+        Codes of a codebook.
+
+    Returns
+    -------
+    list of dict
+        Of all clips and of each corpus.
+    """
+    chance = math.log(size)
+    found = []
+    for prefix in ["", *(f"{name}/" for name in corpora if len(corpora) > 1)]:
+        rows = []
+        for q in range(1, _number_of_codebooks(row) + 1):
+            values = [row.get(f"{prefix}{k}_{q}") for k in ("masked_ce", "unigram_ce")]
+            if values[0] is not None:
+                right = row[f"{prefix}masked_accuracy_{q}"]
+                rows.append((str(q), *values, right))
+        if rows:
+            title = f"Only {prefix[:-1]}" if prefix else "All validation clips"
+            found.append({"title": title, "values": rows})
+    least = min(
+        value
+        for one in found
+        for row in one["values"]
+        for value in row[1:3]
+        if value is not None
+    )
+    low = math.floor(min(least, chance - 0.5))
+
+    def at(value):
+        return round(100 * min(1, max(0, (value - low) / (chance - low))), 2)
+
+    for one in found:
+        one["scale"] = f"{low} to {chance:.2f} (chance)"
+        one["rows"] = []
+        for name, model, unigram, right in one.pop("values"):
+            known = model if unigram is None else unigram
+            one["rows"].append(
+                {
+                    "name": name,
+                    "model": f"{model:.2f}",
+                    "unigram": "\u2013" if unigram is None else f"{unigram:.2f}",
+                    "accuracy": f"{100 * right:.1f}",
+                    "worse": model > known,
+                    "start": min(at(model), at(known)),
+                    "width": round(abs(at(model) - at(known)), 2),
+                    "model_at": at(model),
+                    "unigram_at": at(known),
+                }
+            )
+    return found
+
+
+def tiles(row, size, steps):
+    """The figures at the top of the page.
+
+    Arguments
+    ---------
+    row : dict
+    size : int
+    steps : int
+        Of the whole training.
+
+    Returns
+    -------
+    list of dict
+    """
+    chance = math.log(size)
+    found = [
+        {
+            "name": "Cross-entropy, codebook 1",
+            "value": f"{row['masked_ce_1']:.2f}",
+            "unit": "nats",
+            "about": f"unigram {row['unigram_ce_1']:.2f}, chance {chance:.2f}",
+        },
+        {
+            "name": "Right, codebook 1",
+            "value": f"{100 * row['masked_accuracy_1']:.1f}",
+            "unit": "%",
+            "about": f"of hidden frames; chance {100 / size:.2f} %",
+        },
+    ]
+    if "clusters_used" in row:
+        found[1]["about"] = f"always the same: {100 * row['majority_accuracy']:.1f} %"
+        found.append(
+            {
+                "name": "Clusters in use",
+                "value": f"{100 * row['clusters_used']:.0f}",
+                "unit": "%",
+                "about": f"perplexity {row['cluster_perplexity']:.1f} of {size}",
+            }
+        )
+    found.append(
+        {
+            "name": "Training steps",
+            "value": f"{int(row['step'])}",
+            "unit": "",
+            "about": f"of {steps}",
+        }
+    )
+    return found
