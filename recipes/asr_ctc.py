@@ -24,6 +24,8 @@ from encodecmae_sb.data import speech
 from encodecmae_sb.data.tokenizer import check_characters, make_tokens
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.inference.recogniser import build_searcher, export_recogniser
+from encodecmae_sb.lobes import AdaptedEnCodecMAE
+from encodecmae_sb.pretrained.describe import describe
 from encodecmae_sb.pretrained.published import encoder_identity
 from encodecmae_sb.utils import experiment
 from encodecmae_sb.utils.identity import named
@@ -46,6 +48,7 @@ def main(argv):
     for part in sets:
         part.tokenize(tokens)
     head = hparams["head"](encoder.dim, len(tokens))
+    describe(encoder)  # what could not be exported at the end is refused now
     rate = hparams["sample_rate"]
     for part in (train, valid):  # of the test sets nothing is left out
         samples = torch.tensor([int(rate * row["duration"]) for row in part.rows])
@@ -56,6 +59,8 @@ def main(argv):
     total = sum(len(part.rows) + len(part.left_out) for part in sets)
     unusable = UnusableFiles(output / "left_out.csv", total, hparams["max_unusable"])
     protocol = "frozen" if encoder.freeze else "finetuned"
+    if isinstance(encoder, AdaptedEnCodecMAE):
+        protocol = f"adapters ({encoder.in_words()})"
     if if_main_process():
         unusable.add([item for part in sets for item in part.left_out])
         print(

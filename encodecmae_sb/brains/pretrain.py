@@ -7,6 +7,7 @@ import torch
 from speechbrain import Stage
 
 from encodecmae_sb.data.crops import CropCollator
+from encodecmae_sb.evaluation.monitors import Monitors
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.utils.errors import UserError
@@ -46,6 +47,9 @@ class PretrainBrain(StepBrain):
     * `majority_accuracy`: the accuracy of the best constant answer on hidden frames.
     * `clusters_used`: the share of the codes that occur in the validation set.
     * `cluster_perplexity`: e to the entropy of their distribution there.
+
+    With `monitors: True` in the yaml it also measures what `evaluation.monitors`
+    describes, on frames of the whole crops, with nothing hidden.
     """
 
     reported = (
@@ -57,10 +61,12 @@ class PretrainBrain(StepBrain):
         super().__init__(*args, **kwargs)
         self.corpora = list(corpora)
         self.unigram = None
+        self.transcripts = None  # of the validation set, once it is known
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`; see `StepBrain`."""
         self.train_crops = train_crops
+        self.transcripts = [item.get("wrd", "") for item in valid_crops.items]
         super().fit_crops(train_crops, valid_crops)
 
     def on_fit_start(self):
@@ -175,6 +181,11 @@ class PretrainBrain(StepBrain):
             # How often each code of the only codebook occurs: hidden, and in all.
             size = self.hparams.codebook_size
             self.code_counts = torch.zeros(2, size, dtype=torch.int64)
+            self.monitors = None
+            wanted = getattr(self.hparams, "monitors", False)
+            if wanted and self.transcripts is not None:
+                sizes = self.hparams.n_codebooks, size
+                self.monitors = Monitors(self.transcripts, self.corpora, *sizes)
 
     def on_fit_batch_start(self, batches, should_step):
         """Counts the frames of the step, and sets the learning rate."""
@@ -209,6 +220,11 @@ class PretrainBrain(StepBrain):
         wavs = self.augmented(batch) if stage == Stage.TRAIN else batch.wavs
         front_end = self.hparams.model.encoder.front_end
         wavs, codes = on_frames_of(front_end, wavs, codes)
+        if stage == Stage.VALID and self.monitors is not None:
+            num_frames = None if batch.full else batch.num_frames
+            frames = self.hparams.model.encoder(wavs, num_frames).last
+            items = batch.num_frames, batch.seeds, batch.corpus
+            self.monitors.add_frames(frames, *items)
         mask = self.modules.masker(
             batch.num_frames, batch.seeds, codes.shape[1], padded=not batch.full
         )
@@ -229,6 +245,9 @@ class PretrainBrain(StepBrain):
             self.add_to_sums(loss, codes, mask.hidden, batch.corpus)
             if self.hparams.n_codebooks == 1:
                 self.add_to_counts(codes[..., 0], mask)
+            if self.monitors is not None:
+                hidden = mask.hidden
+                self.monitors.add_codes(codes[hidden], logits[hidden].argmax(-1))
         return loss.loss
 
     def add_to_sums(self, loss, codes, hidden, corpus):
@@ -262,6 +281,8 @@ class PretrainBrain(StepBrain):
                 row.update({f"{name}/{key}": value for key, value in known.items()})
         if self.hparams.n_codebooks == 1:
             row.update(_cluster_figures(*self.code_counts.double()))
+        if self.monitors is not None:
+            row.update(self.monitors.row())
         return row
 
 

@@ -270,10 +270,18 @@ def _cut(path, duration, position, crop_seconds, sample_rate):
     return {"wav": read_audio(path, sample_rate, start, crop_seconds)}
 
 
+def _transcripts(manifest, count):
+    """The transcript of each file of a manifest, empty if it has none."""
+    with open(manifest, encoding="utf-8") as file:
+        there = "wrd" in file.readline().strip().split(",")
+    return read_columns(manifest, wrd=str)[0] if there else [""] * count
+
+
 class FixedCrops(Dataset):
     """The same crops at every validation: the middle of each file.
 
-    They are read once, at construction, and kept in memory.
+    They are read once, at construction, and kept in memory. Each has the transcript of
+    its whole file, the key `wrd`, empty where there is none.
 
     Arguments
     ---------
@@ -319,6 +327,7 @@ class FixedCrops(Dataset):
         self.unusable = []
         for corpus, manifest in enumerate(manifests):
             paths, durations = read_columns(manifest, wav=str, duration=float)
+            transcripts = _transcripts(manifest, len(paths))
             before = len(self.items)
             chosen = np.linspace(0, len(paths) - 1, min(max_items, len(paths)))
             for index in chosen.round().astype(int):
@@ -340,6 +349,7 @@ class FixedCrops(Dataset):
                         "seed": int(rng.integers(2**62)),
                         "corpus": corpus,
                         "unusable": [],
+                        "wrd": transcripts[index],
                     }
                 )
             if len(self.items) == before:

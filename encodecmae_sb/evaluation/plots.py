@@ -62,7 +62,11 @@ def draw_curves(history, path):
     """
     steps = history.column("step")
     n_codebooks = sum(key.startswith("masked_ce_") for key in history.rows[-1])
-    with picture(path, 1, 3, figsize=(13, 4)) as (_, (losses, entropy, accuracy)):
+    monitored = [row for row in history.rows if "effective_rank" in row]
+    rows = 2 if monitored else 1
+    size = {"figsize": (13, 4 * rows), "squeeze": False}
+    with picture(path, rows, 3, **size) as (_, axes):
+        losses, entropy, accuracy = axes[0]
         losses.plot(steps, history.column("train_loss"), ".-", label="training")
         losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
         losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
@@ -81,8 +85,36 @@ def draw_curves(history, path):
         )
         accuracy.set(title="Hidden frames: accuracy", xlabel="step", ylabel="%")
         accuracy.legend(fontsize="small")
-        for axes in (losses, entropy, accuracy):
-            axes.grid(alpha=0.3)
+        if monitored:
+            _draw_monitors(monitored, n_codebooks, *axes[1])
+        for each in axes.flat:
+            each.grid(alpha=0.3)
+
+
+def _draw_monitors(rows, n_codebooks, rank, shares, codes):
+    """Draws what `monitors` measured, on three axes."""
+    kinds = (rank, "effective_rank"), (shares, "file_variance")
+    for axes, kind in (*kinds, (shares, "utterance_word_agreement")):
+        names = [key for key in rows[-1] if key.split("/")[-1] == kind]
+        for name in names:
+            there = [row for row in rows if name in row]
+            steps = [row["step"] for row in there]
+            axes.plot(steps, [row[name] for row in there], ".-", label=name)
+        if names:
+            axes.legend(fontsize="small")
+    steps = [row["step"] for row in rows]
+    for q in range(1, n_codebooks + 1):
+        line = {"color": _viridis((q - 1) / n_codebooks)}
+        occur = "clusters_used" if n_codebooks == 1 else f"codes_used_{q}"
+        for style, name in ((".-", f"codes_predicted_{q}"), (":", occur)):
+            codes.plot(steps, [100 * row[name] for row in rows], style, **line)
+    rank.set(title="Effective rank of the frames", xlabel="step")
+    shares.set(title="Between files; shared words", xlabel="step")
+    codes.set(
+        title="Codes predicted (dotted: that occur)",
+        xlabel="step",
+        ylabel="% of the codebook",
+    )
 
 
 def _viridis(share):

@@ -7,10 +7,12 @@ from encodecmae_sb.nnet.loss import MaskedCodecLoss
 from encodecmae_sb.nnet.masking import GapMasker
 from encodecmae_sb.nnet.transformer import ResiDualTransformer
 
+from .adapters import AdaptedEnCodecMAE
 from .codec import Codec
 from .encodecmae import EnCodecMAE
 
 __all__ = [
+    "AdaptedEnCodecMAE",
     "AudioEncoder",
     "CTCHead",
     "Codec",

@@ -148,10 +148,10 @@ class EnCodecMAE(nn.Module):
         elif not output_all_hiddens:
             self.layer_weights = nn.Parameter(torch.zeros(self.encoder.num_layers))
         self._passes = 0
-        self._computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
+        self.computed = "all" if output_all_hiddens or layer == WEIGHTED else layer
 
         # With several processes, each waits for gradients of all that is trained.
-        frozen = unused_modules(self.encoder, self._computed)
+        frozen = unused_modules(self.encoder, self.computed)
         if freeze:
             frozen = [self.encoder]
         elif freeze_feature_extractor:
@@ -252,7 +252,7 @@ class EnCodecMAE(nn.Module):
         """
         if num_samples is None:
             num_samples = torch.full((len(wavs),), wavs.shape[1])
-        with torch.no_grad() if self.freeze else contextlib.nullcontext():
+        with contextlib.nullcontext() if self._learns() else torch.no_grad():
             frames = self._encode(wavs.float(), num_samples)
         if self.output_norm:
             frames = F.layer_norm(frames, frames.shape[-1:])
@@ -260,6 +260,11 @@ class EnCodecMAE(nn.Module):
             frames = sum_layers(frames, self.layer_weights)
             self._warn_if_nothing_learns()
         return frames, self.num_frames(num_samples).to(frames.device)
+
+    def _learns(self):
+        """Whether gradients are wanted; in a frozen encoder only adapters may learn."""
+        parameters = self.encoder.parameters()
+        return not self.freeze or any(p.requires_grad for p in parameters)
 
     def _warn_if_nothing_learns(self):
         if not (self.training and torch.is_grad_enabled()):
@@ -291,7 +296,7 @@ class EnCodecMAE(nn.Module):
             self.encoder,
             F.pad(wavs, (0, max(0, needed - wavs.shape[1]))),
             lengths.cpu().clamp(min=shortest).tolist(),
-            self._computed,
+            self.computed,
             batch_size=None,
             chunk=self.chunk,
             whole_codec_frames=self.whole_codec_frames,

@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+from functools import partial
 
 import yaml
 from hyperpyyaml import load_hyperpyyaml
@@ -23,7 +24,7 @@ def describe(module):
     ---------
     module : torch.nn.Module
         Of any class that can be imported. Arguments may be numbers, strings, bools,
-        None, lists, dicts, and other modules.
+        None, lists, dicts, other modules, and classes with or without arguments.
 
     Returns
     -------
@@ -103,8 +104,18 @@ def _represent_module(dumper, module):
     return dumper.represent_mapping(tag, constructor_arguments(module))
 
 
+def _represent_callable(dumper, made):
+    """A class, or one with some of its arguments: what `!name:` gives."""
+    kind, arguments = made, {}
+    if isinstance(made, partial):
+        kind, arguments = made.func, made.keywords
+    return dumper.represent_mapping(f"!name:{_public_path(kind)}", arguments)
+
+
 _Dumper.add_representer(str, _represent_string)
 _Dumper.add_multi_representer(nn.Module, _represent_module)
+_Dumper.add_multi_representer(type, _represent_callable)
+_Dumper.add_multi_representer(partial, _represent_callable)
 
 
 def constructor_arguments(module):
@@ -133,9 +144,9 @@ def constructor_arguments(module):
         if not _is_plain(value):
             raise UserError(
                 f"{where} argument {name!r} is a {type(value).__name__}. Allowed are "
-                "numbers, strings, bools, None, lists, dicts and modules. Store such "
-                f"a value as self.{name}, or name the argument in the class attribute "
-                "not_described if a copy can be built without it."
+                "numbers, strings, bools, None, lists, dicts, modules and classes. "
+                f"Store such a value as self.{name}, or name the argument in the class "
+                "attribute not_described if a copy can be built without it."
             )
         arguments[name] = value
     return arguments
@@ -147,8 +158,11 @@ def _is_plain(value):
         return all(_is_plain(item) for item in value)
     if isinstance(value, dict):
         return _is_plain([*value, *value.values()])
+    if isinstance(value, partial):
+        whole = isinstance(value.func, type) and not value.args
+        return whole and _is_plain(value.keywords)
     plain = type(value) in (bool, int, float, str)
-    return plain or value is None or isinstance(value, nn.Module)
+    return plain or value is None or isinstance(value, nn.Module | type)
 
 
 def _public_path(kind):

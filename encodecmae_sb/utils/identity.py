@@ -31,7 +31,8 @@ MAY_CHANGE = frozenset(
         # Checks, and what to do when they fail.
         *("source_sample_rate", "max_unusable"),
         *("skip_nonfinite_grads", "nonfinite_patience", "train_logger"),
-        # What is measured after training.
+        # What is measured in validation and after training.
+        "monitors",
         *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
     ]
 )

@@ -1,0 +1,262 @@
+"""Figures of a pretraining that need no labels: how its frames and codes look.
+
+N frames, D channels, U files, K classes or clusters. The functions draw from no global
+generator, so a training is the same with them and without.
+"""
+
+import warnings
+
+import torch
+from scipy.stats import spearmanr
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+# At most this many frames of a validation set are kept. In double precision and 768
+# wide they are 50 MB.
+MOST_FRAMES = 8192
+# Clusters whose agreement with words is measured, if there are as many frames.
+_CLUSTERS = 64
+# With fewer files there are hardly any pairs to compare, with more there are too many.
+_FEWEST_FILES, _MOST_FILES = 8, 500
+
+
+def effective_rank(frames):
+    """How many directions the frames use.
+
+    It is e to the entropy of the singular values of the centred frames, normalised to
+    sum 1 (Roy & Vetterli 2007, "The effective rank"; RankMe, arXiv 2210.02885, does the
+    same without the centring). From 1, all frames on a line, to D, the same variance in
+    all directions.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Shape [N, D], N clearly larger than D.
+
+    Returns
+    -------
+    float
+        0 if all frames are the same.
+
+    Example
+    -------
+    >>> line = torch.arange(5.0)[:, None] * torch.tensor([1.0, 2.0])
+    >>> round(effective_rank(line), 3)
+    1.0
+    """
+    if not _varies(frames):
+        return 0.0
+    frames = frames.double() - frames.double().mean(0)
+    # The squares of the singular values: faster than these, for many frames.
+    squares = torch.linalg.eigvalsh(frames.T @ frames).clamp(min=0)
+    return perplexity(squares.sqrt())
+
+
+def perplexity(counts):
+    """The entropy of counts, or of other weights, of shape [K], as a power of e.
+
+    Example
+    -------
+    >>> round(perplexity(torch.tensor([5, 5, 0, 0])), 4)
+    2.0
+    """
+    shares = counts.double() / counts.sum()
+    return torch.special.entr(shares).sum().exp().item()
+
+
+def between_share(frames, files):
+    """The share of the frames' variance that is between files.
+
+    The variance of the files' means over that of all frames, all channels together. 1:
+    all frames of a file are the same. Frames that know nothing of their file give about
+    (U - 1) / (N - 1), not 0, since means of a few frames differ by chance.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Shape [N, D].
+    files : torch.Tensor
+        Number of the file of each frame, int64, shape [N].
+
+    Returns
+    -------
+    float
+        0 if all frames are the same.
+
+    Example
+    -------
+    >>> frames, files = torch.tensor([[0.0], [2.0], [2.0], [4.0]]), [0, 0, 1, 1]
+    >>> between_share(frames, torch.tensor(files))
+    0.5
+    """
+    if not _varies(frames):
+        return 0.0
+    frames = frames.double() - frames.double().mean(0)
+    means = _file_means(frames, files)
+    return (means.square().sum() / frames.square().sum()).item()
+
+
+def _file_means(frames, files):
+    """For each frame the mean of its file's frames, [N, D]."""
+    _, files, counts = files.unique(return_inverse=True, return_counts=True)
+    sums = frames.new_zeros(len(counts), frames.shape[1]).index_add_(0, files, frames)
+    return (sums / counts[:, None])[files]
+
+
+def _varies(frames):
+    """Whether frames differ by more than rounding."""
+    frames = frames.double()
+    scale = frames.square().mean().sqrt()
+    return bool((frames - frames.mean(0)).abs().max() > 1e-6 * scale)
+
+
+def word_agreement(frames, files, words):
+    """Whether files that share words have frames of the same clusters.
+
+    The frames are clustered by k-means, after the mean of each file was removed: else
+    clusters would be voices. Two numbers are compared for each pair of files: how much
+    their distributions over the clusters overlap (the sum of the square roots of the
+    products of shares), and what share of their words both have (intersection over
+    union of the sets). The figure is the rank correlation (Spearman) of the two over
+    all pairs.
+
+    It measures utterances, not frames: where a word lies in its file is not known, and
+    a crop may lack words of its file. What else goes along with shared words, such as
+    the length of a file, counts as well. So compare it with the first validation of
+    the run, or with another encoder on the same files; its size means little alone.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Shape [N, D].
+    files : torch.Tensor
+        Number of the file of each frame, from 0 to U - 1, int64, shape [N].
+    words : list of set of str
+        Of each file, U of them.
+
+    Returns
+    -------
+    float
+        From -1 to 1; 0 means no agreement, NaN that all pairs are alike.
+
+    Example
+    -------
+    >>> files = torch.arange(9).repeat_interleave(4)
+    >>> frames = torch.eye(4)[torch.tensor([0, 0, 0, 1, 2, 2, 2, 3]).repeat(5)[:36]]
+    >>> words = [{"yes"} if file % 2 else {"no"} for file in range(9)]
+    >>> round(word_agreement(frames, files, words), 4)
+    1.0
+    """
+    frames = frames - _file_means(frames, files)
+    number = min(_CLUSTERS, len(frames))
+    kmeans = KMeans(number, n_init=1, max_iter=20, random_state=0)
+    with warnings.catch_warnings():
+        # 20 rounds are enough, and there may be fewer different frames than clusters.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = torch.from_numpy(kmeans.fit_predict(frames.numpy()))
+    counts = torch.zeros(len(words), number, dtype=torch.float64)
+    counts.index_put_((files, found.long()), torch.tensor(1.0).double(), True)
+    roots = (counts / counts.sum(1, keepdim=True).clamp(min=1)).sqrt()
+    first, second = torch.triu_indices(len(words), len(words), 1)
+    # Rounded, so that equal pairs have equal ranks.
+    overlap = (roots @ roots.T)[first, second].round(decimals=9)
+    pairs = zip(first.tolist(), second.tolist(), strict=True)
+    shared = [len(words[i] & words[j]) / len(words[i] | words[j]) for i, j in pairs]
+    if len(overlap.unique()) < 2 or len(set(shared)) < 2:
+        return float("nan")
+    return float(spearmanr(overlap.numpy(), shared).statistic)
+
+
+class Monitors:
+    """Collects frames and codes of a validation, and measures them.
+
+    Arguments
+    ---------
+    transcripts : list of str
+        Of each item of the validation set, in its order; empty where there is none.
+    corpora : list of str
+    n_codebooks, codebook_size : int
+
+    Example
+    -------
+    >>> monitors = Monitors([""] * 4, ["speech"], n_codebooks=2, codebook_size=8)
+    >>> seeds, corpus = torch.arange(4), torch.zeros(4, dtype=torch.int64)
+    >>> monitors.add_frames(torch.rand(4, 9, 2), torch.full((4,), 9), seeds, corpus)
+    >>> codes = torch.arange(4)[:, None].expand(4, 2)
+    >>> monitors.add_codes(codes, torch.zeros_like(codes))
+    >>> row = monitors.row()
+    >>> row["codes_used_1"], row["codes_predicted_1"]
+    (0.5, 0.125)
+    >>> list(row)[:2]
+    ['effective_rank', 'file_variance']
+    """
+
+    def __init__(self, transcripts, corpora, n_codebooks, codebook_size):
+        self.words = [set(text.split()) for text in transcripts]
+        self.corpora = corpora
+        self.per_item = max(1, MOST_FRAMES // max(1, len(transcripts)))
+        self.frames, self.corpus = [], []
+        # How often each code occurs, and is predicted, on hidden frames.
+        self.codes = torch.zeros(2, n_codebooks, codebook_size, dtype=torch.int64)
+
+    def add_frames(self, frames, num_frames, seeds, corpus):
+        """Keeps some frames of each item, drawn by its seed.
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            Shape [B, T, D], on any device.
+        num_frames, seeds, corpus : torch.Tensor
+            Of each item, int64, shape [B], as in a `CropBatch`.
+        """
+        rows = zip(frames, num_frames.tolist(), seeds.tolist(), strict=True)
+        for item, count, seed in rows:
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(count, generator=generator)[: self.per_item]
+            self.frames.append(item[chosen.to(item.device)].float().cpu())
+        self.corpus += corpus.tolist()
+
+    def add_codes(self, codes, predicted):
+        """Counts codes of hidden frames, and what was predicted, each [N, Q]."""
+        for table, found in zip(self.codes, (codes, predicted), strict=True):
+            for row, values in zip(table, found.cpu().T, strict=True):
+                row += torch.bincount(values, minlength=len(row))
+
+    def row(self):
+        """All figures by their names in `metrics.json`; NaN from frames that are."""
+        row = self._frame_figures(range(len(self.frames)))
+        if len(self.corpora) > 1:
+            for number, name in enumerate(self.corpora):
+                files = [i for i, corpus in enumerate(self.corpus) if corpus == number]
+                own = self._frame_figures(files)
+                row.update({f"{name}/{key}": value for key, value in own.items()})
+        for q, (occur, predicted) in enumerate(zip(*self.codes, strict=True), 1):
+            if len(self.codes[0]) > 1:  # the Brain measures an only codebook
+                row[f"codes_used_{q}"] = (occur > 0).double().mean().item()
+                row[f"code_perplexity_{q}"] = perplexity(occur)
+            row[f"codes_predicted_{q}"] = (predicted > 0).double().mean().item()
+            row[f"predicted_perplexity_{q}"] = perplexity(predicted)
+        return row
+
+    def _frame_figures(self, files):
+        """Of the files with these numbers."""
+        frames, numbers = self._of(files)
+        if not frames.isfinite().all():
+            return dict.fromkeys(("effective_rank", "file_variance"), float("nan"))
+        row = {
+            "effective_rank": effective_rank(frames),
+            "file_variance": between_share(frames, numbers),
+        }
+        spoken = [i for i in files if self.words[i] and len(self.frames[i])]
+        spoken = spoken[:: -(-len(spoken) // _MOST_FILES) or 1]
+        if len(spoken) >= _FEWEST_FILES:
+            words = [self.words[i] for i in spoken]
+            row["utterance_word_agreement"] = word_agreement(*self._of(spoken), words)
+        return row
+
+    def _of(self, files):
+        """Frames of some files [N, D], and the place of each one's file among them."""
+        kept = [self.frames[i] for i in files]
+        counts = torch.tensor([len(frames) for frames in kept], dtype=torch.int64)
+        numbers = torch.repeat_interleave(torch.arange(len(kept)), counts)
+        return torch.cat(kept), numbers
