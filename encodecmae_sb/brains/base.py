@@ -219,6 +219,8 @@ class StepBrain(ResumableBrain):
         self.unusable = unusable
         self.shown = {}
         self.shown_at = -math.inf
+        self.valid_loader = None
+        self.train_loss = None  # until the first steps
         self.stage = None
         self.unread = []
         self.skipped_steps = 0
@@ -268,13 +270,13 @@ class StepBrain(ResumableBrain):
             num_workers=self.hparams.num_workers,
             pin_memory=self.device_type == "cuda",
         )
-        valid_loader = DataLoader(
+        self.valid_loader = DataLoader(
             valid_crops,
             batch_size=self.hparams.batch_size,
             collate_fn=CropCollator(),
         )
         # Our own bar spans the run; SpeechBrain's would restart every epoch.
-        self.fit(self.stretches(sampler), train_loader, valid_loader, False)
+        self.fit(self.stretches(sampler), train_loader, self.valid_loader, False)
         if self.bar is not None:
             self.bar.close()
 
@@ -497,7 +499,9 @@ class StepBrain(ResumableBrain):
                 )
             self.skipped_steps = 0
             return
-        row = {"step": self.optimizer_step, "train_loss": self.train_loss}
+        row = {"step": self.optimizer_step}
+        if self.train_loss is not None:
+            row["train_loss"] = self.train_loss
         row.update(self.validation_row(stage_loss))
         row = {name: float(value) for name, value in row.items()}
         shown = [f"{k} {v:.3f}" for k, v in row.items() if k in self.reported]

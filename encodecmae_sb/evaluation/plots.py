@@ -63,7 +63,8 @@ def draw_curves(history, path):
     steps = history.column("step")
     n_codebooks = sum(key.startswith("masked_ce_") for key in history.rows[-1])
     with picture(path, 1, 3, figsize=(13, 4)) as (_, (losses, entropy, accuracy)):
-        losses.plot(steps, history.column("train_loss"), ".-", label="training")
+        train_loss = history.column("train_loss")  # not before the first step
+        losses.plot(steps[-len(train_loss) :], train_loss, ".-", label="training")
         losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
         losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
         losses.legend()
