@@ -177,7 +177,8 @@ def _log(train_logger, row):
     train = {k.removeprefix("train_"): v for k, v in row.items() if k[:6] == "train_"}
     measured = (k for k in row if k not in meta and k[:6] != "train_")
     valid = {k.removeprefix("valid_"): row[k] for k in measured}
-    train_logger.log_stats(meta, train_stats=train, valid_stats=valid)
+    # Before the first step there is nothing of a training.
+    train_logger.log_stats(meta, train_stats=train or None, valid_stats=valid)
 
 
 def _choose_precision(device=None):
