@@ -9,7 +9,7 @@ Without a data folder the run is a demonstration on the small corpus in this
 repository and, unless a codec is named, with the small codec in it. With
 `--codes_folder`, which recipes/extract_codes.py makes, codes are read instead of
 computed again in every step. A data folder may also hold tar shards, which
-recipes/make_shards.py makes.
+recipes/make_shards.py makes. With `--init` the run starts from weights that are there.
 
 Makes, in the output folder: `encoder/`, which `foreign_class` loads;
 `metrics.json`; `curves.png`; `unusable_files.csv`; checkpoints. A run that was
@@ -34,6 +34,7 @@ from encodecmae_sb.pipelines.pretrain import (
     training_identity,
     write_results,
 )
+from encodecmae_sb.pipelines.start import start_from
 from encodecmae_sb.pretrained.codec_files import demonstration_codec
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
@@ -49,7 +50,10 @@ def main(argv):
     output = Path(hparams["output_folder"])
     front_end = hparams["model"].encoder.front_end
     kind = check_named(hparams["targets"])
-    check_grid(front_end, hparams["sample_rate"], kind.sample_rate, kind.hop_length)
+    grid = kind.sample_rate, kind.hop_length
+    # Published log-mel weights, from which a run may start, have shorter frames.
+    exact = hparams.get("init") is None
+    check_grid(front_end, hparams["sample_rate"], *grid, exact)
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"], remote=True)
     else:
@@ -62,12 +66,14 @@ def main(argv):
     targets = build_targets(hparams, label, stored)
     if targets is not None:
         modules["targets"] = targets
+    start = start_from(hparams, label)
     corpora, unusable = prepare_data(hparams, output / "unusable_files.csv", True)
     command = stored and stored.extract_command(hparams["data_folder"], label, argv[0])
     train, valid = build_crops(hparams, corpora, unusable, stored, command)
 
     brain = make_brain(hparams, run_opts, modules, corpora, unusable)
-    brain.identify(**training_identity(hparams, label, corpora, train, valid))
+    content = training_identity(hparams, label, corpora, train, valid)
+    brain.identify(**content, **start)
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, label, output, argv)
@@ -84,7 +90,8 @@ def longer(argv, steps):
 def finish(brain, label, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     how, labels = f"Pretrained with {Path(argv[0]).name}", {label.kind: label.name}
-    row = write_results(brain, output, labels, how, str(label))
+    whole = label if getattr(brain.hparams, "export_pretraining", False) else None
+    row = write_results(brain, output, labels, how, str(label), whole)
     n_codebooks = brain.hparams.n_codebooks
     print("\nHidden frames of the validation set (nats; accuracy in %):")
     print("  codebook   cross-entropy   unigram   accuracy")

@@ -177,7 +177,8 @@ def _log(train_logger, row):
     train = {k.removeprefix("train_"): v for k, v in row.items() if k[:6] == "train_"}
     measured = (k for k in row if k not in meta and k[:6] != "train_")
     valid = {k.removeprefix("valid_"): row[k] for k in measured}
-    train_logger.log_stats(meta, train_stats=train, valid_stats=valid)
+    # Before the first step there is nothing of a training.
+    train_logger.log_stats(meta, train_stats=train or None, valid_stats=valid)
 
 
 def _choose_precision(device=None):
@@ -219,6 +220,8 @@ class StepBrain(ResumableBrain):
         self.unusable = unusable
         self.shown = {}
         self.shown_at = -math.inf
+        self.valid_loader = None
+        self.train_loss = None  # until the first steps
         self.stage = None
         self.unread = []
         self.skipped_steps = 0
@@ -268,13 +271,13 @@ class StepBrain(ResumableBrain):
             num_workers=self.hparams.num_workers,
             pin_memory=self.device_type == "cuda",
         )
-        valid_loader = DataLoader(
+        self.valid_loader = DataLoader(
             valid_crops,
             batch_size=self.hparams.batch_size,
             collate_fn=CropCollator(),
         )
         # Our own bar spans the run; SpeechBrain's would restart every epoch.
-        self.fit(self.stretches(sampler), train_loader, valid_loader, False)
+        self.fit(self.stretches(sampler), train_loader, self.valid_loader, False)
         if self.bar is not None:
             self.bar.close()
 
@@ -497,7 +500,9 @@ class StepBrain(ResumableBrain):
                 )
             self.skipped_steps = 0
             return
-        row = {"step": self.optimizer_step, "train_loss": self.train_loss}
+        row = {"step": self.optimizer_step}
+        if self.train_loss is not None:
+            row["train_loss"] = self.train_loss
         row.update(self.validation_row(stage_loss))
         row = {name: float(value) for name, value in row.items()}
         shown = [f"{k} {v:.3f}" for k, v in row.items() if k in self.reported]

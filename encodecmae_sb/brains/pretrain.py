@@ -5,10 +5,13 @@ import math
 import numpy as np
 import torch
 from speechbrain import Stage
+from speechbrain.utils.distributed import if_main_process
+from tqdm import tqdm
 
 from encodecmae_sb.data.crops import CropCollator
 from encodecmae_sb.evaluation.monitors import Monitors
 from encodecmae_sb.nnet.masking import frame_mask
+from encodecmae_sb.nnet.schedules import layer_scales, warmed
 from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.recoverables import Unigrams
@@ -24,12 +27,16 @@ class PretrainBrain(StepBrain):
 
     Modules: `model` (`MaskedCodecModel`), `masker` (`GapMasker`), `loss_fn`
     (`MaskedCodecLoss`) and, unless the crops bring their codes (see `data.codes`),
-    `targets` (`Targets`). Reads from the yaml, besides `StepBrain`'s: `lr_schedule`, if
-    there is one (the paper has none), and `input_augment`, if there is one: a function
-    `(wavs [B, N], lengths [B], seeds [B]) -> wavs` of what the model hears in training,
-    called once in each forward pass, after the targets were taken from the clean audio.
-    Whatever it draws must follow from the seeds, or a resumed run would hear something
-    else.
+    `targets` (`Targets`). Reads from the yaml, besides `StepBrain`'s, what is there of:
+
+    * `init`: validates once before the first step, since the weights are not new.
+    * `lr_schedule`: a function of the share of the run that is done (the paper: none).
+    * `warmup_steps`: steps in which the learning rate rises to `lr`; see `warmed`.
+    * `layer_decay`: see `layer_scales`.
+    * `input_augment`: a function `(wavs [B, N], lengths [B], seeds [B]) -> wavs` of
+      what the model hears in training, called once in each forward pass, after the
+      targets were taken from the clean audio. Whatever it draws must follow from the
+      seeds, or a resumed run would hear something else.
 
     Validation measures on all hidden frames of the validation set, for each codebook
     q = 1, 2, ...:
@@ -62,6 +69,35 @@ class PretrainBrain(StepBrain):
         self.corpora = list(corpora)
         self.unigram = None
         self.transcripts = None  # of the validation set, once it is known
+        steps, decay = self._option("warmup_steps"), self._option("layer_decay")
+        if steps is not None and (type(steps) is not int or steps < 1):
+            raise UserError(f"warmup_steps={steps}: give a whole number, or null.")
+        if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
+            raise UserError(
+                f"layer_decay={decay}: give a number above 0 and up to 1, or null."
+            )
+
+    def _option(self, name):
+        return getattr(self.hparams, name, None)
+
+    def init_optimizers(self):
+        """As SpeechBrain's; with `layer_decay`, parameters have shares of the rate."""
+        super().init_optimizers()
+        decay = self._option("layer_decay")
+        if decay is None:
+            return
+        model, groups = self.hparams.model, []
+        names = {id(p): name for name, p in model.named_parameters()}
+        scales = layer_scales(model, decay)
+        for group in self.optimizer.param_groups:
+            by_scale = {}
+            for parameter in group["params"]:
+                scale = scales.get(names.get(id(parameter)), 1.0)
+                by_scale.setdefault(scale, []).append(parameter)
+            for scale, parameters in by_scale.items():
+                share = {"params": parameters, "lr_scale": scale}
+                groups.append({**group, **share, "lr": scale * group["lr"]})
+        self.optimizer.param_groups[:] = groups
 
     def fit_crops(self, train_crops, valid_crops):
         """Trains to `training_steps`; see `StepBrain`."""
@@ -77,6 +113,11 @@ class PretrainBrain(StepBrain):
         if unigrams.log_probs is None:
             unigrams.log_probs = self.count_codes(self.train_crops)
         self.unigram = unigrams.log_probs.to(self.device)
+        if self._option("init") and not (self.optimizer_step or self.history.rows):
+            self._fit_valid(self.valid_loader, 0, False)
+            if if_main_process():
+                loss = self.history.rows[0]["valid_loss"]
+                tqdm.write(f"Validation loss before the first step: {loss:.6f}")
 
     @torch.no_grad()
     def count_codes(self, crops):
@@ -196,11 +237,21 @@ class PretrainBrain(StepBrain):
         # batches is the loss of all frames of the step, however they are shared.
         counts = counts.to(self.device, non_blocking=True) / len(batches)
         self.step_counts = self.mean_over_processes(counts)
-        schedule = getattr(self.hparams, "lr_schedule", None)
-        if schedule is not None:
-            progress = self.optimizer_step / self.hparams.training_steps
+        rate = self.learning_rate()
+        if rate is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = schedule(progress)
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def learning_rate(self):
+        """That of the next step; None if the optimizer's own stays as it is."""
+        schedule, steps = self._option("lr_schedule"), self._option("warmup_steps")
+        rate = None
+        if schedule is not None:
+            rate = schedule(self.optimizer_step / self.hparams.training_steps)
+        if steps is None:
+            return rate
+        lr = self.hparams.lr
+        return warmed(lr if rate is None else rate, self.optimizer_step, lr, steps)
 
     def compute_forward(self, batch, stage):
         """Hides frames and predicts codes.
@@ -284,6 +335,10 @@ class PretrainBrain(StepBrain):
         if self.monitors is not None:
             row.update(self.monitors.row())
         return row
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _figures(means):

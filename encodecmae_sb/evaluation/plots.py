@@ -67,7 +67,8 @@ def draw_curves(history, path):
     size = {"figsize": (13, 4 * rows), "squeeze": False}
     with picture(path, rows, 3, **size) as (_, axes):
         losses, entropy, accuracy = axes[0]
-        losses.plot(steps, history.column("train_loss"), ".-", label="training")
+        train_loss = history.column("train_loss")  # not before the first step
+        losses.plot(steps[-len(train_loss) :], train_loss, ".-", label="training")
         losses.plot(steps, history.column("valid_loss"), ".-", label="validation")
         losses.set(title="Loss", xlabel="step", ylabel="nats (weighted)")
         losses.legend()

@@ -136,6 +136,7 @@ class MaskedCodecModel(nn.Module):
         self.decoder = decoder
         self.head = _linear(decoder.dim, n_codebooks * codebook_size)
         self.n_codebooks = n_codebooks
+        self.codebook_size = codebook_size
 
     def forward(self, wavs, mask):
         """Predicts codes.

@@ -273,7 +273,7 @@ def make_brain(hparams, run_opts, modules, corpora, unusable):
     )
 
 
-def write_results(brain, output, labels, how, targets):
+def write_results(brain, output, labels, how, targets, label=None):
     """Writes metrics, curves and the encoder of a finished run.
 
     Arguments
@@ -285,17 +285,26 @@ def write_results(brain, output, labels, how, targets):
         What `metrics.json` says besides the last validation.
     how, targets : str
         How the encoder was trained, and to predict what, for its README.
+    label : Label, optional
+        Of the targets. With it, decoder and head are exported, too.
 
     Returns
     -------
     dict
         The row of the last validation.
     """
-    row = brain.history.rows[-1]
+    first, row = brain.history.rows[0], brain.history.rows[-1]
     files = {"precision": brain.precision, "unusable_files": len(brain.unusable)}
+    init = getattr(brain.hparams, "init", None)
+    if init is not None:
+        began = {f"initial_{k}": first[k] for k in ("valid_loss", "masked_ce_1")}
+        labels = {**labels, "init": str(init), **began}
+        how += f", from the weights of {init}"
     write_metrics(output, {**row, **labels, **files})
     draw_curves(brain.history, output / "curves.png")
     trained = f"{how} for {int(row['step'])} steps on {', '.join(brain.corpora)}"
     origin = f"{trained}; targets: {targets}."
-    export_encoder(brain.hparams.model.encoder, output / "encoder", origin, row)
+    model = brain.hparams.model
+    both = {} if label is None else {"model": model, "label": label}
+    export_encoder(model.encoder, output / "encoder", origin, row, **both)
     return row

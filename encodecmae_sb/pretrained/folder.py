@@ -3,6 +3,9 @@
 The folder holds `hyperparams.yaml` (what to build), weights, `custom_interface.py`
 (only imports from this package, because SpeechBrain keys such files by their name) and
 `README.md` (what it is, its figures, how to use it).
+
+An encoder's folder may also hold `pretraining.yaml` and `pretraining.ckpt`: decoder and
+head, for a pretraining that goes on from the folder. Nothing else reads them.
 """
 
 import contextlib
@@ -15,6 +18,8 @@ from hyperpyyaml import load_hyperpyyaml
 from torch import nn
 
 from encodecmae_sb import __version__
+from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
+from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file
 
@@ -22,6 +27,7 @@ from .describe import build_like, to_yaml
 
 FORMAT = 2  # of the folder; raise it when older code could not read a new one
 _YAML = "hyperparams.yaml"
+_PRETRAINING = ("pretraining.yaml", "pretraining.ckpt")
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,15 @@ _README = """\
 
 
 def export_folder(
-    folder, kind, parts, settings=None, about="", figures=None, notes="", files=None
+    folder,
+    kind,
+    parts,
+    settings=None,
+    about="",
+    figures=None,
+    notes="",
+    files=None,
+    obsolete=(),
 ):
     """Writes a folder that `foreign_class` loads, whole or not at all.
 
@@ -124,6 +138,8 @@ def export_folder(
         End of the README.
     files : dict of str to callable, optional
         More files: name, and what writes the file of a path.
+    obsolete : iterable of str
+        Files that an older folder in its place may have, and this one must not.
 
     Raises
     ------
@@ -154,6 +170,8 @@ def export_folder(
             _save(part, scratch)
         for name, write in (files or {}).items():
             write(stack.enter_context(whole_file(folder / name)))
+        for name in obsolete:
+            stack.callback((folder / name).unlink, missing_ok=True)
         stack.callback((folder / _YAML).unlink, missing_ok=True)
 
 
@@ -188,13 +206,19 @@ def _save(part, path):
     if not isinstance(part, nn.Module):
         part.save(path)
         return
-    weights = {name: tensor.cpu() for name, tensor in part.state_dict().items()}
+    _save_tensors(part.state_dict(), path)
+
+
+def _save_tensors(tensors, path):
+    weights = {name: tensor.cpu() for name, tensor in tensors.items()}
     # As an open file: torch would write the name of a path into the file.
     with open(path, "wb") as file:
         torch.save(weights, file)
 
 
-def export_encoder(encoder, folder, origin="", figures=None, files=None):
+def export_encoder(
+    encoder, folder, origin="", figures=None, files=None, model=None, label=None
+):
     """Writes an encoder folder, whole or not at all.
 
     Arguments
@@ -209,6 +233,10 @@ def export_encoder(encoder, folder, origin="", figures=None, files=None):
         Metrics of the validation, for the folder's README.
     files : dict of str to callable, optional
         More files: name, and what writes the file of a path.
+    model : MaskedCodecModel, optional
+        Whose encoder this is. Its decoder and head are written, too.
+    label : Label, optional
+        Of the targets that the head predicts; needed with `model`.
 
     Example
     -------
@@ -226,9 +254,39 @@ def export_encoder(encoder, folder, origin="", figures=None, files=None):
         f"parameters; one frame in {frame_ms:.2f} ms of audio. {origin}"
         f"{' The figures are of the validation.' if figures else ''}"
     )
+    if model is not None:
+        files = {**(files or {}), **_decoder_and_head(model, label)}
     export_folder(
-        folder, "encoder", {"encoder": encoder}, None, about, figures, files=files
+        folder,
+        "encoder",
+        {"encoder": encoder},
+        None,
+        about,
+        figures,
+        files=files,
+        obsolete=() if model is not None else _PRETRAINING,
     )
+
+
+def _decoder_and_head(model, label):
+    """What writes them, by the name of the file."""
+    content = {
+        "decoder": model.decoder,
+        "n_codebooks": model.n_codebooks,
+        "codebook_size": model.codebook_size,
+        "targets": label._asdict(),
+    }
+    text = to_yaml(content)
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("encoder.")
+    }
+    yaml_file, weights = _PRETRAINING
+    return {
+        yaml_file: lambda path: path.write_text(text, encoding="utf-8"),
+        weights: lambda path: _save_tensors(tensors, path),
+    }
 
 
 def load_part(part, path):
@@ -257,7 +315,13 @@ def load_weights(module, path, prefix=""):
     """
     if not Path(path).is_file():
         raise UserError(f"No weights: {path} is missing. Export the folder again.")
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises KeyError, IndexError, ... for junk
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{path} cannot be read (only files of plain tensors are): {why}"
+        ) from error
     weights = {
         name.removeprefix(prefix): tensor
         for name, tensor in weights.items()
@@ -342,19 +406,56 @@ def load_encoder_folder(folder, pretrained=True):
         cannot be imported.
     """
     folder = check_folder(folder)
-    text = (folder / _YAML).read_text(encoding="utf-8")
-    try:
-        encoder = load_hyperpyyaml(text)["encoder"]
-    except ImportError as error:
-        raise UserError(
-            f"{folder} needs a class that cannot be imported: {error}. Put its module "
-            "on Python's path, with PYTHONPATH for example."
-        ) from error
+    encoder = _build(folder, folder / _YAML)["encoder"]
     if pretrained:
         load_weights(encoder, folder / "encoder.ckpt")
     else:
         load_weights(encoder.front_end, folder / "encoder.ckpt", "front_end.")
     return encoder
+
+
+def _build(folder, path):
+    """What a yaml in a folder describes."""
+    try:
+        return load_hyperpyyaml(path.read_text(encoding="utf-8"))
+    except ImportError as error:
+        raise UserError(
+            f"{folder} needs a class that cannot be imported: {error}. Put its module "
+            "on Python's path, with PYTHONPATH for example."
+        ) from error
+
+
+def load_decoder_and_head(folder, encoder):
+    """The whole model of a folder that was exported with decoder and head.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The folder.
+    encoder : AudioEncoder
+        As `load_encoder_folder` gives it; it becomes a part of the model.
+
+    Returns
+    -------
+    model : MaskedCodecModel or None
+        None if the folder has no decoder and head.
+    label : Label or None
+        Of the targets that the head predicts.
+
+    Raises
+    ------
+    UserError
+        As `load_encoder_folder`.
+    """
+    yaml_file, weights = (Path(folder) / name for name in _PRETRAINING)
+    if not yaml_file.is_file():
+        return None, None
+    content = _build(folder, yaml_file)
+    sizes = content["n_codebooks"], content["codebook_size"]
+    model = MaskedCodecModel(encoder, content["decoder"], *sizes)
+    rest = nn.ModuleDict({n: m for n, m in model.named_children() if n != "encoder"})
+    load_weights(rest, weights)
+    return model, Label(**content["targets"])
 
 
 def with_new_weights(encoder):

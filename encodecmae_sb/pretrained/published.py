@@ -30,6 +30,9 @@ REPOSITORY = "lpepino/encodecmae-v2"  # on the Hugging Face hub
 PUBLISHED = {
     "mel256-ec-base": "10 layers, 768 wide, log-mel input; with EnCodec's encoder",
     "mel256-ec-base_st": "the same after self-training",
+    "mel256-ec-base-as": "as mel256-ec-base, trained on AudioSet alone",
+    "mel256-ec-base-fma": "as mel256-ec-base, trained on the Free Music Archive alone",
+    "mel256-ec-base-ll": "as mel256-ec-base, trained on Libri-Light alone",
     "mel256-ec-large_st": "20 layers, 1024 wide, log-mel input, after self-training",
     "ec-ec-base": "10 layers, 768 wide, input from EnCodec; with EnCodec's encoder",
 }

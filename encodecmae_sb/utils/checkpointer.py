@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import yaml
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
@@ -16,6 +17,7 @@ logger = get_logger(__name__)
 
 _UNFINISHED = "unfinished-"
 _CONTENTS = "contents.json"
+_META = "CKPT.yaml"  # SpeechBrain's
 _IDENTITY = "identity.json"
 
 
@@ -81,6 +83,20 @@ class AtomicCheckpointer(Checkpointer):
                 f"new):\n{listed}\nTo go on with it, give the old values, and the "
                 "old files. To train with the new ones, give another --output_folder."
             )
+
+    def recorded(self, key):
+        """What the checkpoints that are there say in their identity under a key.
+
+        Arguments
+        ---------
+        key : str
+
+        Returns
+        -------
+        object
+            None if there is no such key, or no readable identity.
+        """
+        return read_identity(self.checkpoints_dir).get(key)
 
     def _new_checkpoint_dirpath(self):
         path = super()._new_checkpoint_dirpath()
@@ -200,6 +216,56 @@ class AtomicCheckpointer(Checkpointer):
         for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
         return [folder.name for folder in left]
+
+
+def read_identity(folder):
+    """The identity of the training whose checkpoints lie in a folder.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    dict
+        Empty if there is none that can be read.
+    """
+    try:
+        return json.loads((folder / _IDENTITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def find_checkpoint(folder):
+    """A checkpoint that is already there; nothing is written.
+
+    Arguments
+    ---------
+    folder : Path
+        A checkpoint, or a folder of checkpoints, of which the newest is taken.
+
+    Returns
+    -------
+    Path or None
+        None if the folder is no checkpoint and holds none.
+
+    Raises
+    ------
+    UserError
+        If no checkpoint there is complete.
+    """
+    found = [folder] if (folder / _META).is_file() else list(folder.glob("CKPT+*"))
+    problems = {path: _incomplete(path) for path in found}
+    complete = [path for path, problem in problems.items() if not problem]
+    if found and not complete:
+        listed = "\n".join(f"  {path}: {why}" for path, why in problems.items())
+        raise UserError(f"No checkpoint is complete:\n{listed}\nGive another one.")
+    return max(complete, key=_time, default=None)
+
+
+def _time(checkpoint):
+    meta = yaml.safe_load((checkpoint / _META).read_text(encoding="utf-8"))
+    return meta["unixtime"]
 
 
 def _write_contents(folder):

@@ -31,7 +31,7 @@ from .identity import yaml_identity
 _PATHS = (
     *("output_folder", "save_folder", "data_folder", "valid_folder", "codes_folder"),
     *("encoder_folder", "teacher", "codec", "csv", "train_csv", "valid_csv"),
-    *("test_csv", "kenlm_model_path"),
+    *("test_csv", "kenlm_model_path", "init"),
 )
 _NEEDED = {"output_folder", "save_folder", "codec", "teacher"}
 _SEVERAL = {"data_folder", "valid_folder", "test_csv"}

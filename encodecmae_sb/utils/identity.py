@@ -31,8 +31,10 @@ MAY_CHANGE = frozenset(
         # Checks, and what to do when they fail.
         *("source_sample_rate", "max_unusable"),
         *("skip_nonfinite_grads", "nonfinite_patience", "train_logger"),
-        # What is measured in validation and after training.
-        "monitors",
+        # How the start was made. What was loaded is in the identity.
+        "init_strict",
+        # What is exported, and what is measured in validation and after training.
+        *("export_pretraining", "monitors"),
         *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
     ]
 )
