@@ -8,15 +8,15 @@ from torch.utils.data import ConcatDataset
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import prepare_corpora
-from encodecmae_sb.data.shards.indexing import write_index
-from encodecmae_sb.data.shards.packing import PackItems, deal, write_shard
-from encodecmae_sb.data.shards.reading import (
+from encodecmae_sb.data.shards.index import (
     FORMAT,
     INDEX,
     SPLITS,
     is_whole,
     read_index,
 )
+from encodecmae_sb.data.shards.indexing import write_index
+from encodecmae_sb.data.shards.packing import PackItems, deal, write_shard
 from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.utils.digests import digest_each
 from encodecmae_sb.utils.errors import UserError

@@ -16,7 +16,7 @@ from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv, write_text
 
-from .reading import FORMAT, INDEX, read_index
+from .index import FORMAT, INDEX, read_index
 
 logger = get_logger(__name__)
 

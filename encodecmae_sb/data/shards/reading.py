@@ -6,25 +6,20 @@ and `shards.json` lists the shards. So a crop is read in place, at the cost of a
 and a resumed run finds its next crop without reading any shard.
 """
 
-import csv
 import hashlib
-import io
-import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.data.audio import UnusableAudio
-from encodecmae_sb.data.codes import CodesInfo, StoredCodes
+from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.crops import RandomCrops
 from encodecmae_sb.data.manifest import Corpus, check_folders, find_audio
-from encodecmae_sb.data.remote import RemoteFolder, is_url, look_at, read_text
+from encodecmae_sb.data.remote import RemoteFolder
 from encodecmae_sb.data.stored import StoredTargets
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.utils.digests import digest
@@ -32,36 +27,20 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csvs, write_text
 from encodecmae_sb.utils.grid import SAMPLE_RATE
 
-logger = get_logger(__name__)
-
-INDEX = "shards.json"
-FORMAT = 1  # raise it when the columns or their meaning change
-SPLITS = ("train", "valid")
+from .index import (
+    FORMAT,
+    INDEX,
+    SPLITS,
+    index_text,
+    read_index,
+    rows_of,
+    size_of,
+    why_lost,
+)
 
 # Number of shards whose crops are mixed: few enough to stay in the system's file cache
 # (2 GB at the default size of make_shards).
 _MIXED = 4
-
-
-@dataclass(frozen=True)
-class ShardFolder:
-    """The content of the index of a folder of shards.
-
-    Arguments
-    ---------
-    folder : Path or RemoteFolder
-    shards : list of dict
-        Of each shard `name`, `items`, `seconds`, `bytes`.
-    codes : CodesInfo or None
-        What the codes in the shards are, if there are any.
-    plan : str
-        Key of what was packed; empty if the shards came from elsewhere.
-    """
-
-    folder: Path
-    shards: list
-    codes: CodesInfo | None
-    plan: str
 
 
 def holds_shards(data_folders):
@@ -108,51 +87,6 @@ def _is_shards(folder):
     return False
 
 
-def read_index(folder):
-    """The index of a folder of shards.
-
-    Arguments
-    ---------
-    folder : str, Path or RemoteFolder
-
-    Returns
-    -------
-    ShardFolder
-
-    Raises
-    ------
-    UserError
-        If there is none, or one of another version.
-
-    Example
-    -------
-    >>> read_index(getfixture("tmp_path"))  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    encodecmae_sb.utils.errors.UserError: ...no shards.json...
-    """
-    folder = RemoteFolder(folder) if is_url(folder) else Path(folder)
-    path = folder / INDEX
-    again = f"python recipes/make_shards.py {folder}"
-    if is_url(path):
-        again = "python recipes/make_shards.py FOLDER_ON_THE_SERVER"
-    elif not path.exists():
-        raise UserError(
-            f"The tar files in {folder} have no index: there is no {INDEX}. If they "
-            "were being packed, give the same command again: it goes on where it was "
-            f"stopped. If they came from elsewhere: {again} --index"
-        )
-    try:
-        index = json.loads(read_text(path))
-        if index["format"] != FORMAT:
-            raise ValueError(f"format {index['format']}, not {FORMAT}")
-        codes = index["codes"] and CodesInfo(**index["codes"])
-        return ShardFolder(folder, index["shards"], codes, index["plan"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be used ({error}). Make it again: {again} --index"
-        ) from error
-
-
 def prepare_shards(data_folders, save_folder):
     """Builds the manifests of the shards of several folders.
 
@@ -182,15 +116,15 @@ def prepare_shards(data_folders, save_folder):
         counts, lost, content = {}, {}, hashlib.sha256()
         tars = [folder / shard["name"] for shard in index.shards]
         with ThreadPoolExecutor(8) as pool:  # a server answers many at once
-            sizes = list(pool.map(_size, tars))
+            sizes = list(pool.map(size_of, tars))
         for tar, size, shard in zip(tars, sizes, index.shards, strict=True):
-            text = _index_text(tar)
-            for row in _rows(tar, text):
+            text = index_text(tar)
+            for row in rows_of(tar, text):
                 corpus = row["corpus"]
                 counts.setdefault(corpus, dict.fromkeys(SPLITS, 0))[row["split"]] += 1
                 if size == shard["bytes"]:
                     continue
-                if reason := _lost(row, size, shard["bytes"]):
+                if reason := why_lost(row, size, shard["bytes"]):
                     lost.setdefault(corpus, []).append((row["wav"], reason))
             content.update(os.fsencode(tar) + text.encode())
         stale = {}
@@ -221,70 +155,6 @@ def prepare_shards(data_folders, save_folder):
     return corpora
 
 
-def is_whole(tar):
-    """Whether a shard has an index and everything that stands in it.
-
-    Arguments
-    ---------
-    tar : Path
-
-    Returns
-    -------
-    bool
-    """
-    if not tar.exists() or not Path(f"{tar}.csv").exists():
-        return False
-    size = tar.stat().st_size
-    return not any(_lost(row, size, size) for row in _rows(tar, _index_text(tar)))
-
-
-def _size(tar):
-    """Bytes of a shard, here or on a server; None if it is not there."""
-    try:
-        return look_at(tar).size if is_url(tar) else tar.stat().st_size
-    except OSError as error:
-        if is_url(tar):
-            logger.warning(str(error))
-        return None
-
-
-def _index_text(tar):
-    """The index of a shard, as text."""
-    path = f"{tar}.csv"
-    try:
-        return read_text(path)
-    except OSError as error:
-        where = "FOLDER_ON_THE_SERVER" if is_url(tar) else tar.parent
-        raise UserError(
-            f"{path} is missing, or cannot be read ({error}). It says what lies where "
-            "in the shard. Make it again: "
-            f"python recipes/make_shards.py {where} --index"
-        ) from error
-
-
-def _rows(tar, text):
-    """Yields the rows of a shard's index, with whole paths."""
-    folder = str(tar).rpartition("/")[0]
-    for row in csv.DictReader(io.StringIO(text, newline="")):
-        for column in ("wav", "codes"):
-            if row.get(column):
-                row[column] = f"{folder}/{row[column]}"
-        yield row
-
-
-def _lost(row, size, expected):
-    """Why an item cannot be read, or an empty string."""
-    if size is None:
-        return "its shard is missing"
-    if size > expected:
-        return f"its shard has changed: {size} bytes instead of {expected}"
-    columns = [column for column in ("wav", "codes") if row.get(column)]
-    members = [Member.at(row[column]) for column in columns]
-    if any(member.offset + member.size > size for member in members):
-        return f"its shard is cut off: {size} bytes instead of {expected}"
-    return ""
-
-
 def _is_current(state, key, files):
     return (
         state.exists() and state.read_text() == key and all(f.exists() for f in files)
@@ -307,7 +177,7 @@ def _write_manifests(folder, index, stale):
     def rows():
         for shard in index.shards:
             tar = folder / shard["name"]
-            for row in _rows(tar, _index_text(tar)):
+            for row in rows_of(tar, index_text(tar)):
                 place = places.get((row.pop("corpus"), row.pop("split")))
                 if place is not None:
                     yield place, row
