@@ -4,7 +4,7 @@ import math
 import time
 
 import torch
-from speechbrain import Brain, Stage
+from speechbrain import Stage
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from torch._functorch import config as partitioner
@@ -16,7 +16,10 @@ from encodecmae_sb.data.crops import CropCollator, DrawSampler, StepLoader
 from encodecmae_sb.lobes import CodecLatents
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.precision import AUTO, best_precision
+from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
+
+from .watched import WatchedBrain
 
 logger = get_logger(__name__)
 
@@ -66,11 +69,11 @@ def share_crops(crops_per_step, batch_size, num_processes):
     return crops_per_step // at_once
 
 
-class ResumableBrain(Brain):
+class ResumableBrain(WatchedBrain):
     """A Brain that can be stopped and resumed between any two optimizer steps.
 
-    Reads from the yaml: `history`; `precision`, which may be `auto` (see
-    `precision.best_precision`); and, if there is one, `train_logger`.
+    Reads from the yaml, besides `WatchedBrain`'s: `history`, and `precision`, which may
+    be `auto` (see `precision.best_precision`).
 
     Raises
     ------
@@ -139,8 +142,8 @@ class ResumableBrain(Brain):
     def report(self, row, shown, **checkpoint):
         """Notes what a validation measured, everywhere it is wanted, and saves.
 
-        The row goes to the history, the terminal, the yaml's `train_logger` where there
-        is one (SpeechBrain's loggers fit as they are), and into a checkpoint.
+        The row goes to the history, the terminal, a checkpoint, and the loggers of the
+        yaml's `log_to` and `train_logger`.
 
         Arguments
         ---------
@@ -158,27 +161,7 @@ class ResumableBrain(Brain):
         # logging.DEBUG: the line above is news enough.
         self.checkpointer.save_and_keep_only(**checkpoint, verbosity=10)
         # Last: a logger that fails must not cost the checkpoint.
-        train_logger = getattr(self.hparams, "train_logger", None)
-        if if_main_process() and train_logger is not None:
-            _log(train_logger, row)
-
-    def between_steps(self):
-        """Whether no accumulated gradient is waiting for an optimizer step."""
-        return self.step % self.grad_accumulation_factor == 0
-
-    def _should_save_intra_epoch_ckpt(self, *args):
-        # A checkpoint holds no gradients, so it must not interrupt an accumulation.
-        return super()._should_save_intra_epoch_ckpt(*args) and self.between_steps()
-
-
-def _log(train_logger, row):
-    """Hands a row to one of SpeechBrain's loggers."""
-    meta = {name: int(row[name]) for name in ("epoch", "step") if name in row}
-    train = {k.removeprefix("train_"): v for k, v in row.items() if k[:6] == "train_"}
-    measured = (k for k in row if k not in meta and k[:6] != "train_")
-    valid = {k.removeprefix("valid_"): row[k] for k in measured}
-    # Before the first step there is nothing of a training.
-    train_logger.log_stats(meta, train_stats=train or None, valid_stats=valid)
+        self.log(row)
 
 
 def _choose_precision(device=None):
@@ -205,7 +188,7 @@ class StepBrain(ResumableBrain):
     another number of processes, another batch size or another `valid_interval`.
 
     No step waits for the device: losses are read every 20 steps, or when the progress
-    bar is drawn.
+    bar is drawn or a line goes to the loggers.
 
     Reads from the yaml: `training_steps`, `valid_interval`, `batch_size`,
     `num_workers`, `history`, SpeechBrain's run options and, in place of
@@ -270,6 +253,7 @@ class StepBrain(ResumableBrain):
             sampler,
             num_workers=self.hparams.num_workers,
             pin_memory=self.device_type == "cuda",
+            worker_init_fn=ignore_signals,
         )
         self.valid_loader = DataLoader(
             valid_crops,
@@ -326,7 +310,9 @@ class StepBrain(ResumableBrain):
     def on_fit_batch_end(self, batches, outputs, loss, should_step):
         """Moves the progress bar."""
         samples = sum(batch.wavs.shape[0] * batch.wavs.shape[1] for batch in batches)
-        self.stretch_seconds += samples / self.hparams.sample_rate * self.world_size
+        seconds = samples / self.hparams.sample_rate * self.world_size
+        self.stretch_seconds += seconds
+        self.steps.seconds += seconds
         if self.bar is None:
             return
         self.bar.update(1)
@@ -389,6 +375,7 @@ class StepBrain(ResumableBrain):
         parameters = [p for group in groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        self.steps.add_norm(norm)
         # The optimizer divides the gradients by this.
         self.optimizer.grad_scale = (norm / self.max_grad_norm).clamp(min=1).float()
         if self.skip_nonfinite_grads:
@@ -403,9 +390,12 @@ class StepBrain(ResumableBrain):
         if self.stage != Stage.TRAIN:
             return super().update_average(loss, avg_loss)
         self.unread.append(loss)
-        if len(self.unread) < _READ_EVERY:
-            return avg_loss
-        return self.read_losses(avg_loss)
+        due = self.steps.due(self.optimizer_step)
+        if due or len(self.unread) == _READ_EVERY:
+            avg_loss = self.read_losses(avg_loss)
+        if due:
+            self.log_steps()
+        return avg_loss
 
     def read_losses(self, avg_loss):
         """Adds the losses that were not read yet to the mean training loss.
@@ -430,6 +420,7 @@ class StepBrain(ResumableBrain):
         losses = self.mean_over_processes(torch.stack(self.unread).float()).tolist()
         first = self.step - len(losses) + 1
         self.unread = []
+        self.steps.add(*losses)
         for step, loss in enumerate(losses, first):
             if math.isfinite(loss):
                 avg_loss += (loss - avg_loss) / step

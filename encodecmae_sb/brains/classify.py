@@ -13,6 +13,8 @@ from encodecmae_sb.data.clip_batches import EpochBatches
 from encodecmae_sb.evaluation.metrics import clip_scores
 from encodecmae_sb.nnet.pooling import probabilities
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import SAMPLE_RATE
+from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
 
 from .finetune import FineTuneBrain
@@ -68,6 +70,7 @@ class ClassifyBrain(FineTuneBrain):
             batch_sampler=self.train_sampler,
             collate_fn=train.collate,
             num_workers=workers,
+            worker_init_fn=ignore_signals,
             pin_memory=self.device_type == "cuda",
         )
         self.checkpointer.add_recoverable("dataloader-TRAIN", train_loader)
@@ -76,6 +79,7 @@ class ClassifyBrain(FineTuneBrain):
             batch_size=self.hparams.batch_size,
             collate_fn=valid.collate,
             num_workers=workers,
+            worker_init_fn=ignore_signals,
         )
         steps = len(self.train_sampler) // self.grad_accumulation_factor
         self.total_steps = steps * self.hparams.number_of_epochs
@@ -84,6 +88,10 @@ class ClassifyBrain(FineTuneBrain):
     def on_fit_batch_start(self, batch, should_step):
         """Seeds dropout, by the step alone."""
         torch.manual_seed(self.step_seed())
+
+    def audio_seconds(self, batch):
+        """Seconds of audio in a batch; 0 where stored features are trained on."""
+        return 0.0 if self.stored else float(batch.lengths.sum()) / SAMPLE_RATE
 
     def shown(self):
         """The score of the last validation."""

@@ -17,6 +17,7 @@ from encodecmae_sb.inference.recogniser import search
 from encodecmae_sb.nnet.lengths import absolute_lengths, relative_lengths
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file
+from encodecmae_sb.utils.preemption import ignore_signals
 
 from .finetune import FineTuneBrain
 
@@ -54,7 +55,6 @@ class CTCBrain(FineTuneBrain):
         self.unusable = unusable
         self.searcher = None
         self.num_empty = 0
-        self.batch_is_empty = False
 
     def fit_speech(self, train_set, valid_set):
         """Trains for `number_of_epochs`.
@@ -88,6 +88,7 @@ class CTCBrain(FineTuneBrain):
                 "batch_sampler": sampler,
                 "collate_fn": collate_speech,
                 "num_workers": self.hparams.num_workers,
+                "worker_init_fn": ignore_signals,
             },
             valid_loader_kwargs=self.loader_options(),
         )
@@ -109,6 +110,11 @@ class CTCBrain(FineTuneBrain):
             for group in optimizer.param_groups:
                 group["lr"] = self.hparams.lr_schedule(progress, self.peak_lr[name])
         self.note_unusable(batch)
+
+    def audio_seconds(self, batch):
+        """Seconds of audio in a batch."""
+        wavs, lens = batch.sig
+        return float(lens.sum()) * wavs.shape[1] / self.hparams.sample_rate
 
     def shown(self):
         """The mean loss so far."""

@@ -20,6 +20,7 @@ class FineTuneBrain(ResumableBrain):
     """
 
     bar = None
+    batch_is_empty = False  # of which no audio could be read
 
     def init_optimizers(self):
         """One optimizer for what is new, one for an encoder that is not frozen.
@@ -71,11 +72,21 @@ class FineTuneBrain(ResumableBrain):
             self.bar = open_bar(self.total_steps, initial=self.optimizer_step)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Moves the progress bar."""
+        """Notes what the batch measured, and moves the progress bar."""
+        if self.steps.interval is not None and not self.batch_is_empty:
+            self.steps.add(float(loss))
+            processes = self.shares()["processes"]
+            self.steps.seconds += processes * self.audio_seconds(batch)
+        if should_step and self.steps.due(self.optimizer_step):
+            self.log_steps()
         if self.bar is not None and should_step:
             epoch = self.hparams.epoch_counter.current
             self.bar.set_postfix(epoch=epoch, **self.shown(), refresh=False)
             self.bar.update(1)
+
+    def audio_seconds(self, batch):
+        """Seconds of audio in a batch; 0 where stored features are trained on."""
+        return 0.0
 
     def shown(self):
         """What the progress bar shows besides the epoch: names and texts."""

@@ -207,6 +207,7 @@ class FoldTrainer:
         folder = self.save / f"{fold.name}-{key}"
         own = {"epoch_counter": EpochCounter(hparams["number_of_epochs"])}
         own["history"] = History()
+        own["log_folder"] = Path(hparams["output_folder"]) / "log" / str(fold.name)
         recoverables = {"head": classifier.head, **own}
         if not classifier.lobe.freeze:
             recoverables["lobe"] = classifier.lobe

@@ -25,6 +25,8 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from .errors import UserError
 from .files import check_path, check_writable, is_out_of_space, write_text
 from .identity import yaml_identity
+from .loggers import check_loggers
+from .preemption import Preempted
 
 # Keys of yaml files whose value is a path. Null is allowed but for `_NEEDED`, a list
 # of paths for `_SEVERAL`.
@@ -90,6 +92,9 @@ def start_experiment(argv, can_test=False, choose=None):
     for key in _PATHS:
         if key in values:
             _check_path(key, values[key])
+    # Later these would fail in the middle of the work.
+    kinds, logger = values.get("log_to"), values.get("train_logger")
+    check_loggers(kinds and _plain_value(kinds), logger and yaml.serialize(logger))
     if choose is not None:
         plain = {key: _plain_value(node) for key, node in values.items()}
         for key, value in choose(plain, named).items():
@@ -265,6 +270,11 @@ def quit_on_user_errors():
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
+    except Preempted as stop:
+        print(f"\n{stop.message}", file=sys.stderr, flush=True)
+        if torch.distributed.is_initialized():
+            os._exit(stop.code)  # see `_quit`
+        raise
     except (UserError, FileNotFoundError) as error:
         _quit(f"\nError: {error}")
     except Exception as error:

@@ -30,7 +30,9 @@ MAY_CHANGE = frozenset(
         *("num_workers", "encode_batch_size", "test_batch_size"),
         # Checks, and what to do when they fail.
         *("source_sample_rate", "max_unusable"),
-        *("skip_nonfinite_grads", "nonfinite_patience", "train_logger"),
+        *("skip_nonfinite_grads", "nonfinite_patience"),
+        # Where figures go while it trains.
+        *("train_logger", "log_to", "log_interval"),
         # How the start was made. What was loaded is in the identity.
         "init_strict",
         # What is exported, and what is measured in validation and after training.
