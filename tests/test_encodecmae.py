@@ -303,7 +303,9 @@ def drive(folder, output, steps, kind, *options, launcher=(sys.executable,)):
     """Losses of the steps that a run of `ctc_with_lobe.py` made."""
     command = [*launcher, SCRIPT, folder, output, steps, kind, "--device", "cpu"]
     text = execute([*command, *options], output.parent)
-    return json.loads(next(x for x in text.splitlines() if x.startswith("[")))
+    # (torch 2.8 prints lines that begin with [Gloo].)
+    lines = [x for x in text.splitlines() if x.startswith("[") and x[1:5] != "Gloo"]
+    return json.loads(lines[0])
 
 
 GLOO = (sys.executable, "-m", "torch.distributed.run", "--standalone")
