@@ -40,6 +40,11 @@ setup(
         "pyyaml",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"]
+        "test": [
+            *("pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"),
+            "tensorboard",
+        ],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb>=0.31"],
     },
 )
