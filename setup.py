@@ -53,11 +53,13 @@ setup(
     extras_require={
         "onnx": ONNX,
         "remote": ["fsspec", "s3fs"],
+        "tensorboard": ["tensorboard"],
         "umap": ["umap-learn"],
+        "wandb": ["wandb>=0.31"],
         # setuptools: tests build a wheel; older ones need the package wheel, too.
         "test": [
             *("pytest>=8", "pytest-xdist", "ruff==0.17.5", "webdataset"),
-            *("setuptools>=70.1", *ONNX),
+            *("setuptools>=70.1", "tensorboard", *ONNX),
         ],
     },
 )

@@ -74,7 +74,7 @@ class FineTuneBrain(ResumableBrain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Notes what the batch measured, and moves the progress bar."""
         if self.steps.interval is not None and not self.batch_is_empty:
-            self.steps.add(float(loss))
+            self.steps.add(float(loss.detach()))
             processes = self.shares()["processes"]
             self.steps.seconds += processes * self.audio_seconds(batch)
         if should_step and self.steps.due(self.optimizer_step):

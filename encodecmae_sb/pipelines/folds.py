@@ -207,7 +207,7 @@ class FoldTrainer:
         folder = self.save / f"{fold.name}-{key}"
         own = {"epoch_counter": EpochCounter(hparams["number_of_epochs"])}
         own["history"] = History()
-        own["log_folder"] = Path(hparams["output_folder"]) / "log" / str(fold.name)
+        log_folder = Path(hparams["output_folder"]) / "log" / fold.name
         recoverables = {"head": classifier.head, **own}
         if not classifier.lobe.freeze:
             recoverables["lobe"] = classifier.lobe
@@ -219,7 +219,7 @@ class FoldTrainer:
             multi_label=self.data.multi_label,
             loss_weights=weights,
             opt_class=hparams["opt_class"],
-            hparams={**hparams, **own},
+            hparams={**hparams, **own, "log_folder": log_folder},
             run_opts=self.run_opts,
             checkpointer=AtomicCheckpointer(folder, recoverables),
         )

@@ -44,13 +44,13 @@ def logger_kinds(log_to):
     return kinds
 
 
-def check_loggers(log_to, train_logger=""):
+def check_loggers(log_to, train_logger=None):
     """Makes sure, before anything else is done, that loggers can be opened.
 
     Arguments
     ---------
     log_to : str, list of str or None
-    train_logger : str
+    train_logger : str, optional
         What the yaml says under this key.
 
     Raises
@@ -58,7 +58,7 @@ def check_loggers(log_to, train_logger=""):
     UserError
         If a package or the key of Weights & Biases is missing.
     """
-    kinds = logger_kinds(log_to)
+    kinds, train_logger = logger_kinds(log_to), train_logger or ""
     for kind, name in (("tensorboard", "TensorboardLogger"), ("wandb", "WandBLogger")):
         if kind not in kinds and name not in train_logger:
             continue
