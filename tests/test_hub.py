@@ -1,0 +1,397 @@
+"""Sharing: pushed to a server that speaks the hub's API, and read back safely."""
+
+import builtins
+import io
+import os
+import socket
+import sys
+import threading
+import time
+
+import pytest
+import torch
+import yaml
+from commands import ROOT, execute, run_recipe
+from hub import Hub
+from huggingface_hub import constants
+from speechbrain.inference.interfaces import foreign_class
+from speechbrain.utils.fetching import FetchConfig
+
+from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.data.tokenizer import Tokens
+from encodecmae_sb.inference import load
+from encodecmae_sb.inference.classifier import export_classifier
+from encodecmae_sb.inference.recogniser import export_recogniser
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    CTCHead,
+    EnCodecMAE,
+    LogMel,
+    ResiDualTransformer,
+)
+from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
+from encodecmae_sb.pipelines.clip_features import check_encoder
+from encodecmae_sb.pipelines.students import load_teacher
+from encodecmae_sb.pretrained import hub as hub_module
+from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
+from encodecmae_sb.pretrained.hub import fetch_folder, push_folder
+from encodecmae_sb.pretrained.hub_folder import load_plain_folder
+from encodecmae_sb.pretrained.plain import read_plain
+from encodecmae_sb.pretrained.published import encoder_identity
+from encodecmae_sb.utils.errors import UserError
+
+NAME = "someone/speech"
+CUSTOM = "custom_interface.py"
+
+
+@pytest.fixture(scope="module")
+def server():
+    hub = Hub()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    """An empty hub, and an empty cache."""
+    for kept in (server.commits, server.branches, server.created, server.asked):
+        kept.clear()
+    monkeypatch.setattr(hub_module, "_commits", {})
+    point_at(monkeypatch, server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return server
+
+
+def point_at(monkeypatch, url):
+    """What HF_ENDPOINT does where huggingface_hub is imported later."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Made when huggingface_hub is imported.
+    import huggingface_hub.hf_api as hf_api
+
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
+
+
+def small_encoder(seed=0, **settings):
+    torch.manual_seed(seed)
+    return AudioEncoder(LogMel(), ResiDualTransformer(16, 2, 2, 24, **settings)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    export_encoder(small_encoder(shared_ffn=True), tmp_path / "encoder", "Of a test.")
+    return tmp_path / "encoder"
+
+
+def frames_of(source, **more):
+    wavs = torch.linspace(-1, 1, 9000).sin()[None]
+    return EnCodecMAE(source, input_sample_rate=24000, **more)(wavs)
+
+
+def test_push_and_load_by_name(hub, folder, capsys, monkeypatch):
+    (folder / "metrics.json").write_text('{"valid_loss": 5.1}')
+    run = lambda *words: run_recipe("push", *words)  # noqa: E731
+    with pytest.raises(SystemExit) as end:
+        run(folder, NAME, "--private", "--licence", "apache-2.0")
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    commit = hub.branches[NAME]["main"]
+    assert f'encoder = load("{NAME}@{commit}")' in printed
+    assert f"Pushed to {hub.url}/{NAME}" in printed
+    assert hub.created[NAME]["visibility"] == "private"
+    assert "Bearer hf_of_a_test" in hub.tokens
+    files = hub.commits[NAME, commit]
+    assert set(files) == {
+        *(".gitattributes", "README.md", CUSTOM, "encoder.safetensors"),
+        *("hyperparams.yaml", "metrics.json"),
+    }
+    card = files["README.md"].decode()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "apache-2.0"
+    assert header["pipeline_tag"] == "feature-extraction"
+    assert "Of a test." in card
+    assert f'load("{NAME}")' in card
+
+    monkeypatch.setattr(torch, "load", None)  # no pickle is read from here on
+    want = frames_of(small_encoder(shared_ffn=True))
+    assert torch.equal(frames_of(NAME), want)
+    assert capsys.readouterr().out.count(commit) == 1
+    assert torch.equal(frames_of(NAME), want)
+    assert capsys.readouterr().out == ""
+    assert not torch.equal(frames_of(NAME, pretrained=False), want)
+    assert torch.equal(load(NAME).mods.encoder(torch.ones(1, 9000)).last, ones(want))
+    assert load_teacher(NAME, "last").hub_name == f"{NAME}@{commit}"
+    check_encoder(NAME, [type("Fold", (), {"name": "1"})])
+    # Python of the hub is not even fetched.
+    assert not [asked for asked in hub.asked if CUSTOM in asked]
+
+
+def ones(_):
+    return small_encoder(shared_ffn=True)(torch.ones(1, 9000)).last
+
+
+def test_a_pinned_revision_stays(hub, folder, tmp_path):
+    first = push_folder(folder, NAME).commit
+    export_encoder(small_encoder(1), tmp_path / "other")
+    old = frames_of(NAME)
+    second = push_folder(tmp_path / "other", NAME, branch="v2").commit
+    assert hub.branches[NAME] == {"main": first, "v2": second}
+    assert torch.equal(frames_of(NAME), old)
+    third = push_folder(tmp_path / "other", NAME).commit
+    new = frames_of(small_encoder(1))
+    assert third != first
+    for source, want in [
+        (NAME, new),
+        (f"{NAME}@{first}", old),
+        (f"{NAME}@v2", new),
+    ]:
+        assert torch.equal(frames_of(source), want)
+    identities = [
+        encoder_identity(EnCodecMAE(source).encoder, source)
+        for source in (NAME, f"{NAME}@{first}")
+    ]
+    assert [each["value"] for each in identities] == [
+        f"{NAME}@{third}",
+        f"{NAME}@{first}",
+    ]
+    assert identities[0]["digest"] != identities[1]["digest"]
+
+
+def test_a_process_stays_with_a_commit(hub, folder, tmp_path):
+    push_folder(folder, NAME)
+    old = frames_of(NAME)
+    files = hub.commits[NAME, hub.branches[NAME]["main"]]
+    hub.commit(NAME, {**files, "encoder.safetensors": b"of somebody else"})
+    assert torch.equal(frames_of(NAME), old)
+
+
+def test_foreign_class(hub, folder, tmp_path):
+    commit = push_folder(folder, NAME).commit
+    for more in (
+        {},
+        {"savedir": tmp_path / "savedir"},
+        {"fetch_config": FetchConfig(revision=commit)},
+    ):
+        encoder = foreign_class(
+            source=NAME, pymodule_file=CUSTOM, classname="EnCodecMAEEncoder", **more
+        )
+        assert torch.equal(encoder.mods.encoder(torch.ones(1, 9000)).last, ones(None))
+    assert (tmp_path / "savedir/encoder.safetensors").exists()
+    # What was fetched is a folder like any other, too.
+    path = fetch_folder(NAME).path
+    assert torch.equal(frames_of(path), frames_of(NAME))
+    assert load_encoder_folder(path).dim == 16
+
+
+def test_a_recogniser(hub, tmp_path, capsys):
+    texts = ["ONE TWO", "THREE FOUR FIVE"]
+    lobe = EnCodecMAE(small_encoder(), layer="weighted")
+    for tokens, file in [
+        (Tokens.of_characters(texts), "tokens.json"),
+        (Tokens.of_pieces(texts, 18), "tokens.model"),
+    ]:
+        head = CTCHead(16, len(tokens), hidden_size=8)
+        export_recogniser(lobe, head, tokens, {"beam_size": 4}, tmp_path / "asr", "", {})
+        pushed = push_folder(tmp_path / "asr", NAME)
+        assert file in pushed.files
+        path = sorted(speech_folder().rglob("*.flac"))[0]
+        want = load(tmp_path / "asr").transcribe_file(path)
+        assert load(NAME, "recogniser").transcribe_file(path) == want
+        interface = foreign_class(
+            source=NAME,
+            pymodule_file=CUSTOM,
+            classname="EnCodecMAEASR",
+            fetch_config=FetchConfig(allow_updates=True),
+        )
+        assert interface.transcribe_file(path) == want
+    with pytest.raises(UserError, match="another kind: recogniser"):
+        EnCodecMAE(NAME)
+
+
+def test_a_classifier(hub, tmp_path, capsys):
+    model = ClipClassifier(EnCodecMAE(small_encoder()), ClipHead(16, 3))
+    labels = ["no", "7", "1e3"]
+    export_classifier(model, labels, tmp_path / "classifier", True)
+    push_folder(tmp_path / "classifier", NAME)
+    path = sorted(sound_folder().rglob("*.flac"))[0]
+    want, *_ = load(tmp_path / "classifier").classify_file(path)
+    classifier = load(NAME)
+    assert classifier.labels == labels
+    assert torch.equal(classifier.classify_file(path)[0], want)
+
+
+def test_what_cannot_be_shared(hub, folder, tmp_path):
+    text = (folder / "hyperparams.yaml").read_text()
+    own = text.replace("encodecmae_sb.lobes.LogMel", "my_module.Mine")
+    (folder / "hyperparams.yaml").write_text(own)
+    with pytest.raises(UserError, match="cannot be shared.*my_module.Mine"):
+        push_folder(folder, NAME)
+    with pytest.raises(FileNotFoundError, match="No such folder.*recipes/asr_ctc"):
+        push_folder(tmp_path / "none", NAME)
+    with pytest.raises(UserError, match="user/name"):
+        push_folder(folder, "speech")
+    assert hub.asked == []
+
+
+def test_the_licence_of_encodec(hub, tmp_path):
+    for origin, licence in [("targets: codec encodec_24khz.", "cc-by-nc-4.0"), ("", None)]:
+        export_encoder(small_encoder(), tmp_path / "encoder", origin)
+        pushed = push_folder(tmp_path / "encoder", NAME)
+        assert pushed.licence == (licence or "not-stated")
+        card = hub.commits[NAME, pushed.commit]["README.md"].decode()
+        assert ("EnCodec's official weights" in card) == (licence is not None)
+
+
+PICKLE = b"\x80\x02cos\nsystem\nq\x00X\x04\x00\x00\x00true\x85R."
+ENCODER = """\
+format: 2
+encoder: !new:encodecmae_sb.lobes.AudioEncoder
+    front_end: !new:encodecmae_sb.lobes.LogMel
+    transformer: !new:encodecmae_sb.lobes.ResiDualTransformer
+        {dim: 16, num_layers: 1, num_heads: 2, ffn_dim: 8}
+"""
+FILES = """\
+pretrainer: !new:encodecmae_sb.pretrained.hub_folder.FilesPretrainer
+    files: {encoder: %s}
+"""
+
+
+@pytest.mark.parametrize(
+    "hyperparams", [ENCODER, ENCODER + FILES % "encoder.ckpt", None]
+)
+def test_pickles_are_never_opened(hub, monkeypatch, hyperparams):
+    names = ("encoder.ckpt", "pytorch_model.bin", "model.pt", "model.pkl")
+    files = dict.fromkeys(names, PICKLE)
+    if hyperparams:
+        files["hyperparams.yaml"] = hyperparams.encode()
+    hub.commit(NAME, files)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises((UserError, FileNotFoundError), match="pickle|Pickle|refused"):
+        EnCodecMAE(NAME)
+    assert not [asked for asked in hub.asked if asked.endswith(names)]
+
+
+def test_a_pickle_under_another_name(hub, monkeypatch):
+    text = ENCODER + FILES % "encoder.safetensors"
+    hub.commit(NAME, {"hyperparams.yaml": text.encode(), "encoder.safetensors": PICKLE})
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(UserError, match="encoder.safetensors cannot be read"):
+        EnCodecMAE(NAME)
+
+
+EVIL = [
+    "encoder: !new:os.system ['touch TOUCHED']",
+    "encoder: !apply:os.system ['touch TOUCHED']",
+    "encoder: !name:os.system ['touch TOUCHED']",
+    "encoder: !module:os",
+    "encoder: !include:/etc/passwd",
+    "encoder: !!python/object/apply:os.system ['touch TOUCHED']",
+    "encoder: !ref <__import__('os').system('touch TOUCHED')>",
+    "%TAG !e! !new:os.\n---\nformat: 2\nencoder: !e!system ['touch TOUCHED']",
+    ENCODER + "extra: !new:os.system ['touch TOUCHED']",
+    ENCODER + "modules: {a: !apply:os.system ['touch TOUCHED']}",
+    ENCODER + "pretrainer: !new:subprocess.Popen ['touch TOUCHED']",
+    ENCODER.replace("front_end: !new:encodecmae_sb.lobes.LogMel", "front_end: /etc"),
+    ENCODER.replace("lobes.LogMel", "lobes.Codec {source: /etc/passwd}"),
+    ENCODER + FILES % "../../encoder.safetensors",
+    ENCODER + "a: &a [1]\nb: [*a, *a]",
+    "format: 3\n" + ENCODER.partition("\n")[2],
+]
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_malicious_yaml_is_refused_before_anything_is_built(
+    hub, tmp_path, monkeypatch, text
+):
+    monkeypatch.chdir(tmp_path)
+    if not text.startswith(("format", "%")):
+        text = f"format: 2\n{text}"
+    hub.commit(NAME, {"hyperparams.yaml": text.encode()})
+    built = []
+    monkeypatch.setattr(LogMel, "__init__", lambda *_: built.append(1))
+    monkeypatch.setattr(os, "system", built.append)
+    for source in (EnCodecMAE, load):
+        with pytest.raises(UserError, match="read safely"):
+            source(NAME)
+    assert built == []
+    assert not (tmp_path / "TOUCHED").exists()
+
+
+def test_the_plain_example_is_not_refused(tmp_path):
+    """Else the cases above would show nothing."""
+    path = tmp_path / "hyperparams.yaml"
+    path.write_text(ENCODER + FILES % "encoder.safetensors")
+    assert read_plain(path).files == {"encoder": "encoder.safetensors"}
+    with pytest.raises(UserError, match="No weights"):
+        load_plain_folder(tmp_path)
+
+
+def test_names_that_stand_for_nothing(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    push_folder(folder, NAME)
+    for source, message in [
+        ("someone/else", "someone/else does not exist.*no folder someone/else"),
+        (f"{NAME}@v9", "no revision v9"),
+        (f"{NAME}@{'0' * 40}", "no revision 0000"),
+        ("nowhere", "No such encoder folder: nowhere.*mel256-ec-base.*user/name"),
+    ]:
+        started = time.monotonic()
+        with pytest.raises(FileNotFoundError, match=message):
+            EnCodecMAE(source)
+        assert time.monotonic() - started < 30
+    with pytest.raises(UserError, match="encoder_folder=someone/else"):
+        check_encoder("someone/else", [type("Fold", (), {"name": "1"})])
+    # A folder comes first.
+    export_encoder(small_encoder(1), tmp_path / "someone/speech")
+    assert torch.equal(frames_of(NAME), frames_of(small_encoder(1)))
+
+
+def test_no_network_and_a_full_cache(hub, folder, monkeypatch):
+    commit = push_folder(folder, NAME).commit
+    want = frames_of(NAME)
+    # Nothing listens here.
+    monkeypatch.setattr(hub_module, "_commits", {})
+    point_at(monkeypatch, "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="could not be reached.*HF_HUB_OFFLINE"):
+        EnCodecMAE(NAME)
+    with pytest.raises(UserError, match="could not be reached"):
+        push_folder(folder, NAME)
+    assert time.monotonic() - started < 30
+    # A whole commit needs no network, and no variable.
+    assert torch.equal(frames_of(f"{NAME}@{commit}"), want)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(frames_of(NAME), want)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        EnCodecMAE("someone/else")
+
+
+def test_a_server_that_never_answers(hub, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        point_at(monkeypatch, url)
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)  # it is 10
+        started = time.monotonic()
+        with pytest.raises(UserError, match="gave no answer"):
+            EnCodecMAE(NAME)
+        assert time.monotonic() - started < 5
+
+
+def test_the_variables_of_the_hub(hub, folder, tmp_path):
+    """HF_ENDPOINT and the cache as a user sets them, and the commands."""
+    more = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "other")}
+    script = [sys.executable, ROOT / "recipes/push.py", folder, NAME]
+    execute(script, tmp_path, **more)
+    commit = hub.branches[NAME]["main"]
+    audio = sorted(speech_folder().rglob("*.flac"))[0]
+    script = [sys.executable, ROOT / "recipes/embed.py", NAME, audio]
+    printed = execute([*script, "--output_folder", "features"], tmp_path, **more)
+    assert commit in printed
+    noted = (tmp_path / "features/features.json").read_text()
+    assert f"{NAME}@{commit}" in noted
