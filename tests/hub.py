@@ -65,7 +65,8 @@ class Hub:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.created:
-                return 409, {}, {"error": "You already created this model repo"}
+                url = f"{self.url}/{name}"
+                return 409, {}, {"error": "already created", "url": url}
             self.created[name] = asked
             self.commit(name, {".gitattributes": b""})
             return 200, {}, {"url": f"{self.url}/{name}"}
@@ -76,6 +77,8 @@ class Hub:
             return self.api(f"{user}/{name}", what, "/".join(rest), body, url.query)
         if path.startswith("/api/"):
             return 404, {}, {"error": f"not spoken here: {path}"}
+        if path == "/":
+            return 200, {}, b"a hub"
         user, name, _, revision, file = path.strip("/").split("/", 4)
         commit, error = self.find(f"{user}/{name}", revision)
         if error:

@@ -23,6 +23,7 @@ from .plain import read_plain
 
 _NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ANSWER_SECONDS = 10
 # The commit of each name that was asked for: a process stays with it.
 _commits = {}
 
@@ -138,7 +139,7 @@ def push_folder(
         kind, licence = make_hub_folder(folder, target, repository, licence)
         files = sorted(path.name for path in Path(target).iterdir())
         with _speaks_plainly(repository, branch):
-            check_reachable(constants.ENDPOINT)
+            _check_answers(constants.ENDPOINT)
             api = HfApi()
             api.create_repo(repository, private=private or None, exist_ok=True)
             if branch:
@@ -228,9 +229,19 @@ def _fetch(repository, revision, file):
             return Path(path)
     with _speaks_plainly(repository, revision, file):
         if not constants.HF_HUB_OFFLINE:
-            # Its client would go on with what the cache has, of whatever age.
-            check_reachable(constants.ENDPOINT)
+            _check_answers(constants.ENDPOINT)
         return Path(hf_hub_download(repository, file, revision=revision))
+
+
+def _check_answers(endpoint):
+    """Raises within seconds; the hub's client would try for minutes.
+
+    And then it would go on with what the cache has, of whatever age.
+    """
+    from huggingface_hub.utils import get_session
+
+    check_reachable(endpoint)
+    get_session().head(endpoint, timeout=_ANSWER_SECONDS)
 
 
 @contextlib.contextmanager
