@@ -7,6 +7,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants, hf_api
+
 
 class Hub:
     """Repositories in memory, on a port of this machine.
@@ -154,3 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Quiet."""
+
+
+def point_at(monkeypatch, url):
+    """What HF_ENDPOINT does where huggingface_hub is imported later."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # Made when huggingface_hub is imported.
+    monkeypatch.setattr(hf_api.api, "endpoint", url)
