@@ -41,6 +41,7 @@ from encodecmae_sb.pipelines.students import (
     start_student,
 )
 from encodecmae_sb.pretrained.describe import module_key
+from encodecmae_sb.pretrained.published import source_name
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
     quit_on_user_errors,
@@ -55,7 +56,7 @@ def store_targets(hparams, teacher, corpora, output, quiet):
     """
     path, folder = output / "centroids.npz", Path(hparams["save_folder"]) / "targets"
     centroids, reseeded = prepare_centroids(hparams, teacher, corpora, path, quiet)
-    names = str(hparams["teacher"]), module_key(teacher)
+    names = source_name(hparams["teacher"], teacher), module_key(teacher)
     targets = ClusterTargets(teacher, hparams["layer"], centroids, *names)
     device = next(teacher.parameters()).device
     targets.to(device)

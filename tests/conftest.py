@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hub import Hub, point_at
+from huggingface_hub import constants
 from teachers import make_encoder
 
 from encodecmae_sb.lobes import (
@@ -11,6 +13,7 @@ from encodecmae_sb.lobes import (
     LogMel,
     ResiDualTransformer,
 )
+from encodecmae_sb.pretrained import hub as hub_module
 from encodecmae_sb.pretrained.folder import export_encoder
 
 FRONT_ENDS = {
@@ -59,3 +62,27 @@ def teacher_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "encoder"
     export_encoder(make_encoder(), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that speaks the hub's API."""
+    hub = Hub()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    """An empty hub, and an empty cache."""
+    for kept in (server.commits, server.branches, server.created, server.asked):
+        kept.clear()
+    monkeypatch.setattr(hub_module, "_commits", {})
+    point_at(monkeypatch, server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return server

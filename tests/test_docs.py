@@ -30,7 +30,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 COMMANDS = sorted((ROOT / "encodecmae_sb/commands").glob("[a-z]*.py"))
 # Programs that the pages use besides Python; their options are not looked at.
 OTHERS = set(
-    "pip source mkdir ln rm ls cut sort for do done ruff hear-validator".split()
+    "pip source mkdir ln rm ls cut sort for do done ruff hear-validator hf".split()
 )
 MAX_LINES = 150
 

@@ -14,9 +14,7 @@ and exports the folder.
 import argparse
 import sys
 
-from speechbrain.inference.interfaces import foreign_class
-
-from encodecmae_sb.pretrained.folder import check_folder
+from encodecmae_sb.inference import load
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 
@@ -33,20 +31,15 @@ def main(argv):
         "recipes/classify.py of the repository trains a classifier."
     )
     add = parser.add_argument
-    add("classifier", help="folder that recipes/classify.py exported")
+    add("classifier", help="folder that recipes/classify.py exported, or user/name")
     add("audio", nargs="+", help="WAV, FLAC, OGG or MP3 files")
     add("--top", type=int, default=3, help="classes to print; 0: all; default: 3")
     add("--device", help="cpu, cuda:0, ...; default: a GPU if any")
     args = parser.parse_args(argv)
     if args.top < 0:
         raise UserError(f"--top {args.top}: give a number from 0; 0 is all classes.")
-    folder = check_folder(args.classifier, "classifier")
-    classifier = foreign_class(
-        source=str(folder.resolve()),
-        pymodule_file="custom_interface.py",
-        classname="EnCodecMAEClassifier",
-        run_opts={"device": str(choose_device(args.device))},
-    )
+    run_opts = {"device": str(choose_device(args.device))}
+    classifier = load(args.classifier, "classifier", run_opts)
     failed = 0
     for path in args.audio:
         try:

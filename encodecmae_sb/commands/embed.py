@@ -34,7 +34,7 @@ def parse(argv):
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("encoder_folder", help="folder that a recipe exported")
+    add("encoder_folder", help="exported folder, published name, or user/name")
     add("audio", nargs="+", help="audio files, or folders of them")
     add("--layer", default="last", help="last, last_no_norm, all, or a number from 0")
     add("--output_folder", type=Path, help="default: beside the audio")

@@ -43,8 +43,8 @@ class EnCodecMAE(nn.Module):
     ---------
     source : str, Path or AudioEncoder
         A folder that a recipe exported; the name of published weights, such as
-        `mel256-ec-base_st`, fetched once and kept by huggingface_hub; or an
-        `AudioEncoder`.
+        `mel256-ec-base_st`, or `user/name` or `user/name@revision` on the Hugging Face
+        hub, fetched once and kept by huggingface_hub; or an `AudioEncoder`.
     freeze : bool
         Keep the encoder as it is: no gradients, and always eval mode, even after
         `train()` of an enclosing module. The layer weights below stay trainable.

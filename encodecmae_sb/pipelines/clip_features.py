@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from encodecmae_sb.data.clip_batches import LabelledClips
-from encodecmae_sb.pretrained.folder import check_folder
-from encodecmae_sb.pretrained.published import PUBLISHED
+from encodecmae_sb.pretrained.hub import is_hub_name
+from encodecmae_sb.pretrained.published import PUBLISHED, find_model
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file, write_text
@@ -28,8 +28,7 @@ def check_encoder(source, folds, key="encoder_folder"):
     Arguments
     ---------
     source : str
-        An exported folder, with {fold} for the name of a fold, or the name of published
-        weights.
+        See `find_model`, with {fold} for the name of a fold.
     folds : list of Fold
     key : str
         The yaml key that names it, for the message.
@@ -40,16 +39,18 @@ def check_encoder(source, folds, key="encoder_folder"):
         If it is neither.
     """
     for each in dict.fromkeys(in_fold(source, fold) for fold in folds):
-        if Path(each).expanduser().is_dir():
-            check_folder(each)
-        elif each not in PUBLISHED:
+        try:
+            find_model(each)
+        except FileNotFoundError as error:
+            if is_hub_name(each):
+                raise UserError(f"{key}={each}: {error}") from error
             raise UserError(
                 f"There is no encoder in {key}={each} (from {Path.cwd()}). Make that "
                 "of the demonstration with\n"
                 "  python recipes/pretrain.py hparams/mini.yaml\n"
                 f"or name another one with --{key}: a folder that a recipe exported, "
-                f"or published weights: {', '.join(PUBLISHED)}."
-            )
+                f"published weights: {', '.join(PUBLISHED)}, or user/name on the hub."
+            ) from error
 
 
 def clips_key(clips):

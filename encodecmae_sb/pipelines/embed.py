@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from speechbrain.inference.interfaces import foreign_class
 from tqdm import tqdm
 
 from encodecmae_sb.data.manifest import find_audio
+from encodecmae_sb.inference import load
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION, check_layer, seconds_per_frame
 from encodecmae_sb.pretrained.describe import module_key
-from encodecmae_sb.pretrained.folder import check_folder
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 from encodecmae_sb.utils.files import whole_file, write_text
@@ -42,13 +41,13 @@ class Job:
     target: Path
 
 
-def load_encoder(folder, device, precision):
-    """The interface of an encoder folder.
+def load_encoder(source, device, precision):
+    """The interface of an encoder.
 
     Arguments
     ---------
-    folder : str or Path
-        What a recipe exported.
+    source : str or Path
+        See `encodecmae_sb.inference.load`.
     device : str or None
         See `choose_device`.
     precision : str
@@ -65,16 +64,10 @@ def load_encoder(folder, device, precision):
     UserError
         If it is no encoder folder, or the device cannot be used.
     """
-    folder = check_folder(folder)
     run_opts = {"precision": precision}
     if device is not None:
         run_opts["device"] = str(choose_device(device))
-    return foreign_class(
-        source=str(folder.resolve()),
-        pymodule_file="custom_interface.py",
-        classname="EnCodecMAEEncoder",
-        run_opts=run_opts,
-    )
+    return load(source, "encoder", run_opts)
 
 
 def plan_jobs(audio, output_folder=None):
@@ -360,6 +353,12 @@ class Embedding:
         return "\n".join(lines)
 
 
+def _named(source):
+    """A folder by its whole path, published weights by their name."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else str(source)
+
+
 def embed(
     encoder_folder,
     audio,
@@ -376,6 +375,7 @@ def embed(
     Arguments
     ---------
     encoder_folder : str or Path
+        See `load_encoder`.
     audio : list of str or Path
         Files, and folders of them.
     output_folder : Path, optional
@@ -409,7 +409,7 @@ def embed(
     check_layer(encoder.mods.encoder, layer)
     jobs = plan_jobs(audio, output_folder)
     settings = {
-        "encoder": str(Path(encoder_folder).expanduser().resolve()),
+        "encoder": encoder.hub_name or _named(encoder_folder),
         "weights": module_key(encoder.mods.encoder)[:12],
         "layer": layer,
         "precision": precision,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import yaml
 from hyperpyyaml import load_hyperpyyaml
+from safetensors.torch import load_file
 from torch import nn
 
 from encodecmae_sb import __version__
@@ -23,15 +24,16 @@ from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file
 
+from .card import make_card
 from .describe import build_like, to_yaml
 
 FORMAT = 2  # of the folder; raise it when older code could not read a new one
-_YAML = "hyperparams.yaml"
+YAML = "hyperparams.yaml"
 _PRETRAINING = ("pretraining.yaml", "pretraining.ckpt")
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Made:
     """What is particular to a kind of folder."""
 
     key: str  # that only its yaml has
@@ -41,22 +43,22 @@ class _Kind:
     example: str
 
 
-_KINDS = {
-    "encoder": _Kind(
+MADE = {
+    "encoder": Made(
         "encoder",
         "An EnCodecMAE encoder",
         "EnCodecMAEEncoder",
         'features = encoder.encode_file("speech.wav")  # [frames, width]',
         "OUTPUT_FOLDER/encoder of recipes/pretrain.py",
     ),
-    "recogniser": _Kind(
+    "recogniser": Made(
         "beam_search",
         "A CTC speech recogniser on an EnCodecMAE encoder",
         "EnCodecMAEASR",
         'print(recogniser.transcribe_file("speech.wav"))',
         "OUTPUT_FOLDER/asr of recipes/asr_ctc.py",
     ),
-    "classifier": _Kind(
+    "classifier": Made(
         "classifier",
         "An EnCodecMAE classifier",
         "EnCodecMAEClassifier",
@@ -70,35 +72,20 @@ _TEXT = """\
 {content}
 modules:
 {modules}
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
-    loadables:
+pretrainer: !new:{pretrainer}
+{files}    loadables:
 {loadables}
     custom_hooks:
 {hooks}"""
 
 # The same in every folder: SpeechBrain imports such a file once and keeps it by its
 # name, whatever folder it came from.
-_INTERFACE = """\
+INTERFACE = """\
 from encodecmae_sb.inference import (  # noqa: F401
     EnCodecMAEASR,
     EnCodecMAEClassifier,
     EnCodecMAEEncoder,
 )
-"""
-
-_README = """\
-# {made.title}
-
-{about}
-
-    from speechbrain.inference.interfaces import foreign_class
-
-    {kind} = foreign_class(
-        source="{folder}",
-        pymodule_file="custom_interface.py",
-        classname="{made.interface}",
-    )
-    {made.use}
 """
 
 
@@ -147,18 +134,11 @@ def export_folder(
         If a module cannot be described, see `describe`.
     """
     folder = Path(folder)
-    readme = _README.format(
-        made=_KINDS[kind], about=about, kind=kind, folder=folder.name
-    )
-    if figures:
-        rows = "".join(f"| {name} | {value:.4g} |\n" for name, value in figures.items())
-        readme += f"\n| measured | |\n| --- | --- |\n{rows}"
-    if notes:
-        readme += f"\n{notes}\n"
+    made = MADE[kind]
     texts = {
-        _YAML: _hyperparams(_KINDS[kind].title, parts, settings or {}),
-        "custom_interface.py": _INTERFACE,
-        "README.md": readme,
+        YAML: hyperparams(made.title, parts, settings or {}),
+        "custom_interface.py": INTERFACE,
+        "README.md": make_card(made, kind, folder.name, about, figures, notes),
     }
     with contextlib.ExitStack() as stack:
         # Files take their names in the opposite order, so the yaml is the last one.
@@ -172,11 +152,29 @@ def export_folder(
             write(stack.enter_context(whole_file(folder / name)))
         for name in obsolete:
             stack.callback((folder / name).unlink, missing_ok=True)
-        stack.callback((folder / _YAML).unlink, missing_ok=True)
+        stack.callback((folder / YAML).unlink, missing_ok=True)
 
 
-def _hyperparams(title, parts, settings):
-    """The text of `hyperparams.yaml`."""
+def hyperparams(title, parts, settings, files=None):
+    """The text of `hyperparams.yaml`.
+
+    Arguments
+    ---------
+    title : str
+    parts, settings : dict
+        As for `export_folder`.
+    files : dict of str to str, optional
+        The file of each part; default: NAME.ckpt, as SpeechBrain has it.
+
+    Returns
+    -------
+    str
+    """
+    pretrainer, listed = "speechbrain.utils.parameter_transfer.Pretrainer", ""
+    if files:
+        pretrainer = "encodecmae_sb.pretrained.hub_folder.FilesPretrainer"
+        rows = (f"        {name}: {file}\n" for name, file in files.items())
+        listed = f"    files:\n{''.join(rows)}"
     content = {"format": FORMAT, **settings}
     modules, loadables, hooks = [], [], []
     built = ""
@@ -195,6 +193,8 @@ def _hyperparams(title, parts, settings):
         title=title,
         version=__version__,
         content=to_yaml(content) + built,
+        pretrainer=pretrainer,
+        files=listed,
         modules="\n".join(modules) + "\n",
         loadables="\n".join(loadables),
         hooks="\n".join(hooks) + "\n",
@@ -304,7 +304,7 @@ def load_weights(module, path, prefix=""):
     module : torch.nn.Module
         Changed in place.
     path : str or Path
-        A state dict, read with `weights_only=True`.
+        A file of safetensors, or a state dict, read with `weights_only=True`.
     prefix : str
         Only weights whose names begin with it are loaded, without it.
 
@@ -315,8 +315,12 @@ def load_weights(module, path, prefix=""):
     """
     if not Path(path).is_file():
         raise UserError(f"No weights: {path} is missing. Export the folder again.")
+    safe = Path(path).suffix == ".safetensors"
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if safe:
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises KeyError, IndexError, ... for junk
         why = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
@@ -328,12 +332,33 @@ def load_weights(module, path, prefix=""):
         if name.startswith(prefix)
     }
     try:
+        if safe:
+            weights |= _shared(module, weights)
         module.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
             f"{path} does not fit what hyperparams.yaml beside it describes: {error}. "
             "Export the folder again."
         ) from error
+
+
+def _shared(module, weights):
+    """Weights that a module has under several names; safetensors keeps one of them."""
+    places = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        places.setdefault(id(tensor), []).append(name)
+    return {
+        name: weights[known[0]]
+        for names in places.values()
+        if (known := [name for name in names if name in weights])
+        for name in names
+    }
+
+
+def weights_file(folder, name):
+    """The weights of a part: NAME.safetensors, as on the hub, else NAME.ckpt."""
+    safe = Path(folder) / f"{name}.safetensors"
+    return safe if safe.is_file() else safe.with_suffix(".ckpt")
 
 
 def check_folder(folder, kind="encoder"):
@@ -358,20 +383,47 @@ def check_folder(folder, kind="encoder"):
         If it is not such a folder, or of a format this version does not know.
     """
     folder = Path(folder).expanduser()
-    advice = f"Give the folder of an exported {kind}, such as {_KINDS[kind].example}."
+    advice = f"Give the folder of an exported {kind}, such as {MADE[kind].example}."
     if not folder.is_dir():
         raise FileNotFoundError(f"No such {kind} folder: {folder}. {advice}")
+    there = folder_kind(folder, advice)
+    if kind != there:
+        raise UserError(f"{folder} holds another kind of model: {there}. {advice}")
+    return folder
+
+
+def folder_kind(folder, advice=""):
+    """What a folder holds; see `check_folder`.
+
+    Arguments
+    ---------
+    folder : str or Path
+    advice : str
+        For the message, if it holds nothing.
+
+    Returns
+    -------
+    str
+        "encoder", "recogniser" or "classifier".
+
+    Raises
+    ------
+    UserError
+        If it is not an exported folder, or of a format this version does not know.
+    """
+    folder = Path(folder)
     try:
         # Tags name what to build; here only the keys matter.
-        node = yaml.compose((folder / _YAML).read_text("utf-8"), yaml.SafeLoader)
+        node = yaml.compose((folder / YAML).read_text("utf-8"), yaml.SafeLoader)
         keys = {name.value: value.value for name, value in node.value}
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
         keys = {}
-    there = [name for name, made in _KINDS.items() if made.key in keys]
+    there = [name for name, made in MADE.items() if made.key in keys]
     if "format" not in keys or not there:
+        needed = " or ".join(made.key for made in MADE.values())
         raise UserError(
-            f"{folder} is not an exported folder of this package: it has no {_YAML}, "
-            f"or one without format or without {_KINDS[kind].key}. {advice}"
+            f"{folder} is not an exported folder of this package: it has no {YAML}, "
+            f"or one without format or without {needed}. {advice}"
         )
     if keys["format"] != str(FORMAT):
         raise UserError(
@@ -379,9 +431,7 @@ def check_folder(folder, kind="encoder"):
             f"({__version__}) reads format {FORMAT}. Export it again with this "
             "version, or install the one that made it (named in hyperparams.yaml)."
         )
-    if kind not in there:
-        raise UserError(f"{folder} holds another kind of model: {there[0]}. {advice}")
-    return folder
+    return there[0]
 
 
 def load_encoder_folder(folder, pretrained=True):
@@ -406,11 +456,12 @@ def load_encoder_folder(folder, pretrained=True):
         cannot be imported.
     """
     folder = check_folder(folder)
-    encoder = _build(folder, folder / _YAML)["encoder"]
+    encoder = _build(folder, folder / YAML)["encoder"]
     if pretrained:
-        load_weights(encoder, folder / "encoder.ckpt")
+        load_weights(encoder, weights_file(folder, "encoder"))
     else:
-        load_weights(encoder.front_end, folder / "encoder.ckpt", "front_end.")
+        path = weights_file(folder, "encoder")
+        load_weights(encoder.front_end, path, "front_end.")
     return encoder
 
 

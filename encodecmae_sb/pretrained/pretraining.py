@@ -20,7 +20,13 @@ from .folder import (
     load_encoder_folder,
     load_weights,
 )
-from .published import PUBLISHED, fetch_published, load_published
+from .hub import is_hub_name
+from .published import (
+    PUBLISHED,
+    fetch_published,
+    load_encoder_source,
+    load_published,
+)
 
 # Of the first convolution of EnCodec's encoder; its shape gives the width.
 _LATENTS = "encoder.front_end.encoder.model.0.conv.conv.weight_v"
@@ -90,7 +96,8 @@ def load_pretraining(source):
     source : str or Path
         A folder that a recipe exported; a checkpoint of recipes/pretrain.py, or the
         folder that holds them (the newest is taken), or the run's output folder; a
-        name in `PUBLISHED`, or a file in that layout.
+        name in `PUBLISHED`, or a file in that layout; or user/name or
+        user/name@revision on the hub, which has the encoder alone.
 
     Returns
     -------
@@ -108,12 +115,14 @@ def load_pretraining(source):
         checkpoint = find_checkpoint(path) or find_checkpoint(path / "save")
         return _of_checkpoint(checkpoint) if checkpoint else _of_folder(path)
     if not path.is_file():
+        if is_hub_name(source):
+            return Pretraining(load_encoder_source(source))
         if str(source) not in PUBLISHED:
             raise FileNotFoundError(
                 f"init={source}: no such folder or file. Give a folder that a recipe "
                 "exported, e.g. results/mini/1234/encoder; a checkpoint of "
                 "recipes/pretrain.py, e.g. results/mini/1234/save; or published "
-                f"weights: {', '.join(PUBLISHED)}."
+                f"weights: {', '.join(PUBLISHED)}; or user/name on the hub."
             )
         path = fetch_published(str(source))
     published = load_published(path)

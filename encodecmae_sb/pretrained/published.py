@@ -24,7 +24,14 @@ from encodecmae_sb.utils.files import is_out_of_space
 from encodecmae_sb.utils.identity import named
 
 from .describe import describe, module_key
-from .folder import check_folder, export_encoder, load_encoder_folder, with_new_weights
+from .folder import (
+    MADE,
+    check_folder,
+    export_encoder,
+    load_encoder_folder,
+    with_new_weights,
+)
+from .hub import HubFolder, fetch_folder, is_hub_name
 
 REPOSITORY = "lpepino/encodecmae-v2"  # on the Hugging Face hub
 PUBLISHED = {
@@ -126,7 +133,7 @@ def load_encoder_source(source, pretrained=True):
     Arguments
     ---------
     source : str, Path or AudioEncoder
-        A folder, a name in `PUBLISHED`, or an encoder.
+        See `find_model`; or an encoder.
     pretrained : bool
         False draws new weights for all that pretraining trains. A codec inside, which
         is frozen, keeps its weights.
@@ -144,16 +151,75 @@ def load_encoder_source(source, pretrained=True):
     """
     if isinstance(source, AudioEncoder):
         return source if pretrained else with_new_weights(source)
+    found = find_model(source)
+    if isinstance(found, Path):
+        return load_encoder_folder(found, pretrained)
+    if isinstance(found, HubFolder):
+        encoder = found.load().parts["encoder"]
+        encoder = encoder if pretrained else with_new_weights(encoder)
+        encoder.hub_name = found.name
+        return encoder
+    return load_published(fetch_published(found), pretrained).model.encoder
+
+
+def find_model(source, kind="encoder"):
+    """What a name stands for. A folder here comes before any name.
+
+    Arguments
+    ---------
+    source : str or Path
+        A folder that a recipe exported; for an encoder a name in `PUBLISHED`; or
+        user/name or user/name@revision on the hub, which is fetched.
+    kind : str
+        "encoder", "recogniser" or "classifier".
+
+    Returns
+    -------
+    Path, str or HubFolder
+        The folder, the name in `PUBLISHED`, or what was fetched.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing of that name.
+    UserError
+        If it is something else, or cannot be fetched.
+    """
     if Path(source).expanduser().is_dir():
-        return load_encoder_folder(source, pretrained)
-    if str(source) not in PUBLISHED:
-        raise FileNotFoundError(
-            f"No such encoder folder: {source}. Give a folder that a recipe exported, "
-            "e.g. results/mini/1234/encoder after recipes/pretrain.py, or the name of "
-            f"published weights: {', '.join(PUBLISHED)}."
-        )
-    path = fetch_published(str(source))
-    return load_published(path, pretrained).model.encoder
+        return check_folder(source, kind)
+    if kind == "encoder" and str(source) in PUBLISHED:
+        return str(source)
+    if is_hub_name(source):
+        try:
+            return fetch_folder(source, kind)
+        except (FileNotFoundError, UserError) as error:
+            # It may have been meant as a folder.
+            here = f"(There is no folder {source} in {Path.cwd()} either.)"
+            raise type(error)(f"{error} {here}") from error
+    weights = ""
+    if kind == "encoder":
+        weights = f"the name of published weights: {', '.join(PUBLISHED)}; "
+    raise FileNotFoundError(
+        f"No such {kind} folder: {source}. Give a folder that a recipe exported, such "
+        f"as {MADE[kind].example}; {weights}or a name on the hub: user/name or "
+        "user/name@revision."
+    )
+
+
+def source_name(source, encoder):
+    """What a user calls an encoder; from the hub with its commit.
+
+    Arguments
+    ---------
+    source : str or Path
+    encoder : AudioEncoder
+        What `load_encoder_source` gave for it.
+
+    Returns
+    -------
+    str
+    """
+    return getattr(encoder, "hub_name", str(source))
 
 
 def encoder_identity(encoder, source, pretrained=True):
@@ -174,7 +240,7 @@ def encoder_identity(encoder, source, pretrained=True):
     """
     if not pretrained:
         return named("random weights", digest(describe(encoder)))
-    return named(str(source), module_key(encoder)[:12])
+    return named(source_name(source, encoder), module_key(encoder)[:12])
 
 
 def fetch_published(name):
