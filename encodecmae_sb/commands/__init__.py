@@ -13,4 +13,5 @@ def run(main):
     from encodecmae_sb.utils.experiment import quit_on_user_errors
 
     with quit_on_user_errors():
-        sys.exit(main(sys.argv[1:]))
+        if status := main(sys.argv[1:]):
+            sys.exit(status)
