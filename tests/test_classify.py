@@ -231,7 +231,7 @@ def test_both_yamls_have_the_same_keys_and_each_is_read():
         (ROOT / "encodecmae_sb" / name).read_text()
         for name in (
             *("pipelines/folds.py", "data/clip_data.py"),
-            *("brains/classify.py", "brains/finetune.py"),
+            *("brains/classify.py", "brains/finetune.py", "brains/watched.py"),
         )
     )
     source += (ROOT / "recipes/classify.py").read_text()
