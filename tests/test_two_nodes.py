@@ -55,11 +55,13 @@ def test_two_nodes_give_the_figures_of_one_process(tmp_path):
     )
     assert one.keys() == two.keys()
     for name, value in one.items():
-        # One frame of a few hundred may round to another code.
-        margin = {"abs": 0.01} if "accuracy" in name else {"rel": TOLERANCE}
-        assert two[name] == (
-            pytest.approx(value, **margin) if name != "codec" else value
-        )
+        if isinstance(value, float):
+            # One frame of a few hundred may round to another code.
+            margin = (
+                {"rel": TOLERANCE} if "ce_" in name or "loss" in name else {"abs": 0.02}
+            )
+            value = pytest.approx(value, **margin)
+        assert two[name] == value, name
 
 
 def test_nodes_that_share_no_disk_are_told_so(tmp_path):

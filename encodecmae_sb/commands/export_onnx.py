@@ -1,4 +1,4 @@
-"""An encoder as one file, for ONNX Runtime or for PyTorch without this package.
+"""An encoder as one file, for ONNX Runtime or PyTorch alone.
 
     python recipes/export_onnx.py ENCODER_FOLDER out.onnx
     python recipes/export_onnx.py ENCODER_FOLDER out.onnx --int8

@@ -335,13 +335,12 @@ class RemoteFolder:
         return hash(self.url)
 
 
-def read_text(path):
-    """The text of a file here or on a server; UTF-8, its line ends as they are.
+def read_file(path):
+    """All bytes of a file here or on a server.
 
     Raises
     ------
     OSError, UserError
         If there is no such file, and as `fetch`.
     """
-    data = fetch(str(path))[0] if is_url(path) else Path(path).read_bytes()
-    return data.decode("utf-8")
+    return fetch(str(path))[0] if is_url(path) else Path(path).read_bytes()

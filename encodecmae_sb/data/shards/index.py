@@ -12,7 +12,7 @@ from pathlib import Path
 from speechbrain.utils.logger import get_logger
 
 from encodecmae_sb.data.codes import CodesInfo
-from encodecmae_sb.data.remote import RemoteFolder, is_url, look_at, read_text
+from encodecmae_sb.data.remote import RemoteFolder, is_url, look_at, read_file
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.utils.errors import UserError
 
@@ -78,7 +78,7 @@ def read_index(folder):
             f"stopped. If they came from elsewhere: {again} --index"
         )
     try:
-        index = json.loads(read_text(path))
+        index = json.loads(read_file(path))
         if index["format"] != FORMAT:
             raise ValueError(f"format {index['format']}, not {FORMAT}")
         codes = index["codes"] and CodesInfo(**index["codes"])
@@ -103,7 +103,7 @@ def is_whole(tar):
     if not tar.exists() or not Path(f"{tar}.csv").exists():
         return False
     size = tar.stat().st_size
-    return not any(why_lost(row, size, size) for row in rows_of(tar, index_text(tar)))
+    return not any(why_lost(row, size, size) for row in rows_of(tar, read_table(tar)))
 
 
 def size_of(tar):
@@ -116,11 +116,11 @@ def size_of(tar):
         return None
 
 
-def index_text(tar):
-    """The index of a shard, as text."""
+def read_table(tar):
+    """The table of a shard's items, `NAME.tar.csv`, as bytes."""
     path = f"{tar}.csv"
     try:
-        return read_text(path)
+        return read_file(path)
     except OSError as error:
         where = "FOLDER_ON_THE_SERVER" if is_url(tar) else tar.parent
         raise UserError(
@@ -130,10 +130,11 @@ def index_text(tar):
         ) from error
 
 
-def rows_of(tar, text):
-    """Yields the rows of a shard's index, with whole paths."""
+def rows_of(tar, table):
+    """Yields the rows of a shard's table, with whole paths."""
     folder = str(tar).rpartition("/")[0]
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+    text = io.TextIOWrapper(io.BytesIO(table), encoding="utf-8", newline="")
+    for row in csv.DictReader(text):
         for column in ("wav", "codes"):
             if row.get(column):
                 row[column] = f"{folder}/{row[column]}"

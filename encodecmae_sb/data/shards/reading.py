@@ -31,8 +31,8 @@ from .index import (
     FORMAT,
     INDEX,
     SPLITS,
-    index_text,
     read_index,
+    read_table,
     rows_of,
     size_of,
     why_lost,
@@ -118,15 +118,15 @@ def prepare_shards(data_folders, save_folder):
         with ThreadPoolExecutor(8) as pool:  # a server answers many at once
             sizes = list(pool.map(size_of, tars))
         for tar, size, shard in zip(tars, sizes, index.shards, strict=True):
-            text = index_text(tar)
-            for row in rows_of(tar, text):
+            table = read_table(tar)
+            for row in rows_of(tar, table):
                 corpus = row["corpus"]
                 counts.setdefault(corpus, dict.fromkeys(SPLITS, 0))[row["split"]] += 1
                 if size == shard["bytes"]:
                     continue
                 if reason := why_lost(row, size, shard["bytes"]):
                     lost.setdefault(corpus, []).append((row["wav"], reason))
-            content.update(os.fsencode(tar) + text.encode())
+            content.update(os.fsencode(tar) + table)
         stale = {}
         for corpus, count in counts.items():
             # The name becomes part of file names: replace what is not allowed there.
@@ -177,7 +177,7 @@ def _write_manifests(folder, index, stale):
     def rows():
         for shard in index.shards:
             tar = folder / shard["name"]
-            for row in rows_of(tar, index_text(tar)):
+            for row in rows_of(tar, read_table(tar)):
                 place = places.get((row.pop("corpus"), row.pop("split")))
                 if place is not None:
                     yield place, row
