@@ -48,10 +48,8 @@ def exported(mel_folder, tmp_path_factory):
         mock.patch.object(pipeline, "quantise", quantise),
         mock.patch.object(pipeline, "median_time", return_value=1.0),
         mock.patch("builtins.print", said.append),
-        pytest.raises(SystemExit) as end,
     ):
         run_recipe("export_onnx", mel_folder, folder / "int8.onnx", "--int8")
-    assert end.value.code == 0
     return folder, "\n".join(map(str, said))
 
 
