@@ -64,6 +64,7 @@ EVIL = [
     ENCODER.replace("front_end: !new:encodecmae_sb.lobes.LogMel", "front_end: /etc"),
     ENCODER.replace("lobes.LogMel", "lobes.Codec {source: /etc/passwd}"),
     ENCODER + FILES % "../../encoder.safetensors",
+    ENCODER + FILES % "[encoder.safetensors]",
     ENCODER + "a: &a [1]\nb: [*a, *a]",
     "format: 3\n" + ENCODER.partition("\n")[2],
 ]
@@ -85,6 +86,25 @@ def test_malicious_yaml_is_refused_before_anything_is_built(
             source(NAME)
     assert built == []
     assert not (tmp_path / "TOUCHED").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("# nothing", "is empty"),
+        # PyYAML takes 0.2 s for 1000 levels of lists, and 9 s for 4000.
+        ("format: 2\nencoder: " + 150_000 * "[", "line 2: more than 50 levels"),
+        ("format: 2\nencoder: " + 40_000 * "{a: ", "line 2: more than 50 levels"),
+        ("x" * 200_001, "more than 200000 bytes"),
+    ],
+    ids=["empty", "comment", "lists", "dicts", "long"],
+)
+def test_files_that_would_stop_the_reader(tmp_path, text, message):
+    path = tmp_path / "hyperparams.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_plain(path)
 
 
 def test_the_plain_example_is_not_refused(tmp_path):

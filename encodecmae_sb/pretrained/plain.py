@@ -61,7 +61,8 @@ _PLAIN = {
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "seq", "map")
 }
-_MAX_BYTES = 1_000_000
+_MAX_BYTES = 200_000  # of which PyYAML needs seconds
+_MAX_DEPTH = 50  # levels of lists and dicts; exported folders have about five
 # Endings of files of parts without weights: text, or a SentencePiece model.
 OTHER_FILES = ("json", "model", "arpa")
 
@@ -162,16 +163,35 @@ def read_plain(path):
         if path.stat().st_size > _MAX_BYTES:
             raise UserError(f"{path.name} has more than {_MAX_BYTES} bytes: refused.")
         text = path.read_text(encoding="utf-8")
-        # An alias of an alias can stand for billions of nodes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise UserError(f"{path.name} has aliases (*name), which are refused.")
+        _check_events(text, path.name)
         root = yaml.compose(text, yaml.SafeLoader)
+        if root is None:
+            raise UserError(f"{path.name} is empty.")
         _check_tags(root)
         return _sort(_items(root, "the file"))
     except UserError:
         raise
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} cannot be read: {error}") from error
+
+
+def _check_events(text, name):
+    """Refuses small files that would keep the parser or the builder busy for long."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        # An alias of an alias can stand for billions of nodes.
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"{name} has aliases (*name), which are refused.")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        # PyYAML's time grows with the square of the depth of lists.
+        if depth > _MAX_DEPTH:
+            raise UserError(
+                f"{name}, line {event.start_mark.line + 1}: more than {_MAX_DEPTH} "
+                "levels in each other are refused."
+            )
 
 
 def _sort(keys):
@@ -206,7 +226,7 @@ def _files(keys, parts):
         raise UserError("hyperparams.yaml: files of the pretrainer is to be a dict.")
     for name, file in files.items():
         endings = ("safetensors",) if is_module(parts.get(name)) else OTHER_FILES
-        if name not in parts or file not in {f"{name}.{end}" for end in endings}:
+        if name not in parts or file not in [f"{name}.{end}" for end in endings]:
             raise UserError(
                 f"hyperparams.yaml: {file!r} as the file of {name} is refused. Allowed "
                 f"are {', '.join(f'{name}.{end}' for end in endings)}."
