@@ -10,7 +10,7 @@ import torch
 from classification import make_home
 from classification import run_here as classify_here
 from commands import command, environment, execute, results, run_recipe
-from recognition import export_tiny, link_speaker
+from recognition import export_tiny, link_speaker, write_manifest
 from test_asr import command as asr_command
 from test_brains import make_brain
 from test_classify import assert_same
@@ -22,6 +22,7 @@ from encodecmae_sb.brains.finetune import FineTuneBrain
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.data.speech import librispeech_set
 from encodecmae_sb.utils import checkpointer
 from encodecmae_sb.utils.preemption import EXIT_CODE, Preempted, SignalWatch
 
@@ -236,7 +237,11 @@ def test_recognition(tmp_path):
     encoder = export_tiny(tmp_path / "encoder")
     (tmp_path / "corpus").mkdir()
     corpus = link_speaker(tmp_path / "corpus")
-    options = {"log_to": "file", "log_interval": 1, "number_of_epochs": 1}
+    rows = librispeech_set(corpus, ["small"], tmp_path).rows[:8]
+    rows = [{key: row[key] for key in ("ID", "duration", "wav", "wrd")} for row in rows]
+    few = write_manifest(tmp_path / "few.csv", rows)
+    options = {f"{part}_csv": few for part in ("train", "valid", "test")}
+    options |= {"log_to": "file", "log_interval": 1, "number_of_epochs": 1}
     options |= {"grad_accumulation_factor": 2}
 
     def here(name):
