@@ -170,6 +170,13 @@ def test_a_server_that_fails_for_long(server, tmp_path):
         there[0]
 
 
+def test_a_server_that_fails_at_the_start(server, tmp_path):
+    """Its shards are not called missing."""
+    server.faults = [503] * 10_000
+    with pytest.raises(UserError, match="cannot be read: .*503.*in 4 tries"):
+        prepare_shards(server.url, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["nothing", "train-000000.tar"])
 def test_no_such_folder(server, tmp_path, name):
     with pytest.raises(UserError, match=f"{name}/shards.json cannot be used.*404"):

@@ -129,7 +129,7 @@ def check_folders(data_folders, remote=False):
     FileNotFoundError
         If one of them does not exist.
     UserError
-        If what is given is neither a path nor a list of paths, or an URL where only
+        If what is given is neither a path nor a list of paths, or a URL where only
         local folders are allowed.
     """
     check_path("data_folder", data_folders, several=True)

@@ -83,8 +83,10 @@ def fetch(url, first=0, count=None):
 
     Raises
     ------
+    FileNotFoundError
+        If the server does not have the file.
     OSError
-        If the server does not have the file, or every try failed.
+        If it does not give it, or every try failed.
     UserError
         If the server does not know ranges, or a package is missing.
     """
@@ -111,7 +113,8 @@ def _fetch_http(url, first, count):
             if status >= 500 or status in (408, 429):
                 raise _Failed(f"the server answered {status} {answer.reason}")
             if status >= 400:
-                raise OSError(f"{url}: the server answered {status} {answer.reason}")
+                kind = FileNotFoundError if status in (404, 410) else OSError
+                raise kind(f"{url}: the server answered {status} {answer.reason}")
             if count is not None and status != 206:
                 raise UserError(
                     f"{url}: the server does not know ranges: it answers with the "
@@ -136,14 +139,14 @@ def _session(process):
 
 
 def _fetch_fsspec(url, first, count):
-    files, path = _file_system(url.partition("://")[0], os.getpid()), url
+    files = _file_system(url.partition("://")[0], os.getpid())
     try:
         # Asked each time, since the answer with the bytes does not tell.
-        info = files.info(path, refresh=True) if "s3" in url[:4] else files.info(path)
+        info = files.info(url, refresh=True)
         end = None if count is None else min(first + count, info["size"])
-        data = files.cat_file(path, start=first, end=end)
+        data = files.cat_file(url, start=first, end=end)
     except (FileNotFoundError, PermissionError) as error:
-        raise OSError(f"{url}: {error}") from error
+        raise type(error)(f"{url}: {error}") from error
     except Exception as error:  # each kind of storage has errors of its own
         raise _Failed(f"{type(error).__name__}: {error}") from error
     if len(data) != (info["size"] if end is None else end) - first:
@@ -231,6 +234,9 @@ class RemoteFile:
         self.version = _expected.get(url) or look_at(url)
         self.place = cache_folder() / digest([url, *astuple(self.version)])
 
+    def close(self):
+        """Nothing is held open."""
+
     def read_at(self, offset, count):
         """Bytes from an offset on; fewer at the end of the file.
 
@@ -309,30 +315,18 @@ class RemoteFolder:
 
     Example
     -------
-    >>> folder = RemoteFolder("https://host/shards/")
-    >>> folder.name, str(folder / "a.tar")
-    ('shards', 'https://host/shards/a.tar')
+    >>> RemoteFolder("https://host/shards/") / "a.tar"
+    'https://host/shards/a.tar'
     """
 
     def __init__(self, url):
         self.url = str(url).rstrip("/")
-
-    @property
-    def name(self):
-        """The last part of its path."""
-        return self.url.rpartition("/")[2]
 
     def __str__(self):
         return self.url
 
     def __truediv__(self, name):
         return f"{self.url}/{name}"
-
-    def __eq__(self, other):
-        return isinstance(other, RemoteFolder) and self.url == other.url
-
-    def __hash__(self):
-        return hash(self.url)
 
 
 def read_file(path):

@@ -77,11 +77,25 @@ class Member:
         """
         left = self.size - first
         count = left if count is None else min(count, left)
-        if is_url(self.tar):
-            return RemoteFile(self.tar).read_at(self.offset + first, count)
-        with open(self.tar, "rb") as file:
-            file.seek(self.offset + first)
-            return file.read(count)
+        with contextlib.closing(_open(self.tar)) as file:
+            return file.read_at(self.offset + first, count)
+
+
+class _LocalFile:
+    """A tar file here, with the methods of `RemoteFile`."""
+
+    def __init__(self, path):
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def read_at(self, offset, count):
+        return os.pread(self.descriptor, count, offset)
+
+    def close(self):
+        os.close(self.descriptor)
+
+
+def _open(tar):
+    return RemoteFile(tar) if is_url(tar) else _LocalFile(tar)
 
 
 class MemberFile(io.RawIOBase):
@@ -101,11 +115,7 @@ class MemberFile(io.RawIOBase):
         self.member = member
         self.position = 0
         self.error = None
-        if is_url(member.tar):
-            self.read_at = RemoteFile(member.tar).read_at
-            self.descriptor = None
-        else:
-            self.descriptor = os.open(member.tar, os.O_RDONLY)
+        self.file = _open(member.tar)
 
     def readable(self):
         return True
@@ -130,7 +140,7 @@ class MemberFile(io.RawIOBase):
         if self.error is not None:
             return 0
         try:
-            data = self.read_at(self.member.offset + self.position, count)
+            data = self.file.read_at(self.member.offset + self.position, count)
         except (OSError, UserError) as error:
             # libsndfile calls this and would drop the error: `open_source` raises it.
             self.error = error
@@ -139,13 +149,9 @@ class MemberFile(io.RawIOBase):
         self.position += len(data)
         return len(data)
 
-    def read_at(self, offset, count):
-        """Bytes of the tar file."""
-        return os.pread(self.descriptor, count, offset)
-
     def close(self):
-        if not self.closed and self.descriptor is not None:
-            os.close(self.descriptor)
+        if not self.closed:
+            self.file.close()
         super().close()
 
 

@@ -9,14 +9,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from speechbrain.utils.logger import get_logger
-
 from encodecmae_sb.data.codes import CodesInfo
 from encodecmae_sb.data.remote import RemoteFolder, is_url, look_at, read_file
 from encodecmae_sb.data.tars import Member
 from encodecmae_sb.utils.errors import UserError
-
-logger = get_logger(__name__)
 
 INDEX = "shards.json"
 FORMAT = 1  # raise it when the columns or their meaning change
@@ -110,10 +106,13 @@ def size_of(tar):
     """Bytes of a shard, here or on a server; None if it is not there."""
     try:
         return look_at(tar).size if is_url(tar) else tar.stat().st_size
-    except OSError as error:
-        if is_url(tar):
-            logger.warning(str(error))
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(
+            f"The shard {tar} cannot be read: {error}. Give the command again when it "
+            "can be."
+        ) from error
 
 
 def read_table(tar):
