@@ -2,7 +2,7 @@
 
     python recipes/probe.py hparams/probe_mini.yaml
 
-The command is `encodecmae_sb/commands/probe.py`; `--help` says more.
+The command is `encodecmae_sb/commands/probe.py`, which says more.
 """
 
 from encodecmae_sb.commands import run

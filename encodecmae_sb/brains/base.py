@@ -73,7 +73,8 @@ class ResumableBrain(WatchedBrain):
     """A Brain that can be stopped and resumed between any two optimizer steps.
 
     Reads from the yaml, besides `WatchedBrain`'s: `history`, and `precision`, which may
-    be `auto` (see `precision.best_precision`).
+    be `auto` (see `precision.best_precision`). `--ckpt_interval_steps` on the command
+    line replaces the yaml's `ckpt_interval_minutes`, and the other way round.
 
     Raises
     ------
@@ -94,6 +95,7 @@ class ResumableBrain(WatchedBrain):
         if hparams.get("precision") == AUTO and "precision" not in given:
             device = (run_opts or {}).get("device") or hparams.get("device")
             hparams = {**hparams, "precision": _choose_precision(device)}
+        hparams = _one_interval(hparams, given)
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         norm = self.max_grad_norm
         if not isinstance(norm, int | float) or not norm > 0:
@@ -162,6 +164,15 @@ class ResumableBrain(WatchedBrain):
         self.checkpointer.save_and_keep_only(**checkpoint, verbosity=10)
         # Last: a logger that fails must not cost the checkpoint.
         self.log(row)
+
+
+def _one_interval(hparams, given):
+    """The yaml's values, without the interval that the command line replaces."""
+    pair = ["ckpt_interval_minutes", "ckpt_interval_steps"]
+    for asked, other in (pair, pair[::-1]):
+        if asked in given and other not in given and other in hparams:
+            return {**hparams, other: 0}
+    return hparams
 
 
 def _choose_precision(device=None):

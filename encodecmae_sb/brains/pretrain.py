@@ -193,7 +193,7 @@ class PretrainBrain(StepBrain):
         UserError
             If it gives another shape.
         """
-        augment = getattr(self.hparams, "input_augment", None)
+        augment = self._option("input_augment")
         if augment is None:
             return batch.wavs
         if isinstance(augment, torch.nn.Module):
@@ -223,8 +223,7 @@ class PretrainBrain(StepBrain):
             size = self.hparams.codebook_size
             self.code_counts = torch.zeros(2, size, dtype=torch.int64)
             self.monitors = None
-            wanted = getattr(self.hparams, "monitors", False)
-            if wanted and self.transcripts is not None:
+            if self._option("monitors") and self.transcripts is not None:
                 sizes = self.hparams.n_codebooks, size
                 self.monitors = Monitors(self.transcripts, self.corpora, *sizes)
 

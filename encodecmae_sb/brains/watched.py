@@ -85,22 +85,10 @@ class WatchedBrain(Brain):
 
     Reads from the yaml, where there are: `log_to`, `log_interval`, `train_logger`,
     `log_folder` (default: the folder `log` in the output folder).
-
-    `--ckpt_interval_steps` on the command line replaces the yaml's
-    `ckpt_interval_minutes`, and the other way round.
     """
 
-    def __init__(
-        self,
-        modules=None,
-        opt_class=None,
-        hparams=None,
-        run_opts=None,
-        checkpointer=None,
-    ):
-        given = getattr(run_opts, "overridden_args", run_opts or {})
-        hparams = _one_interval(hparams, given)
-        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
         logs = getattr(self.hparams, "log_to", None), self.train_logger
         wanted = any(log is not None for log in logs)
         interval = getattr(self.hparams, "log_interval", 20)
@@ -231,12 +219,3 @@ class WatchedBrain(Brain):
                 f"optimizer step {self.optimizer_step}; a checkpoint is saved. The "
                 "same command goes on from there."
             )
-
-
-def _one_interval(hparams, given):
-    """The yaml's values, without the interval that the command line replaces."""
-    pair = ["ckpt_interval_minutes", "ckpt_interval_steps"]
-    for asked, other in (pair, pair[::-1]):
-        if asked in given and other not in given and other in (hparams or {}):
-            return {**hparams, other: 0}
-    return hparams

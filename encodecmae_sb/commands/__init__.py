@@ -6,6 +6,13 @@ docstring is its line in the list of commands.
 
 import sys
 
+LAYERS = "last, last_no_norm, all, or a number from 0"
+
+
+def layer(text):
+    """A layer as `--layer` names it: a number, or a word such as `last`."""
+    return int(text) if text.isdigit() else text
+
 
 def run(main):
     """Runs a command as a script; an error that the user can mend is a message."""

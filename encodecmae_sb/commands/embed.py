@@ -27,6 +27,7 @@ stretches. For a large corpus:
 import argparse
 from pathlib import Path
 
+from encodecmae_sb.commands import LAYERS, layer
 from encodecmae_sb.pipelines.embed import embed
 
 
@@ -36,16 +37,14 @@ def parse(argv):
     add = parser.add_argument
     add("encoder_folder", help="exported folder, published name, or user/name")
     add("audio", nargs="+", help="audio files, or folders of them")
-    add("--layer", default="last", help="last, last_no_norm, all, or a number from 0")
+    add("--layer", type=layer, default="last", help=LAYERS)
     add("--output_folder", type=Path, help="default: beside the audio")
     add("--overwrite", action="store_true", help="replace features that are there")
     add("--device", help="cpu, cuda:0, ...; default: a GPU if any")
     add("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     add("--batch_size", type=int, default=8, help="chunks of 4 s; on a GPU more")
     add("--noprogressbar", action="store_true", dest="quiet")
-    args = parser.parse_args(argv)
-    args.layer = int(args.layer) if args.layer.isdigit() else args.layer
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv):

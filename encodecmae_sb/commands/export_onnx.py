@@ -15,6 +15,7 @@ is no file. Then a table shows the differences and the times of PyTorch and of t
 
 import argparse
 
+from encodecmae_sb.commands import LAYERS, layer
 from encodecmae_sb.pipelines.deploy import ONNX, PT2, deploy, table
 
 
@@ -26,11 +27,10 @@ def main(argv):
     add("output", help="the file to write")
     add("--format", choices=[ONNX, PT2], help="default: by the ending of the file")
     add("--int8", action="store_true", help="round the weights to 8 bits")
-    add("--layer", default="last", help="last, last_no_norm, all, or a number from 0")
+    add("--layer", type=layer, default="last", help=LAYERS)
     args = parser.parse_args(argv)
-    layer = int(args.layer) if args.layer.isdigit() else args.layer
     agreements, rows = deploy(
-        args.encoder_folder, args.output, args.format, args.int8, layer
+        args.encoder_folder, args.output, args.format, args.int8, args.layer
     )
     print(table(rows))
     for name, found in agreements.items():

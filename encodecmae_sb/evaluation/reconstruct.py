@@ -20,6 +20,8 @@ from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .plots import picture
 
+_ADVICE = "Give the output folder of recipes/pretrain.py, e.g. results/mini/1234"
+
 
 @dataclass
 class PretrainingRun:
@@ -113,6 +115,23 @@ def load_run(folder, codec=None):
     )
 
 
+def newest_checkpoint(folder):
+    """The folder of the newest checkpoint of a run; None if there is none.
+
+    Arguments
+    ---------
+    folder : Path
+        The output folder of a recipe.
+
+    Returns
+    -------
+    Path or None
+    """
+    save = folder / "save"
+    found = Checkpointer(save).find_checkpoint() if save.is_dir() else None
+    return found and found.path
+
+
 def load_newest(folder, model):
     """Loads the newest checkpoint into a model.
 
@@ -132,17 +151,13 @@ def load_newest(folder, model):
     UserError
         If there is none, or it cannot be read.
     """
-    save = folder / "save"
-    checkpoint = Checkpointer(save).find_checkpoint() if save.is_dir() else None
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(
             f"{folder} holds no checkpoint (save/CKPT+*). Let the run save."
         )
-    _load_weights(model, checkpoint.path / "model.ckpt")
-    return checkpoint.path
-
-
-_ADVICE = "Give the output folder of recipes/pretrain.py, e.g. results/mini/1234"
+    _load_weights(model, checkpoint / "model.ckpt")
+    return checkpoint
 
 
 def read_hparams(folder):
@@ -166,9 +181,8 @@ def read_hparams(folder):
     UserError
         If it is of no such run.
     """
-    advice = _ADVICE
     if not folder.is_dir():
-        raise FileNotFoundError(f"No such folder: {folder}. {advice}")
+        raise FileNotFoundError(f"No such folder: {folder}. {_ADVICE}")
     path = folder / "hyperparams.yaml"
     keys = set()
     if path.is_file():
@@ -181,7 +195,7 @@ def read_hparams(folder):
     if missing := needed - keys:
         raise UserError(
             f"{folder} is not a pretraining run: hyperparams.yaml in it lacks "
-            f"{', '.join(sorted(missing))}. {advice}"
+            f"{', '.join(sorted(missing))}. {_ADVICE}"
         )
     # Leave these out. The first three would make folders and files, and seed the whole
     # process; the others need not be importable here.
@@ -197,10 +211,10 @@ def read_hparams(folder):
         with open(path, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, dict.fromkeys(unwanted))
     except Exception as error:  # building from a broken yaml raises many kinds
-        raise UserError(f"{path} cannot be used: {error}. {advice}") from error
+        raise UserError(f"{path} cannot be used: {error}. {_ADVICE}") from error
     model, masker = hparams["model"], hparams["masker"]
     if not isinstance(model, MaskedCodecModel) or not isinstance(masker, GapMasker):
-        raise UserError(f"{path} describes another kind of model. {advice}")
+        raise UserError(f"{path} describes another kind of model. {_ADVICE}")
     return hparams
 
 

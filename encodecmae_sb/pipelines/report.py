@@ -1,20 +1,19 @@
 """Makes the page of a run: what it shows, from the run's files and its model."""
 
 import csv
-import json
 import math
 import re
 import shlex
 from pathlib import Path
 
-from speechbrain.utils.checkpoints import Checkpointer
-
+from encodecmae_sb.evaluation.reconstruct import newest_checkpoint
 from encodecmae_sb.evaluation.report import (
     MAX_BYTES,
     principal_axes,
     render,
 )
 from encodecmae_sb.evaluation.report_figures import charts, figures, tiles
+from encodecmae_sb.utils.checkpointer import read_identity
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 
@@ -118,7 +117,7 @@ def make_page(
     else:
         page["results"].insert(0, results_of(folder, kind))
         page["facts"] = _facts(folder, kind, None)
-        rows = read_history(_newest(folder))
+        rows = read_history(newest_checkpoint(folder))
         if kind == "recognition":
             page["charts"] = recognition_charts(rows)
         page["lead"] = "What the run measured, and where it comes from."
@@ -144,7 +143,7 @@ def make_page(
 def _fill_pretraining(
     page, folder, kind, codec, labels, place, clips, map_clips, device, quiet
 ):
-    identity = _read_identity(folder)
+    identity = read_identity(folder / "save")
     labels = _read_labels(labels)
     run = load_model(folder, identity, codec)
     rows, metrics = read_history(run.checkpoint), read_metrics(folder)
@@ -183,14 +182,6 @@ def _fill_pretraining(
     page["next"] = _next_steps(folder, kind)
 
 
-def _read_identity(folder):
-    path = folder / "save" / "identity.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
 def _read_labels(path):
     if path is None:
         return {}
@@ -204,22 +195,12 @@ def _read_labels(path):
         ) from error
 
 
-def _newest(folder):
-    save = folder / "save"
-    checkpoint = Checkpointer(save).find_checkpoint() if save.is_dir() else None
-    return checkpoint and checkpoint.path
-
-
 def _corpora(folder, rows):
     """Names of the corpora, in the order of the run where it is known."""
     names = [p.name.removesuffix("_valid.csv") for p in folder.glob("save/*_valid.csv")]
     measured = [key.partition("/")[0] for key in (rows[-1] if rows else {})]
-    return sorted(
-        names,
-        key=lambda n: (
-            (n not in measured, measured.index(n)) if n in measured else (True, 0, n)
-        ),
-    )
+    known = [name for name in dict.fromkeys(measured) if name in names]
+    return known + sorted(set(names) - set(known))
 
 
 def _facts(folder, kind, checkpoint, identity=None):
