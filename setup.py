@@ -31,10 +31,11 @@ setup(
         "console_scripts": ["encodecmae_sb = encodecmae_sb.__main__:main"],
     },
     install_requires=[
-        # torchaudio stops at 2.11 and refuses to import beside a newer torch;
-        # below 2.8, SpeechBrain 1.1 and torchaudio disagree on audio backends.
+        # torchaudio 2.11.0 refuses to import beside a newer torch, and 2.11.1 cannot be
+        # loaded beside torch 2.11, although it says so. Below 2.8, SpeechBrain 1.1 and
+        # torchaudio disagree on audio backends.
         "torch>=2.8,<2.12",
-        "torchaudio>=2.8,<2.12",
+        "torchaudio>=2.8,<2.11.1",
         "speechbrain>=1.1,<1.2",
         "hyperpyyaml",
         "encodec>=0.1.1",
