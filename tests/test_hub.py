@@ -266,6 +266,39 @@ def test_a_server_that_never_answers(hub, monkeypatch):
         assert time.monotonic() - started < 5
 
 
+def test_a_server_that_gives_no_file(hub, folder, monkeypatch):
+    """Its page answers at once, its files never."""
+    push_folder(folder, NAME)
+    monkeypatch.setattr(hub_module, "_commits", {})
+    monkeypatch.setattr(hub_module, "_ANSWER_SECONDS", 1)  # it is 10
+    answer = hub.answer
+
+    def stall(method, url, body):
+        if "/resolve/" in url.path:
+            time.sleep(3)
+        return answer(method, url, body)
+
+    monkeypatch.setattr(hub, "answer", stall)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="could not be reached.*timed out"):
+        EnCodecMAE(NAME)
+    assert time.monotonic() - started < 3
+
+
+def test_a_name_that_cannot_be(hub):
+    with pytest.raises(UserError, match="user/na--me is not a name on the hub"):
+        EnCodecMAE("user/na--me")
+
+
+def test_a_cache_that_cannot_be_used(hub, folder, tmp_path, monkeypatch):
+    push_folder(folder, NAME)
+    monkeypatch.setattr(hub_module, "_commits", {})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="cache .*file cannot be used.*HF_HUB_CACHE"):
+        EnCodecMAE(NAME)
+
+
 def test_the_variables_of_the_hub(hub, folder, tmp_path):
     """HF_ENDPOINT and the cache as a user sets them, and the commands."""
     more = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "other")}

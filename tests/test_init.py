@@ -82,7 +82,7 @@ def test_it_goes_on_with_the_same_loss(finished, pretrain, tmp_path, capfd, part
     assert (tmp_path / "run/curves.png").exists()
 
 
-def test_checkpoints_by_any_of_their_folders(finished):
+def test_checkpoints_by_any_of_their_folders(finished, monkeypatch):
     """All hold the same weights as the exported folder."""
     output, _ = finished
     newest = max(output.glob("save/CKPT*"), key=lambda path: path.stat().st_mtime_ns)
@@ -93,6 +93,8 @@ def test_checkpoints_by_any_of_their_folders(finished):
         weights = found.model.state_dict()
         for name, tensor in expected.model.state_dict().items():
             assert torch.equal(weights[name], tensor), name
+    monkeypatch.chdir(newest.parent)
+    assert load_pretraining(".").label == expected.label
 
 
 def test_the_folder_is_an_encoder_as_any_other(finished):

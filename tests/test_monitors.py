@@ -81,6 +81,16 @@ def test_codes_that_occur_and_that_are_predicted():
     }
 
 
+def test_a_validation_that_does_not_come_to_a_corpus():
+    """With `--debug` it has two batches."""
+    monitors = Monitors(["", ""], ["first", "second"], n_codebooks=1, codebook_size=8)
+    counts, seeds, corpus = torch.tensor([[9, 9], [1, 2], [0, 0]])
+    monitors.add_frames(draw(2, 9, 3), counts, seeds, corpus)
+    row = monitors.row()
+    assert "first/effective_rank" in row
+    assert "second/effective_rank" not in row
+
+
 def test_frames_kept_are_few_and_depend_on_the_seed_alone():
     items = 100
     frames, counts = draw(items, 300, 2), torch.full((items,), 300)

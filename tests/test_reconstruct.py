@@ -16,6 +16,7 @@ from encodecmae_sb.evaluation.reconstruct import (
     fill_in,
     given_gaps,
     load_run,
+    newest_checkpoint,
     random_gaps,
     silence,
 )
@@ -215,11 +216,21 @@ def test_checkpoints_that_cannot_be_used(finished, tmp_path):
     folder, weights = copy(finished, tmp_path)
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="complete"):
         load_run(folder)
     torch.save({"weight": torch.zeros(3)}, weights)
-    with pytest.raises(UserError, match="not of the model"):
+    with pytest.raises(UserError, match="complete"):
         load_run(folder)
+    # The one before is taken, as by the run itself.
+    shutil.copytree(finished / "save", folder / "save", dirs_exist_ok=True)
+    (older,) = folder.glob("save/CKPT*")
+    newer = shutil.copytree(older, folder / "save/CKPT+newer")
+    meta = newer / "CKPT.yaml"
+    meta.write_text(meta.read_text().replace("unixtime: 1", "unixtime: 2"))
+    assert newest_checkpoint(folder) == newer
+    (newer / "model.ckpt").write_bytes(data[: len(data) // 2])
+    assert newest_checkpoint(folder) == older
+    shutil.rmtree(newer)
     shutil.rmtree(weights.parent)
     with pytest.raises(UserError, match="no checkpoint"):
         load_run(folder)

@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.faults = []  # of the next answers with bytes of a shard
         self.ranges, self.sent, self.lock = True, 0, threading.Lock()
+        self.tagged, self.length = True, None
 
     def handle_error(self, *_):
         """A connection that a test cuts is no error of the server."""
@@ -48,7 +49,7 @@ class Handler(SimpleHTTPRequestHandler):
         except OSError:
             self.send_error(404)
             return
-        size, tag, status = len(data), f'"{hash(data)}"', 200
+        length, tag, status = self.server.length or len(data), f'"{hash(data)}"', 200
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if wanted and self.server.ranges:
             first, last = map(int, wanted.groups())
@@ -64,10 +65,11 @@ class Handler(SimpleHTTPRequestHandler):
         if fault == "slow":
             time.sleep(0.3)
         self.send_response(status)
-        self.send_header("ETag", tag)
+        if self.server.tagged:
+            self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(data)))
         if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+            self.send_header("Content-Range", f"bytes {first}-{last}/{length}")
         self.end_headers()
         if fault == "dropped":
             self.wfile.write(data[: len(data) // 2])
@@ -166,8 +168,53 @@ def test_a_shard_that_is_gone_is_reported(server, copied, tmp_path):
 def test_a_server_that_fails_for_long(server, tmp_path):
     there, _ = crops_of(server.url, tmp_path / "there")
     server.faults = [503] * 10_000
-    with pytest.raises(UserError, match="503.*in 4 tries"):
+    with pytest.raises(UserError, match="503.*in 4 tries. The run ends here"):
         there[0]
+
+
+def test_a_block_of_the_cache_that_is_damaged(server, copied, tmp_path):
+    """After a power cut a block may be short, empty or zeros: it is fetched again."""
+    here, _ = crops_of(copied, tmp_path / "here")
+    there, _ = crops_of(server.url, tmp_path / "there")
+    assert same(here, there, range(20))
+    blocks = sorted((tmp_path / "cache").glob("*/[0-9]*"))
+    assert len(blocks) > 3
+    for number, path in enumerate(blocks):
+        data = path.read_bytes()
+        path.write_bytes((data[:1000], b"", bytes(len(data)))[number % 3])
+    sent = server.sent
+    assert same(here, there, range(20))
+    assert server.sent > sent
+
+
+def test_a_cache_that_others_own(server, copied, tmp_path, monkeypatch):
+    """Its blocks cannot be marked as used; they are read all the same."""
+    there, _ = crops_of(server.url, tmp_path / "there")
+    first = there[0]["wav"]
+    sent = server.sent
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(remote.os, "utime", refuse)
+    assert torch.equal(there[0]["wav"], first)
+    assert there[0]["unusable"] == []
+    assert server.sent == sent
+
+
+def test_a_server_without_tags_is_not_cached(server, copied, tmp_path):
+    """The next version of a file could not be told from this one."""
+    server.tagged = False
+    here, _ = crops_of(copied, tmp_path / "here")
+    there, _ = crops_of(server.url, tmp_path / "there")
+    assert same(here, there, range(5))
+    assert not list((tmp_path / "cache").glob("*/[0-9]*"))
+
+
+def test_a_server_that_does_not_know_the_length(server, tmp_path):
+    server.length = "*"
+    with pytest.raises(UserError, match="does not say how long the file is"):
+        prepare_shards(server.url, tmp_path)
 
 
 def test_a_server_that_fails_at_the_start(server, tmp_path):

@@ -15,6 +15,7 @@ from commands import command, run_recipe
 
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.commands.report import main
+from encodecmae_sb.evaluation.report_figures import figures
 from encodecmae_sb.pipelines.report import make_page
 from encodecmae_sb.pipelines.report_clips import load_model, measure_clips
 from encodecmae_sb.utils.errors import UserError
@@ -163,6 +164,15 @@ def test_a_place_that_cannot_be_written(copy, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--output FILE.html"):
         main([str(copy), "--output", str(tmp_path / "file" / "page.html")])
+
+
+def test_a_training_that_diverged():
+    row = {"masked_ce_1": math.nan, "unigram_ce_1": 3.0, "masked_accuracy_1": 0.0}
+    (found,) = figures(row, ["all"], 1024)
+    (bar,) = found["rows"]
+    assert bar["model"] == "nan"
+    assert bar["worse"]
+    assert 0 <= bar["model_at"] <= 100
 
 
 def test_a_run_without_checkpoints(copy):

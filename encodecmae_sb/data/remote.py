@@ -17,6 +17,7 @@ import contextlib
 import functools
 import os
 import time
+import zlib
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from encodecmae_sb.utils.files import whole_file
 
 BLOCK = 1 << 18  # bytes
 # Seconds to wait before a request is tried again.
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
 TIMEOUT = (10, 30)  # seconds to connect, and between two bytes
 _BETWEEN_CLEANINGS = 256  # blocks that a process writes
+_CHECK_BYTES = 4  # at the end of a block in the cache
 
 
 def is_url(path):
@@ -124,6 +126,12 @@ def _fetch_http(url, first, count):
             data = answer.content
             length = int(answer.headers.get("Content-Length", len(data)))
             size = answer.headers.get("Content-Range", f"/{length}").rpartition("/")[2]
+            if not size.isdigit():
+                raise UserError(
+                    f"{url}: the server does not say how long the file is "
+                    f"(Content-Range: {answer.headers['Content-Range']}). Copy the "
+                    "shards to a local folder, or serve them from another server."
+                )
             tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
     except requests.RequestException as error:
         raise _Failed(f"{type(error).__name__}: {error}") from error
@@ -233,6 +241,7 @@ class RemoteFile:
         self.url = url
         self.version = _expected.get(url) or look_at(url)
         self.place = cache_folder() / digest([url, *astuple(self.version)])
+        self.latest = None, b""  # libsndfile reads a block in small steps
 
     def close(self):
         """Nothing is held open."""
@@ -242,10 +251,9 @@ class RemoteFile:
 
         Raises
         ------
-        OSError
-            If they cannot be fetched.
         UserError
-            If the file has changed on the server, or the cache cannot be written.
+            If they cannot be fetched, if the file has changed on the server, or if the
+            cache cannot be written.
         """
         end = min(offset + count, self.version.size)
         blocks = range(offset // BLOCK, -(-end // BLOCK))
@@ -254,13 +262,36 @@ class RemoteFile:
         return data[skip : skip + max(0, end - offset)]
 
     def _block(self, number):
+        if self.latest[0] != number:
+            self.latest = number, self._cached(number) or self._fetched(number)
+        return self.latest[1]
+
+    def _size_of(self, number):
+        return min(BLOCK, self.version.size - number * BLOCK)
+
+    def _cached(self, number):
+        """A block of the cache; None if it is not there, or not whole."""
         path = self.place / str(number)
-        with contextlib.suppress(FileNotFoundError):
-            data = path.read_bytes()
+        try:
+            kept = path.read_bytes()
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):  # a cache that others may only read
             os.utime(path)  # says when it was used
-            return data
-        first = number * BLOCK
-        data, version = fetch(self.url, first, min(BLOCK, self.version.size - first))
+        data, check = kept[:-_CHECK_BYTES], kept[-_CHECK_BYTES:]
+        whole = len(data) == self._size_of(number) and check == _checksum(data)
+        return data if whole else None
+
+    def _fetched(self, number):
+        """A block of the server, which is then in the cache."""
+        try:
+            data, version = fetch(self.url, number * BLOCK, self._size_of(number))
+        except OSError as error:
+            # Another item in its place would change what is trained on.
+            raise UserError(
+                f"{error}. The run ends here. Give the same command again when the "
+                "server answers: it goes on where it stopped."
+            ) from error
         if version != self.version:
             raise UserError(
                 f"{self.url} has changed on the server since this run began (it was "
@@ -268,9 +299,14 @@ class RemoteFile:
                 "they were replaced on purpose, and give the command again with "
                 "another --output_folder."
             )
+        if version.tag:  # else the next version may look the same
+            self._keep(number, data)
+        return data
+
+    def _keep(self, number, data):
         try:
-            with whole_file(path, sync=False) as scratch:
-                scratch.write_bytes(data)
+            with whole_file(self.place / str(number), sync=False) as scratch:
+                scratch.write_bytes(data + _checksum(data))
             _clean_now_and_then(os.getpid())
         except OSError as error:
             raise UserError(
@@ -278,7 +314,11 @@ class RemoteFile:
                 "ENCODECMAE_SB_CACHE to a folder on another disk, or "
                 "ENCODECMAE_SB_CACHE_GB to less."
             ) from error
-        return data
+
+
+def _checksum(data):
+    """Blocks are written without a sync: after a power cut one may hold anything."""
+    return zlib.crc32(data).to_bytes(_CHECK_BYTES, "big")
 
 
 _written = {}

@@ -228,7 +228,8 @@ class Monitors:
         if len(self.corpora) > 1:
             for number, name in enumerate(self.corpora):
                 files = [i for i, corpus in enumerate(self.corpus) if corpus == number]
-                own = self._frame_figures(files)
+                # With `--debug`, validation may not come to the last corpora.
+                own = self._frame_figures(files) if files else {}
                 row.update({f"{name}/{key}": value for key, value in own.items()})
         for q, (occur, predicted) in enumerate(zip(*self.codes, strict=True), 1):
             if len(self.codes[0]) > 1:  # the Brain measures an only codebook

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 import yaml
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.checkpoints import Checkpointer
 from torch import nn
 
 from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
 from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
 from encodecmae_sb.nnet.masking import FrameMask
+from encodecmae_sb.utils.checkpointer import find_checkpoint
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
@@ -116,7 +116,7 @@ def load_run(folder, codec=None):
 
 
 def newest_checkpoint(folder):
-    """The folder of the newest checkpoint of a run; None if there is none.
+    """The folder of the newest complete checkpoint of a run; None if there is none.
 
     Arguments
     ---------
@@ -127,9 +127,7 @@ def newest_checkpoint(folder):
     -------
     Path or None
     """
-    save = folder / "save"
-    found = Checkpointer(save).find_checkpoint() if save.is_dir() else None
-    return found and found.path
+    return find_checkpoint(folder / "save")
 
 
 def load_newest(folder, model):

@@ -105,17 +105,14 @@ def figures(row, corpora, size):
         if rows:
             title = f"Only {prefix[:-1]}" if prefix else "All validation clips"
             found.append({"title": title, "values": rows})
-    least = min(
-        value
-        for one in found
-        for row in one["values"]
-        for value in row[1:3]
-        if value is not None
-    )
-    low = math.floor(min(least, chance - 0.5))
+    values = [value for one in found for row in one["values"] for value in row[1:3]]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    low = math.floor(min([*finite, chance - 0.5]))
 
     def at(value):
-        return round(100 * min(1, max(0, (value - low) / (chance - low))), 2)
+        """A place on the scale, in percent; its end where training has diverged."""
+        share = (value - low) / (chance - low) if math.isfinite(value) else 1
+        return round(100 * min(1, max(0, share)), 2)
 
     for one in found:
         one["scale"] = f"{low} to {chance:.2f} (chance)"
@@ -128,7 +125,7 @@ def figures(row, corpora, size):
                     "model": f"{model:.2f}",
                     "unigram": "\u2013" if unigram is None else f"{unigram:.2f}",
                     "accuracy": f"{100 * right:.1f}",
-                    "worse": model > known,
+                    "worse": not model <= known,
                     "start": min(at(model), at(known)),
                     "width": round(abs(at(model) - at(known)), 2),
                     "model_at": at(model),

@@ -221,7 +221,13 @@ def _checked(source, check, path):
 
 def _fetch(repository, revision, file):
     """The path of a file in the cache; its folder is called as the commit."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import (
+        constants,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     if _COMMIT.fullmatch(revision):
         path = try_to_load_from_cache(repository, file, revision=revision)
@@ -229,15 +235,16 @@ def _fetch(repository, revision, file):
             return Path(path)
     with _speaks_plainly(repository, revision, file):
         if not constants.HF_HUB_OFFLINE:
-            _check_answers(constants.ENDPOINT)
+            # The download would try for minutes, and then go on with what the cache
+            # has, of whatever age. This asks once.
+            check_reachable(constants.ENDPOINT)
+            url = hf_hub_url(repository, file, revision=revision)
+            get_hf_file_metadata(url, timeout=_ANSWER_SECONDS)
         return Path(hf_hub_download(repository, file, revision=revision))
 
 
 def _check_answers(endpoint):
-    """Raises within seconds; the hub's client would try for minutes.
-
-    And then it would go on with what the cache has, of whatever age.
-    """
+    """Raises within seconds; the hub's client would try for minutes."""
     from huggingface_hub.utils import get_session
 
     check_reachable(endpoint)
@@ -288,9 +295,18 @@ def _speaks_plainly(repository, revision=None, file=None):
                 "auth login"
             )
         raise UserError(f"{where}: {_first_line(error)}{hint}") from error
+    except ValueError as error:  # "--" or ".." in it, for example
+        raise UserError(
+            f"{repository} is not a name on the hub: {_first_line(error)}"
+        ) from error
     except Exception as error:  # errors of HTTP libraries
         if is_out_of_space(error):
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            raise UserError(
+                f"The hub's cache {constants.HF_HUB_CACHE} cannot be used: {error}. "
+                "Set HF_HUB_CACHE to a folder that can be written."
+            ) from error
         raise UserError(
             f"{where} could not be reached: {_first_line(error)}. Try again with a "
             "network. What is in the cache is used, without a network, with "

@@ -144,6 +144,7 @@ def _of_folder(folder):
 
 def _of_checkpoint(folder):
     """The model of a checkpoint; the run's folder says how it is built."""
+    folder = folder.resolve()
     hparams_file = folder.parents[1] / "hyperparams.yaml"
     weights = folder / "model.ckpt"
     if not hparams_file.is_file() or not weights.is_file():
