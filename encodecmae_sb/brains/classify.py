@@ -202,7 +202,12 @@ class ClassifyBrain(FineTuneBrain):
         """
         self.stored = data.stored is not None
         workers = 0 if self.stored else self.hparams.num_workers
-        loader = DataLoader(data, collate_fn=data.collate, num_workers=workers)
+        loader = DataLoader(
+            data,
+            collate_fn=data.collate,
+            num_workers=workers,
+            worker_init_fn=ignore_signals,
+        )
         self.classifier.eval()
         rows = []
         quiet = self.noprogressbar or self.stored
