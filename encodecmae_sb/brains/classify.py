@@ -36,6 +36,8 @@ class ClassifyBrain(FineTuneBrain):
         Of the classes, float32, shape [classes].
     """
 
+    fits_once = False  # a Brain for each fold
+
     def __init__(
         self, *args, classifier, multi_label=False, loss_weights=None, **kwargs
     ):
