@@ -1,7 +1,9 @@
 """Sharing: pushed to a server that speaks the hub's API, and read back safely."""
 
+import re
 import socket
 import sys
+import textwrap
 import time
 
 import pytest
@@ -154,6 +156,27 @@ def test_foreign_class(hub, folder, tmp_path):
     path = fetch_folder(NAME).path
     assert torch.equal(frames_of(path), frames_of(NAME))
     assert load_encoder_folder(path).dim == 16
+
+
+def test_the_code_of_the_card(hub, folder, tmp_path, capsys):
+    """Both ways stay with a commit, the one that runs no code from there first."""
+    first = push_folder(folder, NAME)
+    export_encoder(small_encoder(1), tmp_path / "other")
+    push_folder(tmp_path / "other", NAME)
+    card = hub.commits[NAME, first.commit]["README.md"].decode()
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", card, flags=re.MULTILINE)
+    assert ["foreign_class" in block for block in blocks] == [False, True]
+    assert "custom_interface.py" in card.split(blocks[0])[1].split(blocks[1])[0]
+    for block in blocks:
+        code = textwrap.dedent(block).replace("COMMIT", first.commit)
+        names = {}
+        exec(code.partition("features =")[0], names)
+        features = names["encoder"].mods.encoder(torch.ones(1, 9000)).last
+        assert torch.equal(features, ones(None))
+    # Sent again, the card has the same.
+    (folder / "README.md").write_text(card)
+    again = hub.commits[NAME, push_folder(folder, NAME).commit]["README.md"].decode()
+    assert again == card
 
 
 def test_a_recogniser(hub, tmp_path, capsys):

@@ -40,15 +40,25 @@ _USE_FROM_HUB = """\
 
     from encodecmae_sb.inference import load
 
-    {kind} = load("{source}")
+    {kind} = load("{source}@COMMIT")
     {made.use}
 
-`load("{source}@COMMIT")` stays with one commit. `load` takes plain values and
-safetensors from here and runs no code of this repository.
+COMMIT is that of the version that you have looked at; `load("{source}")` takes the
+newest one. `load` takes plain values and safetensors from here and runs no code of this
+repository.
 
-SpeechBrain's `foreign_class(source="{source}", pymodule_file="custom_interface.py",
-classname="{made.interface}")` works, too. It runs `custom_interface.py` and what
-`hyperparams.yaml` names, whatever they are at that time.
+SpeechBrain's own way runs code of this repository: its `custom_interface.py`, and what
+its `hyperparams.yaml` names. So look at both first, and stay with that commit:
+
+    from speechbrain.inference.interfaces import foreign_class
+    from speechbrain.utils.fetching import FetchConfig
+
+    {kind} = foreign_class(
+        source="{source}",
+        pymodule_file="custom_interface.py",
+        classname="{made.interface}",
+        fetch_config=FetchConfig(revision="COMMIT"),
+    )
 """
 
 
