@@ -26,7 +26,11 @@ from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.inference.recogniser import build_searcher, export_recogniser
 from encodecmae_sb.lobes import AdaptedEnCodecMAE
 from encodecmae_sb.pretrained.describe import describe
-from encodecmae_sb.pretrained.published import encoder_identity
+from encodecmae_sb.pretrained.published import (
+    encoder_identity,
+    encoder_licence,
+    source_name,
+)
 from encodecmae_sb.utils import experiment
 from encodecmae_sb.utils.identity import named
 
@@ -70,6 +74,14 @@ def main(argv):
             f"validating on {len(valid.rows)}; {len(unusable)} left out."
         )
 
+    source, pretrained = hparams["encoder_folder"], hparams["pretrained"]
+    origin = (
+        f"Trained on {len(train.rows)} utterances ({train.seconds / 3600:.2f} h) of "
+        f"{hparams['data_folder'] or 'the bundled corpus'}: {train.name}. Encoder "
+        f"{source_name(source, encoder.encoder)}"
+        f"{'' if pretrained else ' with NEW RANDOM WEIGHTS'}."
+    )
+    licence = encoder_licence(source)
     checkpointer.add_recoverables({"encoder": encoder, "head": head})
     brain = CTCBrain(
         {"encoder": encoder, "head": head},
@@ -80,7 +92,6 @@ def main(argv):
         tokens=tokens,
         unusable=unusable,
     )
-    source, pretrained = hparams["encoder_folder"], hparams["pretrained"]
     brain.identify(
         data=speech.sets_identity([train, valid]),
         encoder=encoder_identity(encoder.encoder, source, pretrained),
@@ -100,20 +111,21 @@ def main(argv):
     metrics["left_out"] = len(unusable)
     metrics |= {f"valid/{key}": best[key] for key in ("epoch", "wer", "cer")}
     if if_main_process():
-        finish(encoder, head, tokens, hparams, metrics, output)
+        finish(encoder, head, tokens, hparams, metrics, output, origin, licence)
 
 
-def finish(encoder, head, tokens, hparams, metrics, output):
+def finish(encoder, head, tokens, hparams, metrics, output, origin, licence):
     """Writes metrics and the recogniser, and says what to do next."""
     experiment.write_metrics(output, metrics)
     origin = (
-        f"CTC, protocol {metrics['protocol']}, head: {metrics['head']}, "
+        f"{origin} CTC, protocol {metrics['protocol']}, head: {metrics['head']}, "
         f"{metrics['steps']} steps. Word and character error rates in per cent; test "
         "sets with beam search, validation greedy."
     )
     figures = {key: metrics[key] for key in metrics if key.endswith(("/wer", "/cer"))}
     settings = hparams["beam_search"], output / "asr", origin, figures
-    export_recogniser(encoder, head, tokens, *settings, hparams["kenlm_model_path"])
+    kenlm = hparams["kenlm_model_path"]
+    export_recogniser(encoder, head, tokens, *settings, kenlm, licence)
     print("\nset              WER %    CER %")
     for name in (key.removesuffix("/wer") for key in figures if key.endswith("/wer")):
         print(

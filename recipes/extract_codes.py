@@ -45,6 +45,7 @@ from encodecmae_sb.utils.experiment import (
     quit_on_user_errors,
 )
 from encodecmae_sb.utils.files import check_path
+from encodecmae_sb.utils.preemption import note_end_in
 
 
 def parse(argv):
@@ -116,6 +117,7 @@ def main(argv):
         announce_demonstration("encodes")
     targets = main_process_first(build, choose_targets(args)).to(device)
     pipeline.open_folder(targets, folder)
+    note_end_in(folder)
     where, most = folder / "manifests", args.max_unusable
     corpora = main_process_first(prepare_corpora, folders, where, most)
     manifests = [file for c in corpora for file in (c.train_csv, c.valid_csv)]

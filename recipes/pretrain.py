@@ -36,6 +36,7 @@ from encodecmae_sb.pipelines.pretrain import (
 )
 from encodecmae_sb.pipelines.start import start_from
 from encodecmae_sb.pretrained.codec_files import demonstration_codec
+from encodecmae_sb.pretrained.licence import targets_licence
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
     main_process_first,
@@ -91,7 +92,8 @@ def finish(brain, label, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     how, labels = f"Pretrained with {Path(argv[0]).name}", {label.kind: label.name}
     whole = label if getattr(brain.hparams, "export_pretraining", False) else None
-    row = write_results(brain, output, labels, how, str(label), whole)
+    licence = targets_licence(label)
+    row = write_results(brain, output, labels, how, str(label), whole, licence)
     n_codebooks = brain.hparams.n_codebooks
     print("\nHidden frames of the validation set (nats; accuracy in %):")
     print("  codebook   cross-entropy   unigram   accuracy")

@@ -41,7 +41,7 @@ from encodecmae_sb.pipelines.students import (
     start_student,
 )
 from encodecmae_sb.pretrained.describe import module_key
-from encodecmae_sb.pretrained.published import source_name
+from encodecmae_sb.pretrained.published import encoder_licence, source_name
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
     quit_on_user_errors,
@@ -83,6 +83,7 @@ def main(argv):
     grid = ClusterTargets.sample_rate, ClusterTargets.hop_length
     check_grid(model.encoder.front_end, hparams["sample_rate"], *grid)
     teacher = load_teacher(hparams["teacher"], hparams["layer"])
+    licence = encoder_licence(hparams["teacher"])
     continued = start_student(model.encoder, teacher, hparams["student"])
     if hparams["data_folder"]:
         check_folders(hparams["data_folder"])
@@ -108,10 +109,10 @@ def main(argv):
     )
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
-        finish(brain, continued, reseeded, output)
+        finish(brain, continued, reseeded, output, licence)
 
 
-def finish(brain, continued, reseeded, output):
+def finish(brain, continued, reseeded, output, licence):
     """Writes metrics, curves and the encoder, and says what to do next."""
     hparams = brain.hparams
     labels = {
@@ -124,7 +125,7 @@ def finish(brain, continued, reseeded, output):
     start = "goes on from" if continued else "starts apart from"
     targets = f"{hparams.n_clusters} clusters of {hparams.teacher}, layer "
     targets += f"{hparams.layer}; it {start} the teacher's weights"
-    row = write_results(brain, output, labels, "Self-trained", targets)
+    row = write_results(brain, output, labels, "Self-trained", targets, licence=licence)
     print(
         "\nHidden frames of the validation set:\n"
         f"  accuracy                  {100 * row['masked_accuracy_1']:6.1f} %\n"

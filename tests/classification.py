@@ -15,6 +15,7 @@ from speechbrain.inference.interfaces import foreign_class
 from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.pretrained.licence import ENCODEC
 
 RATE = 8000
 
@@ -36,7 +37,7 @@ def classifiers(pooling, encoder, layer="last"):
 
 def make_home(folder):
     """Fills a folder with a tiny encoder and three kinds of short sounds in 3 folds."""
-    export_encoder(tiny_encoder(), folder / "encoder")
+    export_encoder(tiny_encoder(), folder / "encoder", licence=ENCODEC)
     rng = np.random.default_rng(0)
     rows = []
     for i in range(36):

@@ -15,6 +15,7 @@ from encodecmae_sb.lobes import (
 )
 from encodecmae_sb.pretrained import hub as hub_module
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.pretrained.licence import ENCODEC
 
 FRONT_ENDS = {
     "log-mel": LogMel,
@@ -60,7 +61,7 @@ def mel_folder(tmp_path_factory):
 def teacher_folder(tmp_path_factory):
     """The exported folder of a random teacher."""
     folder = tmp_path_factory.mktemp("teacher") / "encoder"
-    export_encoder(make_encoder(), folder)
+    export_encoder(make_encoder(), folder, licence=ENCODEC)
     return folder
 
 

@@ -7,6 +7,7 @@ import torch
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.pretrained.licence import ENCODEC
 
 
 def link_speaker(root):
@@ -20,7 +21,8 @@ def export_tiny(folder):
     """Exports a random encoder."""
     torch.manual_seed(0)
     transformer = ResiDualTransformer(32, 2, 2, 48)
-    export_encoder(AudioEncoder(LogMel(), transformer), folder)
+    encoder = AudioEncoder(LogMel(), transformer)
+    export_encoder(encoder, folder, licence=ENCODEC)
     return folder
 
 

@@ -15,6 +15,7 @@ from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.data.speech import librispeech_set
 from encodecmae_sb.lobes import CTCHead, EnCodecMAE
+from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence
 
 ROOT = Path(__file__).parent.parent
 RECIPES = {"finetuned": "asr_ctc_mini.yaml", "frozen": "asr_ctc_mini_frozen.yaml"}
@@ -118,6 +119,14 @@ def test_metrics(finished):
     assert CTCHead(8, 4, 6, 1, False).in_words() == "1 fully connected layer of 6"
     assert metrics["pretrained"] is True
     assert metrics["left_out"] == 0
+
+
+def test_the_card_says_where_it_comes_from(finished, encoder, corpus):
+    card = (finished / "asr/README.md").read_text()
+    assert "Trained on 28 utterances (0.0" in card
+    assert f" h) of {corpus}: small. Encoder {encoder}." in card
+    assert ENCODEC.reason in card
+    assert recorded_licence(finished / "asr") == ENCODEC
 
 
 def test_the_sum_of_layers_learns_and_what_is_frozen_does_not(finished, encoder):

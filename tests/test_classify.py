@@ -23,6 +23,7 @@ from commands import environment
 from killed import run_killed
 
 from encodecmae_sb.data.clip_data import folder_of_data
+from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,8 @@ def test_a_run_says_what_it_made(frozen):
     assert all(row["clips"] == "12" for row in rows)
     readme = (output / "classifier/README.md").read_text()
     assert "mean of the folds" in readme
+    assert ENCODEC.reason in readme  # of the encoder
+    assert recorded_licence(output / "classifier") == ENCODEC
 
 
 @pytest.mark.parametrize("kind", ["frozen", "tuned"])

@@ -122,12 +122,15 @@ def test_losses_are_read_every_20_steps(brain):
 
 def test_validation_reads_its_sums(brain):
     """Its forward pass waits for nothing; its sums are on the CPU, on purpose."""
+    brain.transcripts = ["", ""]  # then the monitors collect frames and codes
     brain.on_stage_start(Stage.VALID)
+    assert brain.monitors is not None
     brain.unigram = torch.zeros(2, 8, 1024, device=CUDA)
     batch = make_batches()[0]
     with torch.no_grad():
         logits, codes, mask = brain.compute_forward(batch, Stage.VALID)
         assert {x.device for x in (logits, codes, mask.hidden)} == {CUDA}
+        assert {x.device for x in brain.monitors.kept} == {CUDA}
         with pytest.raises(HostSync):
             brain.compute_objectives((logits, codes, mask), batch, Stage.VALID)
 

@@ -1,7 +1,9 @@
 """Sharing: pushed to a server that speaks the hub's API, and read back safely."""
 
+import re
 import socket
 import sys
+import textwrap
 import time
 
 import pytest
@@ -31,8 +33,13 @@ from encodecmae_sb.pipelines.students import load_teacher
 from encodecmae_sb.pretrained import hub as hub_module
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
 from encodecmae_sb.pretrained.hub import fetch_folder, push_folder
+from encodecmae_sb.pretrained.licence import ENCODEC, Licence
 from encodecmae_sb.pretrained.pretraining import load_pretraining
-from encodecmae_sb.pretrained.published import encoder_identity
+from encodecmae_sb.pretrained.published import (
+    PUBLISHED,
+    encoder_identity,
+    encoder_licence,
+)
 from encodecmae_sb.utils.errors import UserError
 
 NAME = "someone/speech"
@@ -151,6 +158,27 @@ def test_foreign_class(hub, folder, tmp_path):
     assert load_encoder_folder(path).dim == 16
 
 
+def test_the_code_of_the_card(hub, folder, tmp_path, capsys):
+    """Both ways stay with a commit, the one that runs no code from there first."""
+    first = push_folder(folder, NAME)
+    export_encoder(small_encoder(1), tmp_path / "other")
+    push_folder(tmp_path / "other", NAME)
+    card = hub.commits[NAME, first.commit]["README.md"].decode()
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", card, flags=re.MULTILINE)
+    assert ["foreign_class" in block for block in blocks] == [False, True]
+    assert "custom_interface.py" in card.split(blocks[0])[1].split(blocks[1])[0]
+    for block in blocks:
+        code = textwrap.dedent(block).replace("COMMIT", first.commit)
+        names = {}
+        exec(code.partition("features =")[0], names)
+        features = names["encoder"].mods.encoder(torch.ones(1, 9000)).last
+        assert torch.equal(features, ones(None))
+    # Sent again, the card has the same.
+    (folder / "README.md").write_text(card)
+    again = hub.commits[NAME, push_folder(folder, NAME).commit]["README.md"].decode()
+    assert again == card
+
+
 def test_a_recogniser(hub, tmp_path, capsys):
     texts = ["ONE TWO", "THREE FOUR FIVE"]
     lobe = EnCodecMAE(small_encoder(), layer="weighted")
@@ -213,6 +241,29 @@ def test_the_licence_of_encodec(hub, tmp_path):
         assert pushed.licence == (licence or "not-stated")
         card = hub.commits[NAME, pushed.commit]["README.md"].decode()
         assert ("EnCodec's official weights" in card) == (licence is not None)
+
+
+@pytest.mark.parametrize("licence", [ENCODEC, Licence("mit"), None])
+def test_the_licence_goes_on(hub, tmp_path, licence):
+    """From an encoder on the hub, whose card is not fetched, to what is made of it."""
+    export_encoder(small_encoder(), tmp_path / "encoder")
+    if licence == ENCODEC:
+        export_encoder(small_encoder(), tmp_path / "encoder", licence=licence)
+    given = "mit" if licence == Licence("mit") else None
+    assert push_folder(tmp_path / "encoder", NAME, licence=given).kind == "encoder"
+    assert encoder_licence(NAME) == load_pretraining(NAME).licence == licence
+    model = ClipClassifier(EnCodecMAE(NAME), ClipHead(16, 3))
+    export_classifier(model, ["a", "b", "c"], tmp_path / "c", licence=licence)
+    pushed = push_folder(tmp_path / "c", "someone/sounds")
+    assert pushed.licence == (licence.name if licence else "not-stated")
+    files = hub.commits["someone/sounds", pushed.commit]
+    card = files["README.md"].decode()
+    assert card.count(ENCODEC.reason) == (licence == ENCODEC)
+    assert load("someone/sounds").labels == ["a", "b", "c"]
+
+
+def test_published_names_have_the_licence_of_their_targets():
+    assert {encoder_licence(name) for name in PUBLISHED} == {ENCODEC}
 
 
 def test_names_that_stand_for_nothing(hub, folder, tmp_path, monkeypatch):

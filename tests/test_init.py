@@ -27,6 +27,7 @@ from encodecmae_sb.pipelines.start import compare
 from encodecmae_sb.pretrained import pretraining
 from encodecmae_sb.pretrained.codec_files import save_codec
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
+from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence, targets_licence
 from encodecmae_sb.pretrained.pretraining import Pretraining, load_pretraining
 from encodecmae_sb.pretrained.published import PUBLISHED, import_published
 from encodecmae_sb.utils.errors import UserError
@@ -75,6 +76,7 @@ def test_it_goes_on_with_the_same_loss(finished, pretrain, tmp_path, capfd, part
     again = pretrain(tmp_path / "run", init=source, training_steps=1)
     assert again["initial_valid_loss"] == pytest.approx(metrics["valid_loss"], abs=1e-5)
     assert again["init"] == str(source)
+    assert recorded_licence(tmp_path / "run/encoder") is None
     assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1]
     text = capfd.readouterr().out
     assert f"before the first step: {metrics['valid_loss']:.6f}" in text
@@ -253,6 +255,10 @@ def test_published_weights(published, pretrain, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.count("loaded, ") == 4
     exported = load_encoder_folder(tmp_path / "exact/encoder")
     assert exported.front_end.hop_length == 318
+    for run in ("other", "exact"):  # one has other targets
+        assert recorded_licence(tmp_path / run / "encoder") == ENCODEC
+    assert load_pretraining(tmp_path / "other/save").licence == ENCODEC
+    assert targets_licence(Codec.label_of(codec)) == ENCODEC
 
 
 def test_published_names_and_what_is_none_of_them(published, tmp_path):

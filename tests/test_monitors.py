@@ -103,9 +103,9 @@ def test_frames_kept_are_few_and_depend_on_the_seed_alone():
         for i in range(0, items, size):
             part = slice(i, i + size)
             monitors.add_frames(frames[part], counts[part], seeds[part], corpus[part])
-        kept.append(torch.cat(monitors.frames))
+        kept.append(torch.cat(monitors.kept))
     assert torch.equal(*kept)
-    assert len(monitors.frames[0]) == 3
+    assert monitors.counts[0] == 3
     assert MOST_FRAMES - items - 100 < len(kept[0]) <= MOST_FRAMES
     assert "utterance_word_agreement" in monitors.row()
     frames[5, :] = math.nan

@@ -15,7 +15,7 @@ from commands import command, run_recipe
 
 from encodecmae_sb.bundled import speech_folder
 from encodecmae_sb.commands.report import main
-from encodecmae_sb.evaluation.report_figures import figures
+from encodecmae_sb.evaluation.report_figures import charts, figures
 from encodecmae_sb.pipelines.report import make_page
 from encodecmae_sb.pipelines.report_clips import load_model, measure_clips
 from encodecmae_sb.utils.errors import UserError
@@ -120,6 +120,33 @@ def test_figures_are_those_of_the_run(finished, html):
                 row += rf"{re.escape(shown)}\s+"
             assert re.search(row, text), row
     assert "6.93 nats" in text  # chance
+
+
+MONITORS = {
+    "Effective rank of the frames": ("effective_rank", 1, 3),
+    "Share of variance by file": ("file_variance", 100, 3),
+    "Codes predicted": ("codes_predicted_8", 100, 9),  # with what occurs
+    "Agreement with words": ("utterance_word_agreement", 1, 3),
+}
+
+
+def test_the_curves_have_the_monitors(finished, html):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    row = {
+        **metrics,
+        "utterance_word_agreement": 0.1,
+        "more/utterance_word_agreement": 0,
+    }
+    row["speech/utterance_word_agreement"] = -0.5
+    found = {each["title"]: each for each in charts([row], ["speech", "more"])}
+    for title, (key, scale, lines) in MONITORS.items():
+        ends = [line["dots"][-1][-1] for line in found[title]["lines"]]
+        assert len(ends) == lines, title
+        assert f"{scale * row[key]:.4g}" in ends
+        # These files have no transcripts.
+        assert (f">{title}" in html) == (key in metrics), title
+    without = {k: v for k, v in row.items() if k.split("/")[-1][:6] != "codes_"}
+    assert len(charts([without], [])) == 3
 
 
 def test_clips_are_measured_as_in_validation(finished):

@@ -17,6 +17,7 @@ from encodecmae_sb.data.crops import FixedCrops
 from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.pipelines import clusters
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
+from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,7 @@ def test_what_a_run_reports(finished, corpus):
         assert saved["centroids"].shape == (8, 16)
         assert saved["counts"].min() > 0
     assert load_encoder_folder(output / "encoder").dim == 16
+    assert recorded_licence(output / "encoder") == ENCODEC  # as that of the teacher
     assert (output / "curves.png").exists()
 
 

@@ -1,15 +1,17 @@
 """A scheduler wants the machine back: save, end with a code for it, and go on later."""
 
+import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from classification import make_home
 from classification import run_here as classify_here
-from commands import command, environment, execute, results, run_recipe
+from commands import ROOT, command, environment, execute, results, run_recipe
 from recognition import export_tiny, link_speaker, write_manifest
 from test_asr import command as asr_command
 from test_brains import make_brain
@@ -24,7 +26,15 @@ from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.speech import librispeech_set
 from encodecmae_sb.utils import checkpointer
-from encodecmae_sb.utils.preemption import EXIT_CODE, Preempted, SignalWatch
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import quit_on_user_errors
+from encodecmae_sb.utils.preemption import (
+    EXIT_CODE,
+    Preempted,
+    SignalWatch,
+    note_end,
+    note_end_in,
+)
 
 STEPS = 6
 
@@ -120,6 +130,53 @@ def test_signals_in_the_middle_of_saving(whole, crops, tmp_path):
     assert_equal(train(tmp_path, crops), whole)
 
 
+CORPUS = """
+import os, signal, sys
+
+RATE = 8000
+
+
+def find_clips(folder):
+    sys.stdout.write("looking")
+    if os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)  # as a pool ends its processes
+    os.wait()
+    assert not (folder / "ended").exists()
+    os.kill(os.getpid(), signal.{name})
+    print("unreachable")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_outside_the_training(tmp_path, name):
+    """Here in a corpus of one's own, while it finds its clips."""
+    corpus = tmp_path / "corpus.py"
+    corpus.write_text(CORPUS.format(name=name))
+    (tmp_path / "ended").write_text("failed\n")  # by a run before
+    arguments = ["--corpus", corpus, "--data_folder", tmp_path]
+    arguments += ["--output_folder", tmp_path, "--encoder_folder", tmp_path]
+    recipe = [sys.executable, ROOT / "recipes/classify.py"]
+    yaml = ROOT / "hparams/classify_mini.yaml"
+    text = execute([*recipe, yaml, *arguments], tmp_path, EXIT_CODE)
+    assert "looking" in text  # though it was not flushed
+    assert text.count(f"Stopped by {name}.") == 1
+    assert "unreachable" not in text
+    assert (tmp_path / "ended").read_text() == "preempted\n"
+
+
+@pytest.mark.parametrize("error", [None, UserError("a"), RuntimeError("b")])
+def test_an_error_is_not_taken_for_a_signal(tmp_path, error):
+    """torchrun sends SIGTERM to the others when one of its processes fails."""
+    with contextlib.suppress(SystemExit, RuntimeError), quit_on_user_errors():
+        note_end_in(tmp_path)
+        if error is not None:
+            raise error
+    note_end("preempted")
+    word = "failed" if error else "preempted"
+    assert (tmp_path / "ended").read_text() == f"{word}\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_another_thread_leaves_signals_alone():
     import threading
 
@@ -197,6 +254,7 @@ def test_processes_stop_after_the_same_step(tmp_path):
     assert "Stopped by SIGUSR1 after optimizer step 3;" in text
     assert "Stopped by another process after optimizer step 3;" in text
     assert f"exitcode  : {EXIT_CODE} " in text
+    assert (tmp_path / "run/ended").read_text() == "preempted\n"
     assert len(checkpoints(tmp_path / "run")) == 1
 
 

@@ -3,9 +3,10 @@
 import math
 import time
 
+import classification
 import pytest
 import torch
-from commands import run_recipe
+from commands import ROOT, run_recipe
 from speechbrain.utils.train_logger import TensorboardLogger
 from test_brains import make_brain
 
@@ -146,6 +147,27 @@ def test_weights_and_biases_offline(crops, tmp_path, monkeypatch):
         assert name in content
     for loss in losses:
         assert str(loss)[:6].encode() in content
+
+
+WANDB = """
+train_logger: !new:speechbrain.utils.train_logger.WandBLogger
+    initializer: !name:wandb.init
+        mode: offline
+        dir: !ref <output_folder>
+"""
+
+
+def test_folds_share_the_logger_of_the_yaml(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    home, yaml = classification.make_home(tmp_path), tmp_path / "logged.yaml"
+    yaml.write_text((ROOT / "hparams/classify_mini.yaml").read_text() + WANDB)
+    options = {"number_of_epochs": 2, "log_interval": 1000}
+    words = classification.command(home, tmp_path / "run", **options)
+    run_recipe("classify", yaml, *words[3:])
+    assert wandb.run.step == 3 * 2  # a row for each epoch of each fold
+    assert wandb.run.summary["train"]["epoch"] == 2
+    wandb.finish()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ class ClassifyBrain(FineTuneBrain):
         Of the classes, float32, shape [classes].
     """
 
+    fits_once = False  # a Brain for each fold
+
     def __init__(
         self, *args, classifier, multi_label=False, loss_weights=None, **kwargs
     ):
@@ -202,7 +204,12 @@ class ClassifyBrain(FineTuneBrain):
         """
         self.stored = data.stored is not None
         workers = 0 if self.stored else self.hparams.num_workers
-        loader = DataLoader(data, collate_fn=data.collate, num_workers=workers)
+        loader = DataLoader(
+            data,
+            collate_fn=data.collate,
+            num_workers=workers,
+            worker_init_fn=ignore_signals,
+        )
         self.classifier.eval()
         rows = []
         quiet = self.noprogressbar or self.stored

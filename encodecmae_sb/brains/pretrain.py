@@ -264,6 +264,7 @@ class PretrainBrain(StepBrain):
         mask : FrameMask
             Which frames are hidden, visible and padding.
         """
+        items = batch.num_frames, batch.seeds, batch.corpus  # still on the CPU
         batch = batch.to(self.device)
         codes = self.codes(batch)
         # After the targets: they stay those of the clean audio.
@@ -273,7 +274,6 @@ class PretrainBrain(StepBrain):
         if stage == Stage.VALID and self.monitors is not None:
             num_frames = None if batch.full else batch.num_frames
             frames = self.hparams.model.encoder(wavs, num_frames).last
-            items = batch.num_frames, batch.seeds, batch.corpus
             self.monitors.add_frames(frames, *items)
         mask = self.modules.masker(
             batch.num_frames, batch.seeds, codes.shape[1], padded=not batch.full

@@ -87,6 +87,8 @@ class WatchedBrain(Brain):
     `log_folder` (default: the folder `log` in the output folder).
     """
 
+    fits_once = True  # per process; else others use the yaml's `train_logger`, too
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         logs = getattr(self.hparams, "log_to", None), self.train_logger
@@ -121,7 +123,8 @@ class WatchedBrain(Brain):
                 self._stop_if_asked()
             finally:
                 for logger in self.loggers or ():
-                    close_logger(logger)
+                    own = self.fits_once or logger is not self.train_logger
+                    close_logger(logger, shared=not own)
                 self.loggers = None
 
     def on_fit_start(self):

@@ -195,25 +195,28 @@ class Monitors:
         self.words = [set(text.split()) for text in transcripts]
         self.corpora = corpora
         self.per_item = max(1, MOST_FRAMES // max(1, len(transcripts)))
-        self.frames, self.corpus = [], []
+        self.kept, self.counts, self.corpus = [], [], []
         # How often each code occurs, and is predicted, on hidden frames.
         self.codes = torch.zeros(2, n_codebooks, codebook_size, dtype=torch.int64)
 
     def add_frames(self, frames, num_frames, seeds, corpus):
-        """Keeps some frames of each item, drawn by its seed.
+        """Keeps some frames of each item, drawn by its seed; waits for no device.
 
         Arguments
         ---------
         frames : torch.Tensor
             Shape [B, T, D], on any device.
         num_frames, seeds, corpus : torch.Tensor
-            Of each item, int64, shape [B], as in a `CropBatch`.
+            Of each item, int64, shape [B], as in a `CropBatch`; on the CPU.
         """
-        rows = zip(frames, num_frames.tolist(), seeds.tolist(), strict=True)
-        for item, count, seed in rows:
+        chosen = []
+        for count, seed in zip(num_frames.tolist(), seeds.tolist(), strict=True):
             generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(count, generator=generator)[: self.per_item]
-            self.frames.append(item[chosen.to(item.device)].float().cpu())
+            some = torch.randperm(count, generator=generator)[: self.per_item]
+            self.counts.append(len(some))
+            chosen.append(len(chosen) * frames.shape[1] + some)
+        chosen = torch.cat(chosen).to(frames.device, non_blocking=True)
+        self.kept.append(frames.flatten(0, 1)[chosen].float())
         self.corpus += corpus.tolist()
 
     def add_codes(self, codes, predicted):
@@ -224,6 +227,7 @@ class Monitors:
 
     def row(self):
         """All figures by their names in `metrics.json`; NaN from frames that are."""
+        self.frames = torch.cat(self.kept).cpu().split(self.counts)  # of each item
         row = self._frame_figures(range(len(self.frames)))
         if len(self.corpora) > 1:
             for number, name in enumerate(self.corpora):

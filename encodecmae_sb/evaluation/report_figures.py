@@ -74,7 +74,48 @@ def charts(rows, corpora):
     if lines:
         about = "Each with its own unigram, dotted."
         found.append(chart("Codebook 1, by corpus", "nats", lines, about))
+
+    if "codes_predicted_1" in rows[-1]:
+        found += _monitors(line, each, corpora)
     return [drawn for drawn in found if drawn]
+
+
+def _monitors(line, each, corpora):
+    """Curves of what `monitors` measured, drawn with functions of `charts`."""
+
+    def of_frames(key, scale=1.0):
+        lines = [line(key, "all clips", "c0", scale)]
+        for i, name in enumerate(corpora if len(corpora) > 1 else [], 1):
+            lines.append(line(f"{name}/{key}", name, f"c{i % 5}", scale))
+        return lines
+
+    single = len(each("codes_predicted")) == 1
+    occur = "clusters_used" if single else "codes_used_1"
+    return [
+        chart(
+            *("Effective rank of the frames", "directions"),
+            of_frames("effective_rank"),
+            "Of the last layer. If it falls to a few, the frames collapse.",
+        ),
+        chart(
+            *("Share of variance by file", "%"),
+            of_frames("file_variance", 100),
+            "Near 100 a frame says from which file it is, and little else.",
+        ),
+        chart(
+            *("Codes predicted", "% of a codebook"),
+            [
+                *each("codes_predicted", 100),
+                line(occur, "occur, codebook 1", "c5", 100, dashed=True),
+            ],
+            "On hidden frames. The dotted line: those that occur there.",
+        ),
+        chart(
+            *("Agreement with words", "correlation"),
+            of_frames("utterance_word_agreement"),
+            "Whether clips that share words have frames of the same clusters.",
+        ),
+    ]
 
 
 def figures(row, corpora, size):

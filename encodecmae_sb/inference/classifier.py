@@ -159,7 +159,7 @@ def decide(probabilities, labels, multi_label, threshold=0.5):
 
 
 def export_classifier(
-    classifier, labels, folder, multi_label=False, origin="", figures=None
+    classifier, labels, folder, multi_label=False, origin="", figures=None, licence=None
 ):
     """Writes a classifier folder, whole or not at all.
 
@@ -177,6 +177,8 @@ def export_classifier(
         A sentence or two for the folder's README.
     figures : dict of str to float, optional
         Metrics for the folder's README.
+    licence : Licence, optional
+        That of its encoder.
     """
     lobe = classifier.lobe
     if isinstance(lobe, EnCodecMAE):
@@ -194,4 +196,5 @@ def export_classifier(
         f"{len(labels)} classes{several}. {origin}",
         figures,
         f"Classes: {shown}",
+        licence=licence,
     )

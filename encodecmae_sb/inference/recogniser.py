@@ -108,7 +108,15 @@ def search(searcher, log_probs, num_steps):
 
 
 def export_recogniser(
-    lobe, head, tokens, beam_search, folder, origin, figures, kenlm_model_path=None
+    lobe,
+    head,
+    tokens,
+    beam_search,
+    folder,
+    origin,
+    figures,
+    kenlm_model_path=None,
+    licence=None,
 ):
     """Writes a folder that holds all that recognition needs, whole or not at all.
 
@@ -127,12 +135,15 @@ def export_recogniser(
         For the folder's README.
     kenlm_model_path : str, optional
         Copied into the folder.
+    licence : Licence, optional
+        That of its encoder.
     """
     parts = {"lobe": lobe, "head": head, "tokens": tokens}
     if kenlm_model_path:
         parts["language_model"] = LanguageModel(kenlm_model_path)
     settings = {"beam_search": beam_search}
-    export_folder(folder, "recogniser", parts, settings, origin, figures)
+    about = folder, "recogniser", parts, settings, origin, figures
+    export_folder(*about, licence=licence)
 
 
 class EnCodecMAEASR(Pretrained):

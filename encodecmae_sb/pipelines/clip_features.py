@@ -14,6 +14,7 @@ from encodecmae_sb.pretrained.published import PUBLISHED, find_model
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file, write_text
+from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
 
 
@@ -128,7 +129,11 @@ def store_summaries(classifier, clips, path, batch_size, num_workers, device, qu
     clips = sorted(clips, key=lambda clip: -clip.duration)
     data = LabelledClips(clips, torch.zeros(len(clips)))
     loader = DataLoader(
-        data, batch_size=batch_size, collate_fn=data.collate, num_workers=num_workers
+        data,
+        batch_size=batch_size,
+        collate_fn=data.collate,
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals,
     )
     frames = classifier.head.keeps_frames
     classifier.eval()

@@ -19,6 +19,7 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import patient_barrier
 from encodecmae_sb.utils.files import whole_file
 from encodecmae_sb.utils.identity import data_identity
+from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
 
 # What centroids depend on, besides the teacher's weights and the data.
@@ -52,7 +53,11 @@ def embed_clips(teacher, layer, crops, num_clips, stored, batch_size, workers, q
         list(draws[i : i + batch_size]) for i in range(0, len(draws), batch_size)
     ]
     loader = DataLoader(
-        crops, batch_sampler=batches, collate_fn=list, num_workers=workers
+        crops,
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=workers,
+        worker_init_fn=ignore_signals,
     )
     quiet = quiet or not batches
     with open_bar(num_clips, "Embedding", "clips", done, quiet) as bar:

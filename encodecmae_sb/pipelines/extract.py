@@ -25,6 +25,7 @@ from encodecmae_sb.data.stored import FileChunks
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, patient_barrier
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
 
 # EnCodec mirrors the first frames of a signal. The codes of a signal shorter than this
@@ -265,6 +266,7 @@ def extract(
         batch_sampler=[batch for job in jobs for batch in job.batches],
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
     )
     part = CodesPart(folder, targets.n_codebooks)

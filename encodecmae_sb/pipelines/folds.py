@@ -22,6 +22,7 @@ from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
 from encodecmae_sb.pretrained.describe import module_key
+from encodecmae_sb.pretrained.published import encoder_licence
 from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
@@ -173,6 +174,7 @@ class FoldTrainer:
         self.save = Path(hparams["save_folder"])
         self.settings = self._settings()
         self.lobe_keys = {}  # encoder -> hash of its architecture and weights
+        self.licences = {}  # of the encoder of each fold, by name
         self.best = self.classifier = None
 
     def _settings(self):
@@ -261,6 +263,9 @@ class FoldTrainer:
         FoldResult
         """
         brain, folder = self._brain(fold)
+        if self.hparams["features"] != "logmel":
+            source = in_fold(self.hparams["encoder_folder"], fold)
+            self.licences[fold.name] = encoder_licence(source)
         path = folder / "results.npz"
         finished = path.exists()
         if finished:
@@ -356,8 +361,15 @@ def write_results(trainer, results, output):
     corpus = hparams["csv"] or hparams["train_csv"] or hparams["corpus"]
     origin = f"Trained on {len(best.fold.train)} clips of {corpus}. "
     origin += f"{describe_classifier(hparams)}{which}"
-    folder, multi_label = output / "classifier", data.multi_label
-    export_classifier(trainer.classifier, labels, folder, multi_label, origin, figures)
+    export_classifier(
+        trainer.classifier,
+        labels,
+        output / "classifier",
+        data.multi_label,
+        origin,
+        figures,
+        trainer.licences.get(best.fold.name),
+    )
     return metrics
 
 

@@ -20,6 +20,7 @@ from encodecmae_sb.nnet.encodec import FrozenCodec
 from encodecmae_sb.nnet.targets import build
 from encodecmae_sb.pretrained.codec_files import checksum
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.pretrained.pretraining import read_licence
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
@@ -273,7 +274,7 @@ def make_brain(hparams, run_opts, modules, corpora, unusable):
     )
 
 
-def write_results(brain, output, labels, how, targets, label=None):
+def write_results(brain, output, labels, how, targets, label=None, licence=None):
     """Writes metrics, curves and the encoder of a finished run.
 
     Arguments
@@ -287,6 +288,8 @@ def write_results(brain, output, labels, how, targets, label=None):
         How the encoder was trained, and to predict what, for its README.
     label : Label, optional
         Of the targets. With it, decoder and head are exported, too.
+    licence : Licence, optional
+        That the encoder has from its targets.
 
     Returns
     -------
@@ -300,11 +303,13 @@ def write_results(brain, output, labels, how, targets, label=None):
         began = {f"initial_{k}": first[k] for k in ("valid_loss", "masked_ce_1")}
         labels = {**labels, "init": str(init), **began}
         how += f", from the weights of {init}"
+        licence = licence or read_licence(brain.hparams.save_folder)
     write_metrics(output, {**row, **labels, **files})
     draw_curves(brain.history, output / "curves.png")
     trained = f"{how} for {int(row['step'])} steps on {', '.join(brain.corpora)}"
     origin = f"{trained}; targets: {targets}."
     model = brain.hparams.model
-    both = {} if label is None else {"model": model, "label": label}
-    export_encoder(model.encoder, output / "encoder", origin, row, **both)
+    more = {} if label is None else {"model": model, "label": label}
+    more["licence"] = licence
+    export_encoder(model.encoder, output / "encoder", origin, row, **more)
     return row

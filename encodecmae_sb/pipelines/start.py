@@ -6,7 +6,7 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.pretrained.describe import constructor_arguments, to_yaml
-from encodecmae_sb.pretrained.pretraining import load_pretraining
+from encodecmae_sb.pretrained.pretraining import load_pretraining, note_licence
 from encodecmae_sb.utils.digests import weights_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first
@@ -95,6 +95,7 @@ def start_from(hparams, label):
         raise UserError(f"init={source}: nothing of it fits this run:\n{listed}")
     model.load_state_dict(weights, strict=False)
     if if_main_process():
+        note_licence(hparams["save_folder"], found.licence)
         print(f"Starts from {source}:", flush=True)
         for name, part in parts.items():
             print(f"  {name:11s}  {_outcome(name, part)}", flush=True)

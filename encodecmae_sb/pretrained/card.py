@@ -6,14 +6,6 @@ import yaml
 
 from encodecmae_sb.utils.errors import UserError
 
-# Of EnCodec's official weights: https://github.com/facebookresearch/encodec
-ENCODEC_LICENCE = "cc-by-nc-4.0"
-ENCODEC_FACT = (
-    "EnCodec's official weights took part in the training; their licence is "
-    "CC BY-NC 4.0."
-)
-# What an exported README says in that case.
-_ENCODEC = re.compile(r"encodec_24khz|CC BY-NC 4\.0")
 NOT_STATED = "not-stated"
 
 _TASKS = {
@@ -48,19 +40,29 @@ _USE_FROM_HUB = """\
 
     from encodecmae_sb.inference import load
 
-    {kind} = load("{source}")
+    {kind} = load("{source}@COMMIT")
     {made.use}
 
-`load("{source}@COMMIT")` stays with one commit. `load` takes plain values and
-safetensors from here and runs no code of this repository.
+COMMIT is that of the version that you have looked at; `load("{source}")` takes the
+newest one. `load` takes plain values and safetensors from here and runs no code of this
+repository.
 
-SpeechBrain's `foreign_class(source="{source}", pymodule_file="custom_interface.py",
-classname="{made.interface}")` works, too. It runs `custom_interface.py` and what
-`hyperparams.yaml` names, whatever they are at that time.
+SpeechBrain's own way runs code of this repository: its `custom_interface.py`, and what
+its `hyperparams.yaml` names. So look at both first, and stay with that commit:
+
+    from speechbrain.inference.interfaces import foreign_class
+    from speechbrain.utils.fetching import FetchConfig
+
+    {kind} = foreign_class(
+        source="{source}",
+        pymodule_file="custom_interface.py",
+        classname="{made.interface}",
+        fetch_config=FetchConfig(revision="COMMIT"),
+    )
 """
 
 
-def make_card(made, kind, source, about, figures=None, notes=""):
+def make_card(made, kind, source, about, figures=None, notes="", licence=None):
     """The README of an exported folder.
 
     Arguments
@@ -78,6 +80,7 @@ def make_card(made, kind, source, about, figures=None, notes=""):
         Metrics.
     notes : str
         End of the text.
+    licence : Licence, optional
 
     Returns
     -------
@@ -90,10 +93,17 @@ def make_card(made, kind, source, about, figures=None, notes=""):
         text += f"\n## Figures\n\n| measured | |\n| --- | --- |\n{rows}"
     if notes:
         text += f"\n## Notes\n\n{notes}\n"
-    return text.rstrip() + "\n"
+    return _with_reason(text.rstrip() + "\n", licence)
 
 
-def card_for_hub(card, made, kind, repository, licence=None):
+def _with_reason(text, licence):
+    """A card that says why it has a licence."""
+    if licence is None or not licence.reason or licence.reason in text:
+        return text
+    return f"{text.rstrip()}\n\n## Licence\n\n{licence.reason}\n"
+
+
+def card_for_hub(card, made, kind, repository, licence=None, recorded=None):
     """A card for the hub: what its owner wrote stays; the code loads from there.
 
     Arguments
@@ -105,8 +115,10 @@ def card_for_hub(card, made, kind, repository, licence=None):
     repository : str
         user/name.
     licence : str, optional
-        Default: what the card's header says; else `cc-by-nc-4.0` if the text says that
-        EnCodec's official weights took part; else "other", `NOT_STATED`.
+        Default: what the card's header says; else what is recorded; else "other",
+        `NOT_STATED`.
+    recorded : Licence, optional
+        That the folder has from what it was made with.
 
     Returns
     -------
@@ -121,17 +133,15 @@ def card_for_hub(card, made, kind, repository, licence=None):
     """
     header, text = split_card(card)
     header = {**_header(kind), **header}
-    encodec = _ENCODEC.search(text) is not None
     if licence:
         header = {**header, "license": licence}
         header.pop("license_name", None)
-    elif "license" not in header and encodec:
-        header["license"] = ENCODEC_LICENCE
+    elif "license" not in header and recorded is not None:
+        header["license"] = recorded.name
     elif "license" not in header:
         # The hub wants a name beside "other".
         header |= {"license": "other", "license_name": NOT_STATED}
-    if encodec and ENCODEC_FACT not in text:
-        text = f"{text.rstrip()}\n\n## Licence\n\n{ENCODEC_FACT}\n"
+    text = _with_reason(text, recorded)
     use = _USE_FROM_HUB.format(made=made, kind=kind, source=repository)
     text, found = _LOCAL_USE.subn(lambda _: f"{use}\n", text, count=1)
     text = text if found else f"{text.rstrip()}\n\n{use}"

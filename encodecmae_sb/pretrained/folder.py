@@ -26,6 +26,7 @@ from encodecmae_sb.utils.files import whole_file
 
 from .card import make_card
 from .describe import build_like, to_yaml
+from .licence import KEY as LICENCE
 
 FORMAT = 2  # of the folder; raise it when older code could not read a new one
 YAML = "hyperparams.yaml"
@@ -99,6 +100,7 @@ def export_folder(
     notes="",
     files=None,
     obsolete=(),
+    licence=None,
 ):
     """Writes a folder that `foreign_class` loads, whole or not at all.
 
@@ -127,6 +129,8 @@ def export_folder(
         More files: name, and what writes the file of a path.
     obsolete : iterable of str
         Files that an older folder in its place may have, and this one must not.
+    licence : Licence, optional
+        That it has from what it was made with.
 
     Raises
     ------
@@ -135,10 +139,13 @@ def export_folder(
     """
     folder = Path(folder)
     made = MADE[kind]
+    settings = dict(settings or {})
+    if licence is not None:
+        settings[LICENCE] = licence._asdict()
     texts = {
-        YAML: hyperparams(made.title, parts, settings or {}),
+        YAML: hyperparams(made.title, parts, settings),
         "custom_interface.py": INTERFACE,
-        "README.md": make_card(made, kind, folder.name, about, figures, notes),
+        "README.md": make_card(made, kind, folder.name, about, figures, notes, licence),
     }
     with contextlib.ExitStack() as stack:
         # Files take their names in the opposite order, so the yaml is the last one.
@@ -217,7 +224,14 @@ def _save_tensors(tensors, path):
 
 
 def export_encoder(
-    encoder, folder, origin="", figures=None, files=None, model=None, label=None
+    encoder,
+    folder,
+    origin="",
+    figures=None,
+    files=None,
+    model=None,
+    label=None,
+    licence=None,
 ):
     """Writes an encoder folder, whole or not at all.
 
@@ -237,6 +251,8 @@ def export_encoder(
         Whose encoder this is. Its decoder and head are written, too.
     label : Label, optional
         Of the targets that the head predicts; needed with `model`.
+    licence : Licence, optional
+        That it has from its targets, or from what it went on from.
 
     Example
     -------
@@ -265,6 +281,7 @@ def export_encoder(
         figures,
         files=files,
         obsolete=() if model is not None else _PRETRAINING,
+        licence=licence,
     )
 
 

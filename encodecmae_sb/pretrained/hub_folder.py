@@ -13,7 +13,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 from encodecmae_sb.utils.errors import UserError
 
-from .card import card_for_hub
+from .card import NOT_STATED, card_for_hub
 from .folder import (
     INTERFACE,
     MADE,
@@ -22,6 +22,7 @@ from .folder import (
     load_weights,
     weights_file,
 )
+from .licence import KEY, Licence, recorded_licence
 from .plain import build, is_module, read_plain
 
 METRICS = "metrics.json"
@@ -178,8 +179,6 @@ def make_hub_folder(folder, target, repository, licence=None):
             files[name] = f"{name}.{_ending(path)}"
             shutil.copyfile(path, target / files[name])
     made = MADE[plain.kind]
-    text = hyperparams(made.title, parts, plain.settings, files)
-    (target / YAML).write_text(text, encoding="utf-8")
     (target / "custom_interface.py").write_text(INTERFACE, encoding="utf-8")
     for place in (folder / METRICS, folder.parent / METRICS):
         if place.is_file():
@@ -187,8 +186,15 @@ def make_hub_folder(folder, target, repository, licence=None):
             break
     card = folder / "README.md"
     card = card.read_text(encoding="utf-8") if card.is_file() else f"# {made.title}\n"
-    card, licence = card_for_hub(card, made, plain.kind, repository, licence)
+    recorded = recorded_licence(folder)
+    card, licence = card_for_hub(card, made, plain.kind, repository, licence, recorded)
     (target / "README.md").write_text(card, encoding="utf-8")
+    settings = plain.settings
+    if licence != NOT_STATED:  # for what others will make of it
+        reason = "" if recorded is None else recorded.reason
+        settings = {**settings, KEY: Licence(licence, reason)._asdict()}
+    text = hyperparams(made.title, parts, settings, files)
+    (target / YAML).write_text(text, encoding="utf-8")
     load_plain_folder(target)
     return plain.kind, licence
 

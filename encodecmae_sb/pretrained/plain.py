@@ -19,6 +19,7 @@ from encodecmae_sb import __version__
 from encodecmae_sb.utils.errors import UserError
 
 from .folder import FORMAT
+from .licence import KEY as LICENCE
 
 _LOBES, _POOLING = "encodecmae_sb.lobes", "encodecmae_sb.nnet.pooling"
 _ENCODER, _LOBE = f"{_LOBES}.AudioEncoder", f"{_LOBES}.EnCodecMAE"
@@ -56,6 +57,7 @@ _HOOKS = {
     f"encodecmae_sb.pretrained.folder.{hook}" for hook in ("load_weights", "load_part")
 }
 _NOT_BUILT = {"modules", "pretrainer"}
+_EVERYWHERE = {"format", LICENCE}  # in any kind of folder
 
 _PLAIN = {
     f"tag:yaml.org,2002:{kind}"
@@ -88,7 +90,16 @@ class Kind:
     def fits(self, keys):
         """Whether a file with these keys is of this kind."""
         needed = {*self.parts, *self.settings} - self.optional
-        return needed <= keys <= {"format", *self.parts, *self.settings, *_NOT_BUILT}
+        return (
+            needed
+            <= keys
+            <= {
+                *_EVERYWHERE,
+                *self.parts,
+                *self.settings,
+                *_NOT_BUILT,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -212,7 +223,8 @@ def _sort(keys):
     parts = {name: keys[name] for name in wanted.parts if name in keys}
     for name, node in parts.items():
         _check_module(node, (wanted.parts[name],), name)
-    settings = {name: _value(keys[name], name) for name in wanted.settings}
+    plain = wanted.settings | {LICENCE} & keys.keys()
+    settings = {name: _value(keys[name], name) for name in plain}
     return Plain(kind, parts, settings, _files(keys, parts))
 
 

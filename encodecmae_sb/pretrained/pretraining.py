@@ -1,5 +1,6 @@
 """What a pretraining can go on from: folders, checkpoints, published weights."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.utils.checkpointer import find_checkpoint, read_identity
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import load_key
+from encodecmae_sb.utils.files import write_text
 
 from .codec_files import checksum, load_network
 from .folder import (
@@ -21,13 +23,16 @@ from .folder import (
     load_weights,
 )
 from .hub import is_hub_name
+from .licence import ENCODEC, Licence, recorded_licence, targets_licence
 from .published import (
     PUBLISHED,
+    encoder_licence,
     fetch_published,
     load_encoder_source,
     load_published,
 )
 
+_LICENCE = "initial_licence.json"
 # Of the first convolution of EnCodec's encoder; its shape gives the width.
 _LATENTS = "encoder.front_end.encoder.model.0.conv.conv.weight_v"
 
@@ -45,12 +50,15 @@ class Pretraining:
         Of the targets that the head predicts; None if they are not known by name.
     codec : encodec.EncodecModel or None
         The codec of the targets, if it was saved in place of a name.
+    licence : Licence or None
+        That what goes on from it has, too.
     """
 
     encoder: AudioEncoder
     model: MaskedCodecModel | None = None
     label: Label | None = None
     codec: torch.nn.Module | None = None
+    licence: Licence | None = None
 
     def predicts(self, label, n_codebooks):
         """Whether the head was trained on given targets.
@@ -116,7 +124,8 @@ def load_pretraining(source):
         return _of_checkpoint(checkpoint) if checkpoint else _of_folder(path)
     if not path.is_file():
         if is_hub_name(source):
-            return Pretraining(load_encoder_source(source))
+            encoder = load_encoder_source(source)
+            return Pretraining(encoder, licence=encoder_licence(source))
         if str(source) not in PUBLISHED:
             raise FileNotFoundError(
                 f"init={source}: no such folder or file. Give a folder that a recipe "
@@ -127,7 +136,7 @@ def load_pretraining(source):
         path = fetch_published(str(source))
     published = load_published(path)
     model = published.model
-    return Pretraining(model.encoder, model, codec=published.codec)
+    return Pretraining(model.encoder, model, codec=published.codec, licence=ENCODEC)
 
 
 def _of_folder(folder):
@@ -139,7 +148,8 @@ def _of_folder(folder):
             "the folder that holds them, e.g. results/mini/1234/save."
         ) from error
     encoder = load_encoder_folder(folder)
-    return Pretraining(encoder, *load_decoder_and_head(folder, encoder))
+    rest = load_decoder_and_head(folder, encoder)
+    return Pretraining(encoder, *rest, licence=recorded_licence(folder))
 
 
 def _of_checkpoint(folder):
@@ -164,7 +174,30 @@ def _of_checkpoint(folder):
         tensors = torch.load(weights, map_location="cpu", weights_only=True)
         model.encoder.front_end = CodecLatents(n_filters=tensors[_LATENTS].shape[0])
     load_weights(model, weights)
-    return Pretraining(model.encoder, model, _recorded_label(folder.parent))
+    label = _recorded_label(folder.parent)
+    licence = label and targets_licence(label)
+    licence = licence or read_licence(folder.parent)
+    return Pretraining(model.encoder, model, label, licence=licence)
+
+
+def note_licence(folder, licence):
+    """Writes down what a run has from what it starts from, which may be gone later.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run's checkpoints.
+    licence : Licence or None
+    """
+    text = json.dumps(None if licence is None else licence._asdict())
+    write_text(Path(folder) / _LICENCE, text)
+
+
+def read_licence(folder):
+    """What `note_licence` wrote; None if there is nothing."""
+    path = Path(folder) / _LICENCE
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return found and Licence(**found)
 
 
 def _recorded_label(folder):

@@ -32,6 +32,7 @@ from .folder import (
     with_new_weights,
 )
 from .hub import HubFolder, fetch_folder, is_hub_name
+from .licence import ENCODEC, recorded_licence
 
 REPOSITORY = "lpepino/encodecmae-v2"  # on the Hugging Face hub
 PUBLISHED = {
@@ -106,7 +107,8 @@ def import_published(source, folder):
         # Rounded weights would give a few other codes.
         files[CODEC_FILE] = partial(save_codec, published.codec, dtype=torch.float32)
     try:
-        export_encoder(published.model.encoder, folder, origin, files=files)
+        encoder = published.model.encoder
+        export_encoder(encoder, folder, origin, files=files, licence=ENCODEC)
         if not files:
             (folder / CODEC_FILE).unlink(missing_ok=True)
     except OSError as error:
@@ -204,6 +206,35 @@ def find_model(source, kind="encoder"):
         f"as {MADE[kind].example}; {weights}or a name on the hub: user/name or "
         "user/name@revision."
     )
+
+
+def encoder_licence(source):
+    """The licence of an encoder, which is also that of what is made with it.
+
+    Arguments
+    ---------
+    source : str or Path
+        See `find_model`.
+
+    Returns
+    -------
+    Licence or None
+        None if it states none.
+
+    Raises
+    ------
+    FileNotFoundError, UserError
+        As `find_model`.
+
+    Example
+    -------
+    >>> encoder_licence("mel256-ec-base-as").name
+    'cc-by-nc-4.0'
+    """
+    found = find_model(source)
+    if isinstance(found, str):  # their targets came from EnCodec, directly or not
+        return ENCODEC
+    return recorded_licence(found.path if isinstance(found, HubFolder) else found)
 
 
 def source_name(source, encoder):

@@ -26,7 +26,7 @@ from .errors import UserError
 from .files import check_path, check_writable, is_out_of_space, write_text
 from .identity import yaml_identity
 from .loggers import check_loggers
-from .preemption import Preempted
+from .preemption import Preempted, SignalEnd, note_end, note_end_in
 
 # Keys of yaml files whose value is a path. Null is allowed but for `_NEEDED`, a list
 # of paths for `_SEVERAL`.
@@ -105,6 +105,7 @@ def start_experiment(argv, can_test=False, choose=None):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     check_writable(hparams["output_folder"])
+    note_end_in(hparams["output_folder"])
     _check_shared(hparams["output_folder"])
 
     def record():
@@ -258,8 +259,23 @@ def quit_on_user_errors():
     """Ends a script with the message alone if the user can fix the cause.
 
     That includes a lack of memory or of disk space: the message says what to do.
-    Other errors keep their traceback.
+    Other errors keep their traceback. A signal that asks the process to end gives
+    `preemption.EXIT_CODE`. See there for the file that tells it from an error.
     """
+    note_end_in(None)
+    with SignalEnd(), _messages():
+        try:
+            yield
+        except Preempted:
+            note_end("preempted")
+            raise
+        except Exception:
+            note_end("failed")
+            raise
+
+
+@contextlib.contextmanager
+def _messages():
     try:
         yield
         if torch.distributed.is_initialized():

@@ -177,15 +177,18 @@ def log_row(logger, row):
         logger.writer.flush()
 
 
-def close_logger(logger):
+def close_logger(logger, shared=False):
     """Writes what a logger still holds, and ends it.
 
     Arguments
     ---------
     logger : TrainLogger
+    shared : bool
+        Others may write to it later: a run of Weights & Biases, which cannot be opened
+        again, then ends with the process.
     """
     loggers = _speechbrain_loggers()
     if isinstance(logger, loggers.TensorboardLogger):
         logger.writer.close()  # it opens again by itself
-    elif isinstance(logger, loggers.WandBLogger):
+    elif isinstance(logger, loggers.WandBLogger) and not shared:
         logger.run.finish()

@@ -1,12 +1,17 @@
-"""Signals that ask a training to end: save first, then say that it is to go on."""
+"""Signals that ask a run to end: save first, then say that it is to go on."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+from pathlib import Path
 
 # "A temporary failure: try again later" (EX_TEMPFAIL of sysexits.h).
 EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_END = "ended"  # a file in the output folder
+_output = None
 
 
 class Preempted(SystemExit):
@@ -42,6 +47,8 @@ class SignalWatch:
     'SIGUSR1'
     """
 
+    interrupts = False  # reading and writing; a network file system, for example
+
     def __init__(self):
         self.received = None
         self._before = {}
@@ -51,8 +58,7 @@ class SignalWatch:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
-                # Writing to a network file system goes on after the signal.
-                signal.siginterrupt(number, False)
+                signal.siginterrupt(number, self.interrupts)
         return self
 
     def __exit__(self, *_):
@@ -62,6 +68,63 @@ class SignalWatch:
 
     def _note(self, number, _):
         self.received = signal.Signals(number).name
+
+
+class SignalEnd(SignalWatch):
+    """Ends the process at SIGTERM or SIGUSR1 within a block, with `EXIT_CODE`.
+
+    At once, as a kill would: threads and readers are not waited for. Within it
+    a `SignalWatch` comes first.
+    """
+
+    interrupts = True
+
+    def __enter__(self):
+        self._process = os.getpid()
+        return super().__enter__()
+
+    def _note(self, number, _):
+        if os.getpid() != self._process:  # a fork of it, which ends by itself
+            os._exit(128 + number)
+        name = signal.Signals(number).name
+        text = (
+            f"\nStopped by {name}. What is finished is kept: give the same command.\n"
+        )
+        note_end("preempted")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # it may be in the middle of a line
+                stream.flush()
+        os.write(2, text.encode())
+        os._exit(EXIT_CODE)
+
+
+def note_end_in(folder):
+    """Names the folder whose file `ended` shall say how a run ended; none is there yet.
+
+    Arguments
+    ---------
+    folder : str, Path or None
+        Of a run that begins, shared by its processes. None: nowhere.
+    """
+    global _output
+    _output = folder and Path(folder)
+    if folder and os.environ.get("RANK", "0") == "0":
+        (_output / _END).unlink(missing_ok=True)
+
+
+def note_end(how):
+    """Writes how the run ended, for scripts; torchrun's exit code does not say it.
+
+    The first process counts: torchrun ends the others with a signal.
+
+    Arguments
+    ---------
+    how : str
+        "preempted" or "failed".
+    """
+    if _output is not None:
+        with contextlib.suppress(OSError), open(_output / _END, "x") as file:
+            file.write(f"{how}\n")
 
 
 def ignore_signals(worker=None):
