@@ -1,0 +1,369 @@
+"""Trains variants of a pretraining for the same time, and probes their encoders."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from encodecmae_sb.data.clip_data import AUTO, find_data
+from encodecmae_sb.evaluation.comparison import spread
+from encodecmae_sb.evaluation.linear_probe import linear_probe
+from encodecmae_sb.evaluation.plots import draw_bars
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.progress import open_bar
+
+from .compare import LOGMEL, RANDOM, Comparison
+
+# Of a trial, so that little but steps is timed.
+_TRIAL = {"valid_items": 4, "monitors": False, "log_to": "null"}
+_CLIPS = ("data_folder", "csv", "train_csv", "valid_csv", "test_csv")
+_FACTS = ("corpus_rate", "multi_label", "valid_share", "max_unusable")
+_VALIDATIONS = 4  # of a training
+_INTERVAL = (0.025, 0.975)
+
+
+class PretrainingComparison:
+    """Everything from variants to the table.
+
+    Arguments
+    ---------
+    hparams : dict
+        Of hparams/compare_pretraining.yaml.
+    run_opts : speechbrain.core.RunOptions
+    script : Path
+        recipes/pretrain.py.
+
+    Raises
+    ------
+    UserError
+        If a value has no meaning.
+    """
+
+    def __init__(self, hparams, run_opts, script):
+        self.hparams = hparams
+        self.run_opts = run_opts
+        self.script = script
+        self.output = Path(hparams["output_folder"])
+        self.save = Path(hparams["save_folder"])
+        self.variants = _variants(hparams["variants"])
+        self.seeds = hparams["seeds"]
+        if not isinstance(self.seeds, list) or not self.seeds:
+            raise UserError(f'seeds={self.seeds}: give a list, --seeds "[1, 2, 3]".')
+        minutes = hparams["minutes"]
+        if minutes is not None and not (_is_number(minutes) and minutes > 0):
+            raise UserError(
+                f"minutes={minutes}: a number above 0, or null for training_steps as "
+                "the variants say."
+            )
+        example = "digits: {corpus: fsdd, data_folder: /data/fsdd}"
+        self.tasks = _named("tasks", hparams["tasks"], dict, example)
+        self.data = {}
+
+    def find_clips(self):
+        """Finds the labelled clips of every task, before anything is trained."""
+        for task, said in self.tasks.items():
+            keys = (
+                dict.fromkeys(_CLIPS) | dict.fromkeys(_FACTS, AUTO) | {"corpus": None}
+            )
+            unknown = said.keys() - keys.keys()
+            if unknown:
+                raise UserError(
+                    f"tasks: {task} has {', '.join(sorted(unknown))}; known are "
+                    f"{', '.join(sorted(keys))}."
+                )
+            folder = self.save / "tasks" / _file_name(task)
+            folder.mkdir(parents=True, exist_ok=True)
+            data = find_data(keys | said, folder)
+            if data.multi_label or len(data.folds) < 2:
+                raise UserError(
+                    f"tasks: {task} needs clips of one label, and two folds or more."
+                )
+            self.data[task] = data
+            print(f"{task}: {data.describe()}", flush=True)
+
+    # Training
+
+    def run_folder(self, name, seed):
+        """Where a variant is trained from a seed."""
+        return self.output / "runs" / _file_name(name) / str(seed)
+
+    def train(self):
+        """Trains every variant from every seed; what is finished is left alone."""
+        work = [(seed, name) for seed in self.seeds for name in self.variants]
+        steps = {name: self.steps_of(name) for name in self.variants}
+        quiet = self.run_opts["noprogressbar"]
+        with open_bar(len(work), "Pretraining", "runs", quiet=quiet) as bar:
+            for seed, name in work:
+                bar.set_postfix_str(f"{name}, seed {seed}")
+                folder = self.run_folder(name, seed)
+                said = [*self.variants[name], steps[name]]
+                self._check_same(folder, said)
+                if not (folder / "encoder").exists():
+                    options = {"seed": seed}
+                    if steps[name] is not None:
+                        often = max(1, steps[name] // _VALIDATIONS)
+                        options |= {"training_steps": steps[name]}
+                        options |= {"valid_interval": often}
+                    self._pretrain(name, folder, options)
+                bar.update()
+
+    def _check_same(self, folder, said):
+        """Refuses a folder that another variant of this name has filled."""
+        note = folder / "variant.json"
+        if note.exists() and json.loads(note.read_text()) != said:
+            raise UserError(
+                f"{folder} was trained as {json.loads(note.read_text())}, and now it "
+                f"is {said}. Give the variant another name, or another "
+                "--output_folder."
+            )
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_text(note, json.dumps(said))
+
+    def steps_of(self, name):
+        """Steps that take `minutes`; measured once, kept in a file."""
+        if self.hparams["minutes"] is None:
+            return None
+        asked = [self.variants[name], self.hparams["minutes"]]
+        path = self.save / "steps" / f"{digest(asked)}.json"
+        if not path.exists():
+            few = self.hparams["trial_steps"]
+            taken = []
+            for steps in (few, 4 * few):
+                folder = self.save / "trials" / f"{_file_name(name)}-{steps}"
+                options = {"training_steps": steps, "valid_interval": steps, **_TRIAL}
+                started = time.monotonic()
+                self._pretrain(name, folder, options)
+                taken.append(time.monotonic() - started)
+            # What is not a step takes as long in both.
+            step = max(taken[1] - taken[0], 1e-3) / (3 * few)
+            made = {"steps": max(1, round(60 * self.hparams["minutes"] / step))}
+            made |= {"seconds_a_step": step}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(made))
+        made = json.loads(path.read_text(encoding="utf-8"))
+        print(
+            f"{name}: {1000 * made['seconds_a_step']:.0f} ms a step, "
+            f"{made['steps']} steps",
+            flush=True,
+        )
+        return made["steps"]
+
+    def _pretrain(self, name, folder, options):
+        """Runs recipes/pretrain.py; its output goes to a file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {**options, "output_folder": folder}
+        command = [sys.executable, str(self.script)]
+        command += _without(self.variants[name], options)
+        for key, value in options.items():
+            command += [f"--{key}", str(value)]
+        command += ["--device", str(self.run_opts["device"]), "--noprogressbar"]
+        log = folder / "output.txt"
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(shlex.join(command) + "\n")
+            file.flush()
+            ended = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+        if ended.returncode:
+            tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-10:])
+            raise UserError(
+                f"variant {name} ended with exit code {ended.returncode}. The end of "
+                f"{log}:\n{tail}"
+            )
+
+    # Judging
+
+    def encoders(self):
+        """Rows of the table: a name, and for each seed what to load."""
+        found = {LOGMEL: [LOGMEL], RANDOM: [RANDOM] * len(self.seeds)}
+        for name in self.variants:
+            folders = [self.run_folder(name, seed) / "encoder" for seed in self.seeds]
+            found[name] = list(map(str, folders))
+        return found
+
+    def scores(self, task):
+        """Rows of `linear_probe` of each encoder, seed and fold of a task.
+
+        Returns
+        -------
+        dict of str to (numpy.ndarray, numpy.ndarray)
+            Accuracies [folds, seeds] and draws [folds, seeds, DRAWS] of each row.
+        """
+        data = self.data[task]
+        first = next(iter(self.variants))
+        known = {
+            "encoders": [str(self.run_folder(first, self.seeds[0]) / "encoder")],
+            "save_folder": self.save / "tasks" / _file_name(task),
+            "layers": False,
+            "seed": 0,
+            # Its own probes are not used.
+            **{"hidden_layers": [0], "lrs": [0.01], "hidden_size": 1, "dropout": 0.0},
+            **{"batch_size": 2, "number_of_epochs": 1, "patience": 1},
+        }
+        comparison = Comparison({**self.hparams, **known}, self.run_opts, data)
+        clips = data.tested
+        targets = data.targets(clips).numpy()
+        groups = np.array([clip.part for clip in clips])
+        rows = {}
+        for name, sources in self.encoders().items():
+            folds = []
+            for fold in data.folds:
+                seeds = []
+                for number, source in enumerate(sources):
+                    vectors = comparison.vectors(source, fold, number)
+                    seeds.append(
+                        self._probe(task, vectors, clips, targets, groups, fold.name)
+                    )
+                folds.append(seeds)
+            rows[name] = tuple(
+                np.array([[row[key] for row in seeds] for seeds in folds])
+                for key in ("accuracy", "draws")
+            )
+        return rows
+
+    def _probe(self, task, vectors, clips, targets, groups, fold):
+        """A row of `linear_probe`, computed once and kept in a file."""
+        strengths = self.hparams["strengths"]
+        asked = [vectors.key, fold, strengths, groups.tolist(), targets.tolist()]
+        folder = self.save / "tasks" / _file_name(task) / "probes"
+        path = folder / f"{digest(asked)}.json"
+        if not path.exists():
+            values = vectors.of(clips, 0).numpy()
+            seed = int(digest([fold, len(clips)]), 16)
+            row = linear_probe(values, targets, groups, fold, strengths, seed)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(row))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def results(self):
+        """Writes `table.md`, `results.json` and a picture of each task.
+
+        Returns
+        -------
+        str
+            The table, and where things are.
+        """
+        lines, found = [], {}
+        for task in self.data:
+            rows = self.scores(task)
+            lines += _table(task, rows)
+            found[task] = {
+                name: {
+                    "folds": [fold.name for fold in self.data[task].folds],
+                    "accuracy": accuracy.tolist(),
+                    **spread(accuracy, draws),
+                }
+                for name, (accuracy, draws) in rows.items()
+            }
+            scores, draws = zip(*rows.values(), strict=True)
+            picture = self.output / f"{_file_name(task)}.png"
+            chance = self.data[task].most_frequent_class()
+            draw_bars(list(rows), scores, draws, picture, "accuracy", chance)
+        table = "\n".join(lines)
+        write_text(self.output / "table.md", table + "\n")
+        write_text(self.output / "results.json", json.dumps(found, indent=2))
+        pictures = ", ".join(f"{_file_name(task)}.png" for task in self.data)
+        return (
+            f"\n{table}\n\nMade in {self.output}:\n"
+            "  table.md       the table above\n"
+            "  results.json   every seed and fold\n"
+            f"  {pictures}: the same as pictures\n"
+            "  runs/          the trainings, each with its encoder/ and curves.png"
+        )
+
+
+def _table(task, rows):
+    """Lines of Markdown: each encoder's accuracy, and what it is above random."""
+    lines = [
+        f"**{task}**",
+        "",
+        "| | accuracy | 95 % interval | above random | 95 % interval | worst fold |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    base = rows[RANDOM]
+    for name, (accuracy, draws) in rows.items():
+        own = spread(accuracy, draws)
+        cells = [name, f"{own['mean']:.3f}", f"{own['low']:.3f} to {own['high']:.3f}"]
+        if name == RANDOM:
+            cells += ["", "", ""]
+        else:
+            difference = accuracy.mean(1) - base[0].mean(1)  # [folds]
+            low, high = np.quantile(_means(draws, 1) - _means(base[1], 2), _INTERVAL)
+            cells += [
+                f"{difference.mean():+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+                f"{difference.min():+.3f}",
+            ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _means(draws, seed):
+    """Mean accuracy [sets] on the same sets of clips, with seeds drawn anew."""
+    each = draws.mean(0)  # [seeds, sets]
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(each), size=each.shape)
+    return np.take_along_axis(each, drawn, 0).mean(0)
+
+
+def _named(key, said, kind, example):
+    """A list of mappings with one name each, as one mapping.
+
+    It is a list because SpeechBrain adds to a mapping what the command line gives.
+    """
+    mappings = said if isinstance(said, list) else [said]
+    pairs = [
+        pair
+        for one in mappings
+        for pair in (one.items() if isinstance(one, dict) else [(one, None)])
+    ]
+    if not pairs or not all(isinstance(value, kind) for _, value in pairs):
+        raise UserError(f'{key}={said}: give a list, such as --{key} "[{example}]"')
+    names = [str(name) for name, _ in pairs]
+    files = [_file_name(name) for name in names]
+    for name in names:
+        if name in (LOGMEL, RANDOM) or files.count(_file_name(name)) > 1:
+            raise UserError(f"{key}: {name} is taken: give it another name.")
+    return {str(name): value for name, value in pairs}
+
+
+def _variants(said):
+    """Name -> arguments of recipes/pretrain.py."""
+    found = _named("variants", said, str, "codec: hparams/mini.yaml")
+    found = {name: shlex.split(text) for name, text in found.items()}
+    for name, arguments in found.items():
+        if not arguments or not Path(arguments[0]).is_file():
+            raise UserError(
+                f"variants: {name} begins with no yaml file: {' '.join(arguments)}"
+            )
+        for key in ("--seed", "--output_folder"):
+            if key in arguments:
+                raise UserError(
+                    f"variants: {name} has {key}, which the comparison gives itself."
+                )
+    return found
+
+
+def _without(arguments, keys):
+    """Arguments without `--key value` of some keys."""
+    kept, skip = [], False
+    for word in arguments:
+        if not skip and word.removeprefix("--") not in keys:
+            kept.append(word)
+        skip = not skip and word.startswith("--") and word[2:] in keys
+    return kept
+
+
+def _file_name(name):
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
