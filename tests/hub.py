@@ -7,7 +7,22 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import torch
 from huggingface_hub import constants, hf_api
+
+from encodecmae_sb.lobes import AudioEncoder, EnCodecMAE, LogMel, ResiDualTransformer
+
+NAME = "someone/speech"
+
+
+def small_encoder(seed=0, **settings):
+    torch.manual_seed(seed)
+    return AudioEncoder(LogMel(), ResiDualTransformer(16, 2, 2, 24, **settings)).eval()
+
+
+def frames_of(source, **more):
+    wavs = torch.linspace(-1, 1, 9000).sin()[None]
+    return EnCodecMAE(source, input_sample_rate=24000, **more)(wavs)
 
 
 class Hub:

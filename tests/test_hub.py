@@ -1,7 +1,6 @@
 """Sharing: pushed to a server that speaks the hub's API, and read back safely."""
 
 import re
-import socket
 import sys
 import textwrap
 import time
@@ -10,8 +9,7 @@ import pytest
 import torch
 import yaml
 from commands import ROOT, execute, run_recipe
-from hub import point_at
-from huggingface_hub import constants
+from hub import NAME, frames_of, small_encoder
 from speechbrain.inference.interfaces import foreign_class
 from speechbrain.utils.fetching import FetchConfig
 
@@ -21,16 +19,12 @@ from encodecmae_sb.inference import load
 from encodecmae_sb.inference.classifier import export_classifier
 from encodecmae_sb.inference.recogniser import export_recogniser
 from encodecmae_sb.lobes import (
-    AudioEncoder,
     CTCHead,
     EnCodecMAE,
-    LogMel,
-    ResiDualTransformer,
 )
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 from encodecmae_sb.pipelines.clip_features import check_encoder
 from encodecmae_sb.pipelines.students import load_teacher
-from encodecmae_sb.pretrained import hub as hub_module
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
 from encodecmae_sb.pretrained.hub import fetch_folder, push_folder
 from encodecmae_sb.pretrained.licence import ENCODEC, Licence
@@ -42,24 +36,13 @@ from encodecmae_sb.pretrained.published import (
 )
 from encodecmae_sb.utils.errors import UserError
 
-NAME = "someone/speech"
 CUSTOM = "custom_interface.py"
-
-
-def small_encoder(seed=0, **settings):
-    torch.manual_seed(seed)
-    return AudioEncoder(LogMel(), ResiDualTransformer(16, 2, 2, 24, **settings)).eval()
 
 
 @pytest.fixture
 def folder(tmp_path):
     export_encoder(small_encoder(shared_ffn=True), tmp_path / "encoder", "Of a test.")
     return tmp_path / "encoder"
-
-
-def frames_of(source, **more):
-    wavs = torch.linspace(-1, 1, 9000).sin()[None]
-    return EnCodecMAE(source, input_sample_rate=24000, **more)(wavs)
 
 
 def test_push_and_load_by_name(hub, folder, capsys, monkeypatch):
@@ -284,70 +267,6 @@ def test_names_that_stand_for_nothing(hub, folder, tmp_path, monkeypatch):
     # A folder comes first.
     export_encoder(small_encoder(1), tmp_path / "someone/speech")
     assert torch.equal(frames_of(NAME), frames_of(small_encoder(1)))
-
-
-def test_no_network_and_a_full_cache(hub, folder, monkeypatch):
-    commit = push_folder(folder, NAME).commit
-    want = frames_of(NAME)
-    # Nothing listens here.
-    monkeypatch.setattr(hub_module, "_commits", {})
-    point_at(monkeypatch, "http://127.0.0.1:9")
-    started = time.monotonic()
-    with pytest.raises(UserError, match="could not be reached.*HF_HUB_OFFLINE"):
-        EnCodecMAE(NAME)
-    with pytest.raises(UserError, match="could not be reached"):
-        push_folder(folder, NAME)
-    assert time.monotonic() - started < 30
-    # A whole commit needs no network, and no variable.
-    assert torch.equal(frames_of(f"{NAME}@{commit}"), want)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert torch.equal(frames_of(NAME), want)
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        EnCodecMAE("someone/else")
-
-
-def test_a_server_that_never_answers(hub, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        point_at(monkeypatch, url)
-        monkeypatch.setattr(hub_module, "_ANSWER_SECONDS", 1)  # it is 10
-        started = time.monotonic()
-        with pytest.raises(UserError, match="could not be reached.*timed out"):
-            EnCodecMAE(NAME)
-        assert time.monotonic() - started < 5
-
-
-def test_a_server_that_gives_no_file(hub, folder, monkeypatch):
-    """Its page answers at once, its files never."""
-    push_folder(folder, NAME)
-    monkeypatch.setattr(hub_module, "_commits", {})
-    monkeypatch.setattr(hub_module, "_ANSWER_SECONDS", 1)  # it is 10
-    answer = hub.answer
-
-    def stall(method, url, body):
-        if "/resolve/" in url.path:
-            time.sleep(3)
-        return answer(method, url, body)
-
-    monkeypatch.setattr(hub, "answer", stall)
-    started = time.monotonic()
-    with pytest.raises(UserError, match="could not be reached.*timed out"):
-        EnCodecMAE(NAME)
-    assert time.monotonic() - started < 3
-
-
-def test_a_name_that_cannot_be(hub):
-    with pytest.raises(UserError, match="user/na--me is not a name on the hub"):
-        EnCodecMAE("user/na--me")
-
-
-def test_a_cache_that_cannot_be_used(hub, folder, tmp_path, monkeypatch):
-    push_folder(folder, NAME)
-    monkeypatch.setattr(hub_module, "_commits", {})
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="cache .*file cannot be used.*HF_HUB_CACHE"):
-        EnCodecMAE(NAME)
 
 
 def test_the_variables_of_the_hub(hub, folder, tmp_path):
