@@ -78,6 +78,6 @@ def _record(rng, samples, rate):
     samples = samples + np.float32(floor) * noise(rng, len(samples))
     samples = through(rng, samples, rate, reverb, gains - gains.mean(), low, high)
     peak = float(np.abs(samples).max())
-    level = log_uniform(rng, 0.03, 0.95)
+    level = log_uniform(rng, 0.08, 0.95)
     samples = samples * np.float32(level / max(peak, 1e-9))
     return np.clip(samples, -1, 1)

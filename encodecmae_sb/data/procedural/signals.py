@@ -219,7 +219,7 @@ def place(out, event, start, gain=1.0):
 
 
 def unit(samples):
-    """A signal at unit deviation where it is loud; silence stays."""
+    """A signal at unit deviation; silence stays."""
     power = float(np.mean(np.square(samples)))
     return samples / np.float32(np.sqrt(power)) if power > 1e-12 else samples
 
