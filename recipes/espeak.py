@@ -10,6 +10,7 @@ those of espeak-ng's speak_lib.h.
 
 import argparse
 import ctypes
+import itertools
 import wave
 from pathlib import Path
 
@@ -40,12 +41,18 @@ def open_library():
 
 
 def choose_voice(library, name):
-    """Sets the voice: a name first, else a language, as the program does."""
-    wanted = Voice(languages=name.encode())
-    if library.espeak_SetVoiceByName(name.encode()) and (
-        library.espeak_SetVoiceByProperties(ctypes.byref(wanted))
-    ):
-        raise SystemExit(f"espeak-ng has no voice {name}")
+    """Sets a voice, LANGUAGE+VARIANT, by the name of its file or by its language."""
+    if library.espeak_SetVoiceByName(name.encode()) == 0:
+        return
+    language, plus, variant = name.partition("+")
+    library.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(Voice))
+    for voice in itertools.takewhile(bool, library.espeak_ListVoices(None)):
+        # The first byte is the language's rank.
+        if voice.contents.languages[1:].decode() == language:
+            file = voice.contents.identifier.decode()
+            if library.espeak_SetVoiceByName(f"{file}{plus}{variant}".encode()) == 0:
+                return
+    raise SystemExit(f"espeak-ng has no voice {name}")
 
 
 def speak(library, text):

@@ -1,4 +1,4 @@
-"""The speech of recipes/make_corpus.py, where the program espeak-ng is not installed."""
+"""Speech of recipes/make_corpus.py, where the program espeak-ng is not installed."""
 
 import importlib
 import importlib.util
