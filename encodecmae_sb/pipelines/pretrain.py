@@ -1,5 +1,6 @@
 """What pretraining and self-training share, from the corpora to the results."""
 
+import numpy as np
 from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
@@ -225,9 +226,14 @@ def build_crops(hparams, corpora, unusable, stored=None, command=""):
     if if_main_process():
         unusable.add(unreadable)
         unusable.add(valid.unusable)
-        hours = f"{train.total_seconds / 3600:.2f} h".replace("inf h", "without end")
+        endless = sum(np.isinf(seconds).sum() for seconds in train.durations)
+        heard = f"{train.num_files - endless} files"
+        if endless:
+            heard += " and procedural audio without end"
+        else:
+            heard += f", {train.total_seconds / 3600:.2f} h"
         print(
-            f"Training on {train.num_files} files, {hours}; "
+            f"Training on {heard}; "
             f"validating on {len(valid)}; {len(unusable)} files left out.",
             flush=True,
         )

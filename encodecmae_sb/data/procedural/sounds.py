@@ -72,10 +72,7 @@ def _instrument(rng, longest, rate):
             tone -= harmonics(phase + np.float32(np.pi), pitches, duller, rate)
         if kind == "struck":
             tone *= np.exp(-time / np.float32(decay))
-        else:
-            attack_held = 5 * attack
-            return _attack(tone, attack_held, rate)
-        return _attack(tone, attack, rate)
+        return _attack(tone, attack if kind == "struck" else 5 * attack, rate)
 
     return note
 
@@ -163,8 +160,6 @@ def calls(rng, num_samples, rate):
     base, size = log_uniform(rng, low, high), log_uniform(rng, short, long) * second
     size = max(3, int(size))
     gap = 0 if kind == "siren" else max(1, int(log_uniform(rng, 0.03, 0.5) * second))
-    # One period of the pattern: a few calls of which each has its own melody.
-    melody = rng.uniform(-0.4, 0.4, rng.integers(1, 4))
     u = (np.arange(size) + 0.5) / size
     sweep, arch = rng.uniform(-0.6, 0.6), rng.uniform(-0.2, 0.8)
     octaves = sweep * (u - 0.5) + arch * np.sin(np.pi * u)
@@ -175,18 +170,13 @@ def calls(rng, num_samples, rate):
     shape = u ** rng.uniform(0.2, 1) * (1 - u) ** rng.uniform(0.2, 1.2)
     level = np.ones(size) if kind == "siren" else shape / shape.max()
     opening = np.sin(np.pi * u) ** rng.uniform(0.5, 2)  # of a mouth
-    period = [
-        np.stack([np.append(values, np.full(gap, values[-1])), loud, mouth])
-        for values, loud, mouth in (
-            (
-                octaves + shift,
-                np.append(level, np.zeros(gap)),
-                np.append(opening, np.zeros(gap)),
-            )
-            for shift in (melody if kind != "siren" else melody[:1])
-        )
-    ]
-    period = np.concatenate(period, axis=1)
+    # One period of the pattern: a few calls, each at a pitch of its own.
+    melody = rng.uniform(-0.4, 0.4, 1 if kind == "siren" else rng.integers(1, 4))
+    octaves = np.append(octaves, np.full(gap, octaves[-1])) + melody[:, None]
+    silent = np.zeros(gap)
+    level = np.tile(np.append(level, silent), len(melody))
+    opening = np.tile(np.append(opening, silent), len(melody))
+    period = np.stack([octaves.ravel(), level, opening])
     first = int(rng.integers(period.shape[1]))
     times = -(-(blocks + 1 + first) // period.shape[1])
     octaves, level, opening = np.tile(period, times)[:, first : first + blocks + 1]
