@@ -52,6 +52,8 @@ setup(
         "jinja2",
     ],
     extras_require={
+        # Speech for recipes/make_corpus.py. Its licence is GPL-3.0.
+        "espeak": ["espeakng-loader"],
         "onnx": ONNX,
         "remote": ["fsspec", "s3fs"],
         "tensorboard": ["tensorboard"],

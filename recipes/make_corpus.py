@@ -24,16 +24,21 @@ Result::
 
 Chapter 1 of a speaker holds sentences, chapter 2 strings of digits. All audio is
 mono 16-bit FLAC. The same seed, size and espeak-ng version give the same samples.
+
+espeak-ng is the program, if it is installed, else the library in the Python package
+espeakng-loader (``pip install 'encodecmae_sb[espeak]'``; its licence is GPL-3.0).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -212,6 +217,18 @@ def plan_speech(
     return utterances
 
 
+def espeak() -> list[str]:
+    """What runs espeak-ng: the program, or Python with the library."""
+    if shutil.which("espeak-ng") is not None:
+        return ["espeak-ng"]
+    if importlib.util.find_spec("espeakng_loader") is not None:
+        return [sys.executable, str(Path(__file__).with_name("espeak.py"))]
+    raise SystemExit(
+        "make_corpus: espeak-ng is not installed; fix: pip install espeakng-loader, "
+        "or apt-get install espeak-ng"
+    )
+
+
 def speak(
     text: str, voice: str, pitch: int, speed: int, pitch_range: int
 ) -> np.ndarray:
@@ -220,7 +237,7 @@ def speak(
     ssml = f'<prosody range="{pitch_range}%">{text.lower()}</prosody>'
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
-        command = ["espeak-ng", "-m", "-v", voice, "-p", str(pitch), "-s", str(speed)]
+        command = [*espeak(), "-m", "-v", voice, "-p", str(pitch), "-s", str(speed)]
         subprocess.run([*command, "-w", str(wav), ssml], check=True)
         samples, rate = soundfile.read(wav, dtype="float32")
     resampled = torchaudio.functional.resample(
@@ -697,13 +714,8 @@ def write_readme(
 
 def espeak_version() -> str:
     """Name and version of the installed espeak-ng, such as ``eSpeak NG 1.51``."""
-    if shutil.which("espeak-ng") is None:
-        raise SystemExit(
-            "make_corpus: espeak-ng is not installed; fix: apt-get install espeak-ng"
-        )
-    shown = subprocess.run(
-        ["espeak-ng", "--version"], check=True, capture_output=True, text=True
-    )
+    command = [*espeak(), "--version"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
     version = shown.stdout.split("text-to-speech:")[1].split()[0]
     return f"eSpeak NG {version}"
 

@@ -56,7 +56,7 @@ def main(argv):
     exact = hparams.get("init") is None
     check_grid(front_end, hparams["sample_rate"], *grid, exact)
     if hparams["data_folder"]:
-        check_folders(hparams["data_folder"], remote=True)
+        check_folders(hparams["data_folder"], remote=True, procedural=True)
     else:
         announce_demonstration("trains on")
     label = main_process_first(identify, hparams["targets"])

@@ -50,7 +50,8 @@ def main(argv):
         )
     output, save = Path(hparams["output_folder"]), Path(hparams["save_folder"])
     share = hparams["max_unusable"]
-    corpora = prepare_corpora(hparams["data_folder"] or corpus_folders(), save, share)
+    folders = hparams["data_folder"] or corpus_folders()
+    corpora = prepare_corpora(folders, save, share, procedural=True)
     heldout = []
     if hparams["valid_folder"]:
         heldout = prepare_corpora(hparams["valid_folder"], save / "valid", share)

@@ -18,6 +18,7 @@ from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .audio import UnusableAudio, read_audio
 from .columns import read_columns
+from .procedural.corpus import cut_procedural
 
 _MAX_ATTEMPTS = 20
 
@@ -138,7 +139,8 @@ class RandomCrops(Dataset):
     seed : int
         Another seed, other draws.
     weights : list of float, optional
-        Share of the draws each corpus gets; default: by total duration.
+        Share of the draws each corpus gets; default: by total duration, which
+        procedural audio has not.
     targets : list of StoredTargets, optional
         One per manifest, of the files that it lists: crops then begin on a frame, and
         their items hold its stored targets.
@@ -184,12 +186,19 @@ class RandomCrops(Dataset):
             self.durations.append(durations)
             self.cumulated.append(np.cumsum(durations))
         totals = np.array([c[-1] for c in self.cumulated])
-        shares = totals if weights is None else np.array(weights, dtype=float)
+        if weights is None and len(totals) > 1 and np.isinf(totals).any():
+            raise UserError(
+                "corpus_weights=null means by duration, and procedural audio has no "
+                "end. Give the share of the crops of each data_folder, such as "
+                f'--corpus_weights "{[1] * len(totals)}".'
+            )
+        by_duration = totals if len(totals) > 1 else [1.0]
+        shares = np.array(by_duration if weights is None else weights, dtype=float)
         self.cumulated_shares = np.cumsum(shares / shares.sum())
 
     @property
     def total_seconds(self):
-        """Duration of all corpora together."""
+        """Duration of all corpora together, infinite with procedural audio."""
         return float(sum(c[-1] for c in self.cumulated))
 
     @property
@@ -266,6 +275,9 @@ def _are_weights(weights, count):
 
 def _cut(path, duration, position, crop_seconds, sample_rate):
     """The crop that starts at the fraction `position` of the latest possible start."""
+    rendered = cut_procedural(path, position, crop_seconds, sample_rate)
+    if rendered is not None:
+        return {"wav": torch.from_numpy(rendered)}
     start = position * max(duration - crop_seconds, 0.0)
     return {"wav": read_audio(path, sample_rate, start, crop_seconds)}
 

@@ -25,6 +25,7 @@ from encodecmae_sb.utils.files import check_path, write_csvs, write_text
 
 from .audio import AUDIO_EXTENSIONS, UnusableAudio, inspect_files
 from .folders import find_paths, is_folder, list_folder
+from .procedural.corpus import PROCEDURAL, is_procedural, write_procedural
 from .remote import RemoteFolder, is_url
 
 logger = get_logger(__name__)
@@ -65,7 +66,7 @@ class Corpus:
     unusable: list
 
 
-def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
+def prepare_corpora(data_folders, save_folder, max_unusable=0.05, procedural=False):
     """Builds the manifests of several folders, unless they are up to date.
 
     A manifest is built again if a file was added, removed or changed (path, size or
@@ -79,6 +80,9 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
         Where the manifests go.
     max_unusable : float
         Share of unusable files above which to stop.
+    procedural : bool
+        Whether the word `procedural` may stand in place of a folder; see
+        `data.procedural`.
 
     Returns
     -------
@@ -100,7 +104,7 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
     ('speech', 0)
     """
     corpora, names = [], set()
-    for folder in check_folders(data_folders):
+    for folder in check_folders(data_folders, procedural=procedural):
         name = unique = folder.name
         count = 0
         while unique in names:
@@ -111,7 +115,7 @@ def prepare_corpora(data_folders, save_folder, max_unusable=0.05):
     return corpora
 
 
-def check_folders(data_folders, remote=False):
+def check_folders(data_folders, remote=False, procedural=False):
     """Checks that folders exist; returns them as absolute paths.
 
     Arguments
@@ -119,6 +123,8 @@ def check_folders(data_folders, remote=False):
     data_folders : str, Path or list of them
     remote : bool
         Whether URLs of folders of shards are allowed; the server is not asked yet.
+    procedural : bool
+        Whether the word `procedural` is allowed. It is returned as it is.
 
     Returns
     -------
@@ -129,18 +135,23 @@ def check_folders(data_folders, remote=False):
     FileNotFoundError
         If one of them does not exist.
     UserError
-        If what is given is neither a path nor a list of paths, or a URL where only
-        local folders are allowed.
+        If what is given is neither a path nor a list of paths, or a URL or procedural
+        audio where only local folders are allowed.
     """
     check_path("data_folder", data_folders, several=True)
     if isinstance(data_folders, (str, os.PathLike)):
         data_folders = [data_folders]
-    folders = [
-        RemoteFolder(folder) if is_url(folder) else Path(folder).expanduser().resolve()
-        for folder in data_folders
-    ]
+    folders = [_as_folder(folder) for folder in data_folders]
     for folder in folders:
-        if isinstance(folder, RemoteFolder):
+        if folder == PROCEDURAL:
+            if not procedural:
+                raise UserError(
+                    "data_folder=procedural: procedural audio is new in every draw and "
+                    "has no files, and here files are needed. recipes/pretrain.py and "
+                    "recipes/train_codec.py take it. A folder of that name is "
+                    "./procedural."
+                )
+        elif isinstance(folder, RemoteFolder):
             if not remote:
                 raise UserError(
                     f"data_folder={folder}: here only local folders are allowed. From "
@@ -152,6 +163,14 @@ def check_folders(data_folders, remote=False):
                 "the audio, e.g. --data_folder /data/LibriSpeech"
             )
     return folders
+
+
+def _as_folder(folder):
+    if is_procedural(folder):
+        return PROCEDURAL
+    return (
+        RemoteFolder(folder) if is_url(folder) else Path(folder).expanduser().resolve()
+    )
 
 
 def find_audio(folder):
@@ -265,6 +284,9 @@ def prepare_split(folder, save_folder, max_unusable=0.05):
 def _prepare(folder, name, save_folder, max_unusable):
     train_csv = save_folder / f"{name}_train.csv"
     valid_csv = save_folder / f"{name}_valid.csv"
+    if folder == PROCEDURAL:
+        write_procedural(train_csv, valid_csv)
+        return Corpus(name, train_csv, valid_csv, num_files=0, unusable=[])
 
     def deal(rows, files):
         part_of = _part_of(folder, [path for path, _, _ in files])

@@ -1,12 +1,14 @@
 """What pretraining and self-training share, from the corpora to the results."""
 
+import numpy as np
 from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
-from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora
+from encodecmae_sb.data.procedural.corpus import PROCEDURAL
 from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
@@ -36,7 +38,7 @@ def prepare_data(hparams, path, shards=False):
     path : Path
         Of the list, a CSV file.
     shards : bool
-        Whether data folders may be folders of shards.
+        Whether data folders may be folders of shards, or procedural audio.
 
     Returns
     -------
@@ -48,13 +50,29 @@ def prepare_data(hparams, path, shards=False):
     if shards and holds_shards(folders):
         corpora = main_process_first(prepare_shards, folders, save)
     else:
-        corpora = main_process_first(prepare_corpora, folders, save, max_unusable)
+        corpora = main_process_first(
+            prepare_corpora, folders, save, max_unusable, shards
+        )
     num_files = sum(corpus.num_files for corpus in corpora)
     unusable = UnusableFiles(path, num_files, max_unusable)
     if if_main_process():
         for corpus in corpora:
             unusable.add(corpus.unusable)
     return corpora, unusable
+
+
+def holds_procedural(data_folders):
+    """Whether procedural audio is among the data folders, so nothing can be stored.
+
+    Arguments
+    ---------
+    data_folders : str, Path or list of them
+
+    Returns
+    -------
+    bool
+    """
+    return PROCEDURAL in check_folders(data_folders, remote=True, procedural=True)
 
 
 def open_codes(hparams, label, hparams_file="YAML_FILE"):
@@ -75,7 +93,7 @@ def open_codes(hparams, label, hparams_file="YAML_FILE"):
     Raises
     ------
     UserError
-        If the codes are of other targets.
+        If the codes are of other targets, or cannot be stored.
     """
     folders, codes_folder = hparams["data_folder"], hparams["codes_folder"]
     if folders and holds_shards(folders):
@@ -89,6 +107,11 @@ def open_codes(hparams, label, hparams_file="YAML_FILE"):
         stored = find_packed_codes(folders)
         where = "the shards"
     else:
+        if codes_folder and folders and holds_procedural(folders):
+            raise UserError(
+                f"codes_folder={codes_folder}, but procedural audio is new in every "
+                "draw, so its codes cannot be stored. Leave codes_folder out."
+            )
         stored = StoredCodes(codes_folder) if codes_folder else None
         where = codes_folder
     if stored is not None:
@@ -204,8 +227,14 @@ def build_crops(hparams, corpora, unusable, stored=None, command=""):
     if if_main_process():
         unusable.add(unreadable)
         unusable.add(valid.unusable)
+        endless = sum(np.isinf(seconds).sum() for seconds in train.durations)
+        heard = f"{train.num_files - endless} files"
+        if endless:
+            heard += " and procedural audio without end"
+        else:
+            heard += f", {train.total_seconds / 3600:.2f} h"
         print(
-            f"Training on {train.num_files} files, {train.total_seconds / 3600:.2f} h; "
+            f"Training on {heard}; "
             f"validating on {len(valid)}; {len(unusable)} files left out.",
             flush=True,
         )

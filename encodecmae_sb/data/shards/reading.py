@@ -19,6 +19,7 @@ from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.crops import RandomCrops
 from encodecmae_sb.data.manifest import Corpus, check_folders, find_audio
+from encodecmae_sb.data.procedural.corpus import PROCEDURAL
 from encodecmae_sb.data.remote import RemoteFolder
 from encodecmae_sb.data.stored import StoredTargets
 from encodecmae_sb.data.tars import Member
@@ -61,10 +62,16 @@ def holds_shards(data_folders):
     UserError
         If some hold shards and others do not.
     """
-    folders = check_folders(data_folders, remote=True)
+    folders = check_folders(data_folders, remote=True, procedural=True)
     with_shards = [folder for folder in folders if _is_shards(folder)]
     if with_shards and len(with_shards) < len(folders):
         other = next(folder for folder in folders if folder not in with_shards)
+        if other == PROCEDURAL:
+            raise UserError(
+                f"data_folder: {with_shards[0]} holds tar shards, which are gone "
+                "through in passes, and procedural audio has no end. Give folders of "
+                "audio beside procedural."
+            )
         raise UserError(
             f"data_folder: {with_shards[0]} holds tar shards and {other} does not. "
             "Give either folders of audio or folders of shards; pack the former with "
@@ -76,6 +83,8 @@ def holds_shards(data_folders):
 def _is_shards(folder):
     if isinstance(folder, RemoteFolder):
         return True
+    if folder == PROCEDURAL:
+        return False
     if (folder / INDEX).exists():
         return True
     if not any(folder.glob("*.tar")):

@@ -113,7 +113,7 @@ class Benchmark:
             folders = [self.folder / "audio"]
             if not folders[0].exists():
                 write_long_files(folders[0])
-        corpora = prepare_corpora(folders, self.folder / "manifests")
+        corpora = prepare_corpora(folders, self.folder / "manifests", procedural=True)
         size = options.batch_size
         return DataLoader(
             RandomCrops([corpus.train_csv for corpus in corpora], options.seconds),

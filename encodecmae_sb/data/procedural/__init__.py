@@ -1,0 +1,1 @@
+"""Endless synthetic audio: a pure function of a seed and a number."""
