@@ -34,6 +34,11 @@ COMPARED_CROPS = 64
 LEFT_EDGE = 10  # frames of a crop that miss the most context
 
 
+def default_batch_seconds(device):
+    """Audio to encode at once on a `torch.device`, where nothing else is said."""
+    return 16 if device.type == "cpu" else 256
+
+
 class ChunkBatch(NamedTuple):
     """Chunks of files as a batch.
 
