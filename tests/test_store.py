@@ -33,7 +33,7 @@ def pretrain(corpus):
         given = {
             "data_folder": corpus,
             "codec": "bundled",
-            "training_steps": 4,
+            "training_steps": 2,
             "valid_interval": 2,
             "valid_items": 2,
             "ckpt_interval_minutes": 0,
@@ -83,10 +83,10 @@ def test_it_is_the_training_with_a_codes_folder(
     # One can go on as the other.
     shutil.copytree(output, tmp_path / "other")
     capfd.readouterr()
-    longer = {"training_steps": 5, "codes_folder": extracted}
+    longer = {"training_steps": 3, "codes_folder": extracted}
     longer = pretrain(tmp_path / "run", **longer)
     assert f"Codes: read from {extracted}" in capfd.readouterr().out
-    assert pretrain(tmp_path / "other", training_steps=5) == longer
+    assert pretrain(tmp_path / "other", training_steps=3) == longer
     text = capfd.readouterr().out
     assert f"Codes: read from {tmp_path / 'other/save/targets'}" in text
     assert "store_targets: auto" in text
@@ -114,7 +114,7 @@ def test_killed_while_storing_and_while_training(
     killed_when(RowFile, "append", 2)
     there = len(StoredCodes(output / "save/targets").entries)
     assert 0 < there < 13
-    killed_when(PretrainBrain, "compute_forward", 3)
+    killed_when(PretrainBrain, "compute_forward", 2)
     parts = sorted(path.name for path in output.glob("save/targets/part-*.codes"))
     assert parts == ["part-00000.codes", "part-00001.codes"]
     monkeypatch.setattr(RowFile, "append", never)
@@ -128,13 +128,9 @@ def test_long_corpora_on_request_only(pretrain, finished, tmp_path, monkeypatch)
     assert identity(tmp_path / "auto") == "computed for each crop"
     assert pretrain(tmp_path / "true", store_targets=True) == finished[1]
     assert computed != finished[1]
-    # As False; and what began so goes on so, whatever would be chosen now.
+    # What began so goes on so, whatever would be chosen now.
     monkeypatch.undo()
-    longer = [
-        pretrain(tmp_path / "auto", training_steps=5, store_targets=choice)
-        for choice in ("auto", False)
-    ]
-    assert longer[0] == longer[1] != computed
+    assert pretrain(tmp_path / "auto", training_steps=3) != computed
     assert not (tmp_path / "auto/save/targets").exists()
     monkeypatch.setattr(store, "extract", never)
     with pytest.raises(SystemExit, match="codes: computed for each crop -> stored"):
@@ -150,8 +146,7 @@ def test_another_codec(pretrain, finished, tmp_path, monkeypatch):
             pretrain(tmp_path / "run", codec=source)
     assert StoredCodes(tmp_path / "run/save/targets").info.name == str(codec)
     monkeypatch.undo()
-    patch = {"training_steps": 1, "valid_interval": 1}
-    assert pretrain(tmp_path / "run", codec=codec, **patch)[1]["codec"] == str(codec)
+    assert pretrain(tmp_path / "run", codec=codec)[1]["codec"] == str(codec)
     # Then it is another training, and nothing is touched.
     output, _ = finished
     files = sorted(output.glob("save/targets/*"))
