@@ -68,7 +68,7 @@ def main(argv):
     if if_main_process():
         print(f"{label.kind.capitalize()}: {label.name}", flush=True)
     stored = open_codes(hparams, label, argv[0])
-    check_store_targets(hparams)
+    check_store_targets(hparams, stored)
     modules = dict(hparams["modules"])
     targets = build_targets(hparams, label, stored)
     start = start_from(hparams, label)

@@ -21,6 +21,7 @@ from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.nnet.encodec import build_encodec
 from encodecmae_sb.pipelines import store
 from encodecmae_sb.pretrained.codec_files import save_codec
+from encodecmae_sb.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +194,14 @@ def test_values_that_are_not_allowed(pretrain, tmp_path, choice):
     with pytest.raises(SystemExit, match="allowed are auto .*, True and False"):
         pretrain(tmp_path / "run", store_targets=choice)
     assert not list(tmp_path.glob("run/save/*.csv"))  # before any work
+
+
+def test_shards_have_their_targets_with_them(monkeypatch):
+    monkeypatch.setattr(store, "holds_shards", lambda folders: True)
+    hparams = {"data_folder": "/shards", "store_targets": True}
+    with pytest.raises(UserError, match="make_shards.py"):
+        store.check_store_targets(hparams, None)
+    store.check_store_targets(hparams, "packed codes")
+    hparams["store_targets"] = "auto"
+    store.check_store_targets(hparams, None)
+    assert not store.is_to_store(hparams, [])

@@ -76,8 +76,9 @@ def encode(targets, batch, device):
         seconds = batch.wavs.numel() / SAMPLE_RATE
         raise UserError(
             f"Out of memory on {device} with {seconds:.0f} s of audio at once: lower "
-            "--batch_seconds (in self-training --encode_batch_size). What is stored is "
-            "kept."
+            "--batch_seconds (in self-training --encode_batch_size; a pretraining has "
+            "no such key: store its targets with recipes/extract_codes.py). What is "
+            "stored is kept."
         ) from error
     return [
         item[context // HOP : length // HOP]

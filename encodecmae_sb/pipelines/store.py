@@ -24,8 +24,14 @@ AUTO = "auto"
 AUTO_HOURS = 4.0  # `auto` stores the targets of at most so much audio
 
 
-def check_store_targets(hparams):
+def check_store_targets(hparams, stored):
     """Refuses a value of `store_targets` that is not allowed, before any work.
+
+    Arguments
+    ---------
+    hparams : dict
+    stored : StoredCodes or None
+        Targets that were stored before the run.
 
     Raises
     ------
@@ -38,7 +44,7 @@ def check_store_targets(hparams):
             f"store_targets={choice}: allowed are auto (at most {AUTO_HOURS:g} h of "
             "audio), True and False."
         )
-    if choice is True and folders and holds_shards(folders):
+    if choice is True and stored is None and folders and holds_shards(folders):
         raise UserError(
             "store_targets=True, but targets of shards are stored in the shards. Give "
             "--store_targets False, or pack the codes: python recipes/make_shards.py "
