@@ -112,7 +112,7 @@ def main(argv):
     check_folders(folders)
     join_processes()
     device = choose_device(args.device)
-    args.batch_seconds = args.batch_seconds or (16 if device.type == "cpu" else 256)
+    args.batch_seconds = args.batch_seconds or pipeline.default_batch_seconds(device)
     if not args.data_folder:
         announce_demonstration("encodes")
     targets = main_process_first(build, choose_targets(args)).to(device)

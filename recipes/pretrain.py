@@ -8,7 +8,8 @@ r"""Pretrains EnCodecMAE: hide half of the audio, predict its codes.
 Without a data folder the run is a demonstration on the small corpus in this
 repository and, unless a codec is named, with the small codec in it. With
 `--codes_folder`, which recipes/extract_codes.py makes, codes are read instead of
-computed again in every step. A data folder may also hold tar shards, which
+computed again in every step; with `--store_targets auto` or `True` the run itself
+stores them first, in `save/targets`. A data folder may also hold tar shards, which
 recipes/make_shards.py makes. With `--init` the run starts from weights that are there.
 
 Makes, in the output folder: `encoder/`, which `foreign_class` loads;
@@ -35,6 +36,11 @@ from encodecmae_sb.pipelines.pretrain import (
     write_results,
 )
 from encodecmae_sb.pipelines.start import start_from
+from encodecmae_sb.pipelines.store import (
+    check_store_targets,
+    is_to_store,
+    store_targets,
+)
 from encodecmae_sb.pretrained.codec_files import demonstration_codec
 from encodecmae_sb.pretrained.licence import targets_licence
 from encodecmae_sb.utils.experiment import (
@@ -63,16 +69,22 @@ def main(argv):
     if if_main_process():
         print(f"{label.kind.capitalize()}: {label.name}", flush=True)
     stored = open_codes(hparams, label, argv[0])
+    check_store_targets(hparams, stored)
     modules = dict(hparams["modules"])
     targets = build_targets(hparams, label, stored)
-    if targets is not None:
-        modules["targets"] = targets
     start = start_from(hparams, label)
     corpora, unusable = prepare_data(hparams, output / "unusable_files.csv", True)
-    command = stored and stored.extract_command(hparams["data_folder"], label, argv[0])
-    train, valid = build_crops(hparams, corpora, unusable, stored, command)
-
+    to_store = targets is not None and is_to_store(hparams, corpora)
+    if targets is not None and not to_store:
+        modules["targets"] = targets
     brain = make_brain(hparams, run_opts, modules, corpora, unusable)
+    command = stored and stored.extract_command(hparams["data_folder"], label, argv[0])
+    if to_store:
+        identity = {**training_identity(hparams, label, corpora), **start}
+        stored = store_targets(brain, targets, corpora, identity)
+        command = "the same again"
+    del targets
+    train, valid = build_crops(hparams, corpora, unusable, stored, command)
     content = training_identity(hparams, label, corpora, train, valid)
     brain.identify(**content, **start)
     brain.fit_crops(train, valid)

@@ -27,7 +27,6 @@ from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.nnet.clusters import ClusterTargets
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.pipelines.clusters import prepare_centroids
-from encodecmae_sb.pipelines.extract import extract, open_folder
 from encodecmae_sb.pipelines.pretrain import (
     build_crops,
     make_brain,
@@ -35,6 +34,7 @@ from encodecmae_sb.pipelines.pretrain import (
     training_identity,
     write_results,
 )
+from encodecmae_sb.pipelines.store import extract_for
 from encodecmae_sb.pipelines.students import (
     describe_student,
     load_teacher,
@@ -49,29 +49,16 @@ from encodecmae_sb.utils.experiment import (
 )
 
 
-def store_targets(hparams, teacher, corpora, output, quiet):
-    """Stores the clusters of all files; gives the codes, label and re-seeded clusters.
-
-    Once a training has begun, files that could not be read stay left out.
-    """
+def store_targets(hparams, brain, teacher, corpora, output):
+    """Stores clusters of all files; gives codes, label and count of re-seeded ones."""
     path, folder = output / "centroids.npz", Path(hparams["save_folder"]) / "targets"
-    centroids, reseeded = prepare_centroids(hparams, teacher, corpora, path, quiet)
+    centroids, reseeded = prepare_centroids(
+        hparams, teacher, corpora, path, brain.noprogressbar
+    )
     names = source_name(hparams["teacher"], teacher), module_key(teacher)
     targets = ClusterTargets(teacher, hparams["layer"], centroids, *names)
-    device = next(teacher.parameters()).device
-    targets.to(device)
-    open_folder(targets, folder)
-    extract(
-        targets,
-        [file for c in corpora for file in (c.train_csv, c.valid_csv)],
-        folder,
-        device,
-        hparams["encode_batch_size"] * targets.chunk_samples / targets.sample_rate,
-        hparams["num_workers"],
-        hparams["max_unusable"],
-        retry=not hparams["checkpointer"].list_checkpoints(),
-        quiet=quiet,
-    )
+    seconds = hparams["encode_batch_size"] * targets.chunk_samples / targets.sample_rate
+    extract_for(brain, targets, corpora, folder, seconds)
     return StoredCodes(folder), targets.label, reseeded
 
 
@@ -99,8 +86,7 @@ def main(argv):
         )
     brain = make_brain(hparams, run_opts, hparams["modules"], corpora, unusable)
     teacher.to(brain.device)
-    quiet = brain.noprogressbar
-    stored, label, reseeded = store_targets(hparams, teacher, corpora, output, quiet)
+    stored, label, reseeded = store_targets(hparams, brain, teacher, corpora, output)
     del teacher
     train, valid = build_crops(hparams, corpora, unusable, stored, "the same again")
     start = "goes on from the teacher" if continued else "fresh"

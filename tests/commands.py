@@ -25,6 +25,7 @@ TINY = {
     "training_steps": 12,
     "valid_interval": 4,
     "num_workers": 0,
+    "store_targets": False,  # for the whole demonstration it would take seconds
 }
 
 
@@ -40,9 +41,10 @@ def run_recipe(name, *arguments):
 
 
 def flags(output, **options):
-    """Options of a tiny training run, as words of a command line."""
+    """Options of a tiny training run, as words of a command line; not those of None."""
     given = {**TINY, **options, "device": "cpu", "output_folder": output}
-    return [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+    pairs = ((f"--{key}", value) for key, value in given.items() if value is not None)
+    return [str(part) for pair in pairs for part in pair]
 
 
 def command(output, yaml="mini", launcher=(sys.executable,), **options):

@@ -7,7 +7,7 @@ from commands import ROOT
 # Keys whose values make one pretraining what it is and not another.
 PRETRAINING = {
     *("output_folder", "batch_size", "crop_seconds", "valid_items"),
-    *("num_workers",),
+    *("num_workers", "store_targets", "codebooks_per_step"),
     *("training_steps", "valid_interval", "grad_accumulation_factor", "lr"),
     *("lr_schedule", "ckpt_interval_minutes", "masked_weight", "front_end"),
     *("dim", "num_layers", "num_heads", "head_dim", "ffn_dim", "shared_ffn"),
@@ -45,4 +45,5 @@ def test_self_training_has_the_keys_of_pretraining():
     """But for those that choose the targets, and the start: that is the teacher's."""
     only_there = values("mini").keys() - values("self_train_mini").keys()
     start = {"init", "init_strict", "export_pretraining"}
-    assert only_there <= {"codec", "codes_folder", "targets", *start}
+    targets = {"codec", "codes_folder", "store_targets", "targets"}
+    assert only_there <= {*targets, "codebooks_per_step", *start}

@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
     output = home / "run"
     data = f"[{home / 'speech'}, {home / 'more'}]"
     options = {"data_folder": data, "codec": "bundled", "precision": "fp32"}
-    options |= {"training_steps": 4, "valid_interval": 2}
+    options |= {"training_steps": 4, "valid_interval": 2, "store_targets": "auto"}
     run_recipe("pretrain", *command(output, **options)[2:], "--noprogressbar")
     return output
 

@@ -99,6 +99,7 @@ def test_other_shares_of_a_step_draw_the_same_crops(crops, tmp_path, monkeypatch
         with contextlib.nullcontext() if kill_at is None else pytest.raises(Killed):
             brain = train(tmp_path / "shared", crops, log, kill_at, **shares)
     assert brain.optimizer_step == steps
+    assert brain.codebook_sampler.count == 2  # drawn in each step
     assert log.seeds == expected.seeds
     for step, loss in log.losses.items():
         assert loss == pytest.approx(expected.losses[step], rel=1e-5)
@@ -157,6 +158,8 @@ def test_one_process_two_and_one_again(noises, tmp_path):
         "valid_interval": 1,
         "lr": 0.003,
         "crops_per_step": 4,
+        "codebooks_per_step": 2,
+        "store_targets": "auto",
     }
 
     def train(name, steps, batch_size, launcher=(sys.executable,)):

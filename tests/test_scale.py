@@ -24,6 +24,7 @@ from encodecmae_sb.lobes import (
     MaskedCodecModel,
     ResiDualTransformer,
 )
+from encodecmae_sb.nnet.codebooks import DrawnCodebooks
 from encodecmae_sb.nnet.masking import FrameMask, frame_mask
 from encodecmae_sb.pipelines.benchmark.audio import spoken
 from encodecmae_sb.pipelines.benchmark.brain import random_batch
@@ -278,13 +279,15 @@ def test_activation_checkpointing(shared):
     assert peaks[1] < 0.5 * peaks[0]
 
 
-def test_compiles_whole_and_once():
+@pytest.mark.parametrize("some", [False, True], ids=["all", "one of two codebooks"])
+def test_compiles_whole_and_once(some):
     """One graph for model and loss, and the same one for every batch."""
     model, loss_fn, masker = small_model(), MaskedCodecLoss(2), GapMasker()
     counter = CompileCounter()
 
-    def forward(wavs, mask, codes):
-        return loss_fn(model(wavs, mask), codes, mask).loss
+    def forward(wavs, mask, codes, drawn):
+        logits = model(wavs, mask, drawn and drawn.numbers)
+        return loss_fn(logits, codes, mask, None, drawn).loss
 
     compiled = torch.compile(forward, backend=counter, fullgraph=True)
     lengths = torch.tensor([75, 75])
@@ -293,9 +296,13 @@ def test_compiles_whole_and_once():
         generator = torch.Generator().manual_seed(seed)
         wavs = torch.randn(2, 24000, generator=generator)
         codes = torch.randint(16, (2, 75, 2), generator=generator)
+        drawn = None
+        if some:  # another one each time
+            factors = torch.tensor([1.5 + seed])
+            drawn = DrawnCodebooks(torch.tensor([seed % 2]), factors)
         with torch.autocast("cpu", torch.bfloat16):
-            expected = forward(wavs, mask, codes)
-            got = compiled(wavs, mask, codes)
+            expected = forward(wavs, mask, codes, drawn)
+            got = compiled(wavs, mask, codes, drawn)
         assert torch.allclose(got, expected, rtol=1e-3)
         got.backward()
     assert counter.frame_count == 1

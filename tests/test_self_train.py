@@ -41,6 +41,7 @@ SETTINGS = {
     "ckpt_interval_minutes": 0,
     "ckpt_interval_steps": 1,
     "precision": "fp32",
+    "store_targets": None,  # self-training has no such key
 }
 
 
@@ -220,6 +221,7 @@ def test_the_papers_configuration(self_train, tmp_path, teacher_folder):
     assert "cluster_clips: 10000" in text
     sizes = {"dim": 16, "num_heads": 2, "ffn_dim": 32, "num_layers": 2}
     tiny = {"cluster_clips": 4, "n_clusters": 8, "training_steps": 1}
+    tiny["store_targets"] = None
     options = flags(tmp_path / "run", **sizes, **tiny, teacher=teacher_folder)
     folder = tmp_path / "noises"
     folder.mkdir()

@@ -109,6 +109,11 @@ def test_another_target_is_a_class_and_a_yaml_line(mine):
     assert stored.keys() == computed.keys()
     assert stored["unigram_ce_1"] == pytest.approx(computed["unigram_ce_1"], abs=0.1)
 
+    # A run that stores them itself is the same.
+    _, own = run(mine, mine / "own", store_targets="auto")
+    assert own == stored
+    assert StoredCodes(mine / "own/save/targets").info.fingerprint == "levels-16"
+
     # Stored codes are the computed ones, to the bit.
     targets = load_key(mine / "mine.yaml", "targets", {})()
     manifest = codes / "manifests/noises_train.csv"

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from encodecmae_sb.data.crops import CropCollator
 from encodecmae_sb.evaluation.monitors import Monitors
+from encodecmae_sb.nnet.codebooks import CodebookSampler
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.nnet.schedules import layer_scales, warmed
 from encodecmae_sb.nnet.targets import on_frames_of
@@ -37,6 +38,8 @@ class PretrainBrain(StepBrain):
       what the model hears in training, called once in each forward pass, after the
       targets were taken from the clean audio. Whatever it draws must follow from the
       seeds, or a resumed run would hear something else.
+    * `codebooks_per_step`: how many codebooks a training step predicts, drawn by their
+      weight in the loss; null: all. The training loss is then in the mean that of all.
 
     Validation measures on all hidden frames of the validation set, for each codebook
     q = 1, 2, ...:
@@ -76,6 +79,23 @@ class PretrainBrain(StepBrain):
             raise UserError(
                 f"layer_decay={decay}: give a number above 0 and up to 1, or null."
             )
+        self.codebook_sampler = self._make_sampler()
+        self.drawn = None  # the codebooks of the step, where these are not all
+
+    def _make_sampler(self):
+        """What draws the codebooks of each step; None if all are predicted."""
+        count = self._option("codebooks_per_step")
+        if count is None:
+            return None
+        if type(count) is not int or count < 1:
+            raise UserError(
+                f"codebooks_per_step={count}: give a whole number above 0, or null for "
+                "all codebooks."
+            )
+        weights = self.hparams.loss_fn.weights.tolist()
+        if count >= sum(weight > 0 for weight in weights):
+            return None
+        return CodebookSampler(weights, count, self.hparams.seed)
 
     def _option(self, name):
         return getattr(self.hparams, name, None)
@@ -228,7 +248,7 @@ class PretrainBrain(StepBrain):
                 self.monitors = Monitors(self.transcripts, self.corpora, *sizes)
 
     def on_fit_batch_start(self, batches, should_step):
-        """Counts the frames of the step, and sets the learning rate."""
+        """Counts frames, draws codebooks and sets the learning rate of the step."""
         super().on_fit_batch_start(batches, should_step)
         frames = torch.cat([batch.num_frames for batch in batches])
         counts = self.modules.masker.counts(frames)
@@ -236,6 +256,10 @@ class PretrainBrain(StepBrain):
         # batches is the loss of all frames of the step, however they are shared.
         counts = counts.to(self.device, non_blocking=True) / len(batches)
         self.step_counts = self.mean_over_processes(counts)
+        if self.codebook_sampler is not None:
+            # By the number of the step: all processes and batches of it have the same.
+            drawn = self.codebook_sampler.draw(self.optimizer_step)
+            self.drawn = drawn.to(self.device)
         rate = self.learning_rate()
         if rate is not None:
             for group in self.optimizer.param_groups:
@@ -258,7 +282,7 @@ class PretrainBrain(StepBrain):
         Returns
         -------
         logits : torch.Tensor
-            Shape [B, T, Q, K].
+            Shape [B, T, Q, K]; in training of the step's codebooks alone.
         codes : torch.Tensor
             int64, shape [B, T, Q].
         mask : FrameMask
@@ -278,19 +302,24 @@ class PretrainBrain(StepBrain):
         mask = self.modules.masker(
             batch.num_frames, batch.seeds, codes.shape[1], padded=not batch.full
         )
+        if stage == Stage.TRAIN and self.drawn is not None:
+            return self.modules.model(wavs, mask, self.drawn.numbers), codes, mask
         return self.modules.model(wavs, mask), codes, mask
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss. In validation it also adds to the sums behind the metrics."""
         logits, codes, mask = predictions
         # In validation every process sees all items.
-        counts = self.step_counts if stage == Stage.TRAIN else None
-        loss = self.modules.loss_fn(logits, codes, mask, counts)
+        counts = drawn = None
         if stage == Stage.TRAIN:
-            self.shown = {
-                "loss": loss.loss.detach(),
-                "acc": loss.masked_accuracy.mean(),
-            }
+            counts, drawn = self.step_counts, self.drawn
+        loss = self.modules.loss_fn(logits, codes, mask, counts, drawn)
+        if stage == Stage.TRAIN:
+            accuracy = loss.masked_accuracy
+            if drawn is not None:  # in the mean that of all codebooks
+                share = len(accuracy) / self.hparams.n_codebooks
+                accuracy = accuracy * drawn.factors * share
+            self.shown = {"loss": loss.loss.detach(), "acc": accuracy.mean()}
         else:
             self.add_to_sums(loss, codes, mask.hidden, batch.corpus)
             if self.hparams.n_codebooks == 1:

@@ -7,6 +7,7 @@ Shapes: B items, N samples, T frames, F channels of the front end, V most visibl
 frames of an item, D width of the encoder, Q codebooks.
 """
 
+import torch.nn.functional as F
 from torch import nn
 
 from .masking import frame_mask
@@ -138,7 +139,7 @@ class MaskedCodecModel(nn.Module):
         self.n_codebooks = n_codebooks
         self.codebook_size = codebook_size
 
-    def forward(self, wavs, mask):
+    def forward(self, wavs, mask, codebooks=None):
         """Predicts codes.
 
         Arguments
@@ -147,15 +148,26 @@ class MaskedCodecModel(nn.Module):
             Samples at the front end's rate in [-1, 1], shape [B, N].
         mask : FrameMask
             Of the T frames that the front end gives for N samples.
+        codebooks : torch.Tensor, optional
+            Numbers of those to predict, int64, shape [n]. Default: all Q.
 
         Returns
         -------
         torch.Tensor
-            Logits, shape [B, T, Q, codebook_size].
+            Logits, shape [B, T, Q, codebook_size], with n in place of Q if `codebooks`
+            are given.
         """
         visible = mask.visible_frames()
         kept = self.encoder(wavs, visible=visible).last  # [B, V, D]
         kept = self.bridge(kept).float()  # the decoder projection
         full = visible.restore(kept, mask.hidden.shape[1])
         full = self.decoder(self.positions(full), mask.valid).last  # [B, T, width]
-        return self.head(full).unflatten(-1, (self.n_codebooks, -1))
+        if codebooks is None:
+            return self.head(full).unflatten(-1, (self.n_codebooks, -1))
+        # Only these rows are multiplied. Which ones is data: nothing is compiled again.
+        weight, bias = (
+            rows.unflatten(0, (self.n_codebooks, -1)).index_select(0, codebooks)
+            for rows in (self.head.weight, self.head.bias)
+        )
+        logits = F.linear(full, weight.flatten(0, 1), bias.flatten())
+        return logits.unflatten(-1, (len(codebooks), -1))

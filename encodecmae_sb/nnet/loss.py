@@ -1,6 +1,7 @@
 """What pretraining minimises.
 
-Shapes: B items, T frames, Q codebooks, K classes per codebook.
+Shapes: B items, T frames, Q codebooks, K classes per codebook. Where a step predicts
+some of the codebooks only, all but the codes have their number in place of Q.
 """
 
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class MaskedCodecLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.masked_weight = masked_weight
 
-    def forward(self, logits, codes, mask, counts=None):
+    def forward(self, logits, codes, mask, counts=None, drawn=None):
         """Computes the loss, in float32 whatever autocast says.
 
         Arguments
@@ -104,13 +105,19 @@ class MaskedCodecLoss(nn.Module):
             Default: the numbers of such frames in the batch. Processes that share a
             step give the mean of their numbers. The mean of their losses is then the
             loss of all their frames together.
+        drawn : DrawnCodebooks, optional
+            The codebooks of the logits; default: all Q. The loss is then in the mean
+            over draws that of all codebooks, and its gradient, too.
 
         Returns
         -------
         MaskedLoss
         """
         counts = mask.counts if counts is None else counts
-        hidden, visible = mask.hidden, mask.visible
+        hidden, visible, weights = mask.hidden, mask.visible, self.weights
+        if drawn is not None:
+            codes = codes.index_select(-1, drawn.numbers)
+            weights = weights.index_select(0, drawn.numbers) * drawn.factors
         with torch.autocast(logits.device.type, enabled=False):
             ce, right = _CrossEntropy.apply(logits.flatten(0, 2), codes.flatten())
             ce, right = ce.view(codes.shape), right.view(codes.shape)
@@ -121,8 +128,8 @@ class MaskedCodecLoss(nn.Module):
 
             masked_ce = mean(ce, hidden, counts[0])
             visible_ce = mean(ce, visible, counts[1])
-            masked_loss = (self.weights * masked_ce).sum()
-            visible_loss = (self.weights * visible_ce).sum()
+            masked_loss = (weights * masked_ce).sum()
+            visible_loss = (weights * visible_ce).sum()
             share = self.masked_weight
             return MaskedLoss(
                 loss=share * masked_loss + (1 - share) * visible_loss,

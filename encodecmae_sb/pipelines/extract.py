@@ -35,6 +35,11 @@ COMPARED_CROPS = 64
 LEFT_EDGE = 10  # frames of a crop that miss the most context
 
 
+def default_batch_seconds(device):
+    """Audio to encode at once on a `torch.device`, where nothing else is said."""
+    return 16 if device.type == "cpu" else 256
+
+
 class ChunkBatch(NamedTuple):
     """Chunks of files as a batch.
 
@@ -72,8 +77,9 @@ def encode(targets, batch, device):
         seconds = batch.wavs.numel() / SAMPLE_RATE
         raise UserError(
             f"Out of memory on {device} with {seconds:.0f} s of audio at once: lower "
-            "--batch_seconds (in self-training --encode_batch_size). What is stored is "
-            "kept."
+            "--batch_seconds (in self-training --encode_batch_size; a pretraining has "
+            "no such key: store its targets with recipes/extract_codes.py). What is "
+            "stored is kept."
         ) from error
     return [
         item[context // HOP : length // HOP]

@@ -28,6 +28,8 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
 from encodecmae_sb.utils.identity import data_identity, named
 
+COMPUTED = "computed for each crop"  # what an identity says where none are stored
+
 
 def prepare_data(hparams, path, shards=False):
     """Manifests of the corpora, and the list of files that cannot be used.
@@ -258,7 +260,7 @@ def training_identity(hparams, label, corpora, *crops):
     dict
         For `ResumableBrain.identify`.
     """
-    codes = "computed for each crop"
+    codes = COMPUTED
     stored = [part for some in crops for part in some.targets or ()]
     if stored:
         # How much of each corpus has codes: draws depend on it.

@@ -31,12 +31,15 @@ class LoadedRun:
         With the trained model, in eval mode.
     checkpoint : Path
     targets : Targets or None
-        None if they are stored.
+        None if they are clusters, which are always stored.
+    stored : bool
+        Whether it was trained on stored targets.
     """
 
     hparams: dict
     checkpoint: Path
     targets: torch.nn.Module | None
+    stored: bool
 
 
 @dataclass
@@ -115,7 +118,8 @@ def load_model(folder, identity, codec=None):
         front = identity.get("front_end_codec", {}).get("value", source)
         model.encoder.front_end.use(Codec(front))
     model.eval()
-    return LoadedRun(hparams, checkpoint, targets)
+    stored = isinstance(identity.get("codes"), dict)
+    return LoadedRun(hparams, checkpoint, targets, stored)
 
 
 @torch.no_grad()
@@ -150,9 +154,9 @@ def measure_clips(run, folder, corpora, labels, device="cpu", quiet=False):
             rows = list(csv.DictReader(file))
         settings = hparams["crop_seconds"], hparams["sample_rate"], hparams["seed"]
         try:
-            stored = None
-            if run.targets is None:
-                codes = StoredCodes(folder / "save" / "targets")
+            stored, targets = None, folder / "save" / "targets"
+            if run.targets is None or (run.stored and targets.exists()):
+                codes = StoredCodes(targets)
                 stored = codes.of_manifests([path], hparams["n_codebooks"], "the run")
             crops = FixedCrops([path], hparams["valid_items"], *settings, stored)
         except UserError as error:

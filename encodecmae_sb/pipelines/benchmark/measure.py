@@ -152,7 +152,7 @@ def matmul_rate(device, dtype, size=None):
 
 
 @torch.no_grad()
-def count_flops(model, masker, samples):
+def count_flops(model, masker, samples, codebooks=None):
     """Floating-point operations of a training step per crop: 3 x the forward pass.
 
     Counted by torch on what it computes for one crop, attention included. The front
@@ -164,6 +164,8 @@ def count_flops(model, masker, samples):
     masker : GapMasker
     samples : int
         Of a crop.
+    codebooks : int, optional
+        How many a step predicts; default: all.
 
     Returns
     -------
@@ -185,7 +187,8 @@ def count_flops(model, masker, samples):
             function()
         return counter.get_total_flops()
 
-    whole = counted(lambda: model(wavs, mask))
+    chosen = None if codebooks is None else torch.arange(codebooks, device=device)
+    whole = counted(lambda: model(wavs, mask, chosen))
     return 3 * (whole - counted(lambda: model.encoder.front_end(wavs)))
 
 

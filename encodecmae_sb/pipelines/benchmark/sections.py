@@ -47,8 +47,9 @@ class Benchmark:
         self.model = self.brain.hparams.model
         self.rates = []
         self.precisions = {}  # of the settings
+        sampler, masker = self.brain.codebook_sampler, self.brain.hparams.masker
         self.flops = options.batch_size * measure.count_flops(
-            self.model, self.brain.hparams.masker, self.batch.wavs.shape[1]
+            *(self.model, masker, self.batch.wavs.shape[1]), sampler and sampler.count
         )
 
     def run(self):
