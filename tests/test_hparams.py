@@ -45,4 +45,5 @@ def test_self_training_has_the_keys_of_pretraining():
     """But for those that choose the targets, and the start: that is the teacher's."""
     only_there = values("mini").keys() - values("self_train_mini").keys()
     start = {"init", "init_strict", "export_pretraining"}
-    assert only_there <= {"codec", "codes_folder", "targets", *start}
+    targets = {"codec", "codes_folder", "targets", "codebook_weights"}
+    assert only_there <= {*targets, *start}

@@ -130,6 +130,22 @@ class Targets(nn.Module):
         """
         return cls(*args, **kwargs).label
 
+    @classmethod
+    def n_codebooks_of(cls, *args, **kwargs):
+        """Q of what these arguments build; overridden as `label_of` is."""
+        return cls(*args, **kwargs).n_codebooks
+
+    @classmethod
+    def weights_of(cls, *args, **kwargs):
+        """Share of each codebook in the loss, for what these arguments build.
+
+        Returns
+        -------
+        list of float or None
+            Q numbers, whose sum does not matter; None: those of `MaskedCodecLoss`.
+        """
+        return None
+
     def train(self, mode=True):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
@@ -196,9 +212,24 @@ def identify(named):
     -------
     Label
     """
+    return _call(named, "label_of")
+
+
+def n_codebooks_of(named):
+    """Q of the targets that a yaml names, an int, without loading where possible."""
+    return _call(named, "n_codebooks_of")
+
+
+def weights_of(named):
+    """Shares of the codebooks in the loss, or None; see `Targets.weights_of`."""
+    return _call(named, "weights_of")
+
+
+def _call(named, method):
+    """Calls a class method with the arguments that a yaml names."""
     kind = check_named(named)
     args, keywords = getattr(named, "args", ()), getattr(named, "keywords", {})
-    return kind.label_of(*args, **keywords)
+    return getattr(kind, method)(*args, **keywords)
 
 
 def target_middles(num_targets):
