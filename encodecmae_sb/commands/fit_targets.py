@@ -10,6 +10,7 @@ stay as it is for as long as a training uses it.
 """
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def main(argv):
         f"\n{args.kind} of {fitted.num_frames} frames ({args.clips} clips), "
         f"fingerprint {fitted.fingerprint}, in {args.file}:\n{fitted.table()}"
     )
-    words = [f"!name:encodecmae_sb.lobes.{name} {{file: {args.file}}}"]
+    words = [f"!name:encodecmae_sb.lobes.{name} [{json.dumps(str(args.file))}]"]
     words += ["--n_codebooks", str(len(fitted.counts)), "--codebook_size", str(size)]
     words += data_folder_option(args.data_folder)
     default = f"hparams/{'base' if args.data_folder else 'mini'}.yaml"

@@ -71,11 +71,17 @@ class _MelTargets(_OfFile):
             )
         super().__init__(n_codebooks, size, self._name_of(file))
         self.file_fingerprint = read_settings(file, self.file_kind)[1]
-        self.mel = LevelFreeMel(**settings)
+        self.mel = LevelFreeMel(settings["n_mels"], settings["stack"])
         self.context_samples = self.mel.context_samples
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
         self.train(False)
+
+    @classmethod
+    def n_codebooks_of(cls, file, n_codebooks=None):
+        """As given; default: all that the header of the file names."""
+        settings, _ = read_settings(file, cls.file_kind)
+        return settings["n_codebooks"] if n_codebooks is None else n_codebooks
 
     @torch.no_grad()
     def encode(self, wavs, lengths=None):
@@ -109,7 +115,8 @@ class MelRVQ(_MelTargets):
     >>> file = getfixture("tmp_path") / "mel_rvq.safetensors"
     >>> tables = {"mean": torch.zeros(64), "std": torch.ones(64)}
     >>> tables["codebooks"] = torch.randn(8, 16, 64)
-    >>> _ = save_targets(file, "mel_rvq", {"n_mels": 64, "stack": 1}, tables)
+    >>> settings = {"n_mels": 64, "stack": 1, "n_codebooks": 8}
+    >>> _ = save_targets(file, "mel_rvq", settings, tables)
     >>> targets = MelRVQ(file)
     >>> targets.encode(torch.rand(2, 24000)).shape
     torch.Size([2, 75, 8])
@@ -148,7 +155,7 @@ class RandomProjection(_MelTargets):
     >>> projections, codebooks = draw_projections(64, 4, 16, 8, seed=0)
     >>> tables = {"projections": projections, "codebooks": codebooks}
     >>> tables |= {"mean": torch.zeros(64), "std": torch.ones(64)}
-    >>> settings = {"n_mels": 64, "stack": 1}
+    >>> settings = {"n_mels": 64, "stack": 1, "n_codebooks": 4}
     >>> _ = save_targets(file, "random_projection", settings, tables)
     >>> RandomProjection(file, n_codebooks=2).encode(torch.rand(2, 24000)).shape
     torch.Size([2, 75, 2])

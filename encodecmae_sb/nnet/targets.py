@@ -3,6 +3,7 @@
 B items, N samples, T frames, Q codebooks.
 """
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -167,7 +168,7 @@ def check_named(named):
     Raises
     ------
     UserError
-        If it is an object, or has another grid than this package.
+        If it is an object, has another grid than this package, or other arguments.
     """
     if isinstance(named, nn.Module):
         raise UserError(
@@ -181,7 +182,21 @@ def check_named(named):
             f"{kind.sample_rate} Hz. Crops, stored codes and masks are counted every "
             f"{HOP} samples at {SAMPLE_RATE} Hz: give it these."
         )
+    try:
+        args, keywords = _arguments(named)
+        inspect.signature(kind).bind(*args, **keywords)
+    except TypeError as error:
+        # An override of a mapping would be merged into the one that the yaml has.
+        raise UserError(
+            f"targets: {kind.__name__}: {error}. It takes {inspect.signature(kind)}. "
+            "On a command line give arguments as a list: --targets "
+            f"'!name:{kind.__module__}.{kind.__name__} [ARGUMENT, ...]'"
+        ) from error
     return kind
+
+
+def _arguments(named):
+    return getattr(named, "args", ()), getattr(named, "keywords", {})
 
 
 def build(named):
@@ -227,9 +242,8 @@ def weights_of(named):
 
 def _call(named, method):
     """Calls a class method with the arguments that a yaml names."""
-    kind = check_named(named)
-    args, keywords = getattr(named, "args", ()), getattr(named, "keywords", {})
-    return getattr(kind, method)(*args, **keywords)
+    args, keywords = _arguments(named)
+    return getattr(check_named(named), method)(*args, **keywords)
 
 
 def target_middles(num_targets):

@@ -132,8 +132,8 @@ def fit_mel_rvq(
     -------
     Fitted
     """
-    settings = {"n_mels": n_mels, "stack": stack}
-    frames, tensors = _mel_frames(clips, settings, device)
+    settings = {"n_mels": n_mels, "stack": stack, "n_codebooks": n_codebooks}
+    frames, tensors = _mel_frames(clips, n_mels, stack, device)
     fit = n_codebooks, codebook_size, passes, clips.seed, clips.quiet
     codebooks, left = find_residual_codebooks(frames.numpy().copy(), *fit)
     tensors["codebooks"] = codebooks
@@ -162,8 +162,8 @@ def fit_random_projection(
     -------
     Fitted
     """
-    settings = {"n_mels": n_mels, "stack": stack}
-    frames, tensors = _mel_frames(clips, settings, device)
+    settings = {"n_mels": n_mels, "stack": stack, "n_codebooks": n_codebooks}
+    frames, tensors = _mel_frames(clips, n_mels, stack, device)
     sizes = frames.shape[1], n_codebooks, codebook_size, dim
     tables = draw_projections(*sizes, clips.seed)
     tensors["projections"], tensors["codebooks"] = tables
@@ -211,9 +211,9 @@ def _found_anywhere(source):
 
 
 @torch.no_grad()
-def _mel_frames(clips, settings, device):
+def _mel_frames(clips, n_mels, stack, device):
     """Standardised frames [M, D], and the mean and deviation that make them so."""
-    mel = LevelFreeMel(**settings).to(device)
+    mel = LevelFreeMel(n_mels, stack).to(device)
 
     def frames_of(wavs, lengths):
         rows = zip(mel(wavs.to(device)), lengths, strict=True)
