@@ -1,16 +1,22 @@
 """Targets besides the codec: how they are fitted, and what their codes depend on."""
 
 import itertools
-import json
 import math
 from functools import partial
 
 import pytest
 import torch
-from commands import ROOT, flags, results, run_recipe
-from teachers import copy_speech, make_encoder
+from commands import run_recipe
+from fitted import (  # noqa: F401
+    KINDS,
+    MEL_KINDS,
+    SIZES,
+    fitted_targets,
+    named,
+    some_speech,
+)
+from teachers import make_encoder
 
-from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import prepare_corpora
@@ -19,7 +25,6 @@ from encodecmae_sb.lobes import (
     Codec,
     MaskedCodecLoss,
     MelRVQ,
-    RandomProjection,
     SeveralTargets,
 )
 from encodecmae_sb.lobes import targets as lobes
@@ -28,51 +33,9 @@ from encodecmae_sb.nnet.loss import default_weights
 from encodecmae_sb.nnet.quantise import LevelFreeMel, residual_codes, standardise
 from encodecmae_sb.nnet.targets import identify, weights_of
 from encodecmae_sb.pipelines import extract as pipeline
-from encodecmae_sb.pipelines.fit_targets import (
-    Clips,
-    fit_clusters,
-    fit_mel_rvq,
-    fit_random_projection,
-)
+from encodecmae_sb.pipelines.fit_targets import Clips, fit_mel_rvq
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.errors import UserError
-
-SIZES = {"n_codebooks": 4, "codebook_size": 32, "n_mels": 24, "stack": 2}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A few of the bundled files, in official parts."""
-    return copy_speech(tmp_path_factory.mktemp("corpus") / "speech")
-
-
-@pytest.fixture(scope="module")
-def fitted(corpus, teacher_folder, tmp_path_factory):
-    """The folder of a file of each kind, and what was fitted, by the kind."""
-    folder = tmp_path_factory.mktemp("targets")
-    clips = Clips(corpus, 12, quiet=True)
-    return folder, {
-        "mel_rvq": fit_mel_rvq(folder / "mel_rvq", clips, **SIZES, passes=3),
-        "random_projection": fit_random_projection(
-            folder / "random_projection", clips, **SIZES, dim=8
-        ),
-        "clusters": fit_clusters(
-            folder / "clusters", clips, teacher_folder, "last_no_norm", 16, 3
-        ),
-    }
-
-
-def named(folder, kind):
-    """What a yaml would give."""
-    if kind == "several":
-        parts = [partial(Codec, "bundled", 2), named(folder, "mel_rvq")]
-        return partial(SeveralTargets, [*parts, named(folder, "clusters")])
-    classes = {"mel_rvq": MelRVQ, "random_projection": RandomProjection}
-    return partial(classes.get(kind, Clusters), folder / kind)
-
-
-KINDS = ["mel_rvq", "random_projection", "clusters", "several"]
-MEL_KINDS = KINDS[:2]
 
 
 @pytest.fixture(scope="module")
@@ -256,102 +219,6 @@ def test_random_projections_have_equal_weights(fitted):
 def test_wrong_codebook_weights(values):
     with pytest.raises(UserError, match="list of 2 numbers"):
         MaskedCodecLoss(2).set_weights(values)
-
-
-LINES = {
-    "mel_rvq": "[FOLDER/mel_rvq, 3]",
-    "random_projection": "[FOLDER/random_projection, 3]",
-    "clusters": "[FOLDER/clusters]",
-    "several": "[[!name:encodecmae_sb.lobes.MelRVQ [FOLDER/mel_rvq], "
-    "!name:encodecmae_sb.lobes.Clusters [FOLDER/clusters]], [3, 1]]",
-}
-CLASSES = dict(zip(KINDS, ["MelRVQ", "RandomProjection", "Clusters"], strict=False))
-
-
-def pretrain(fitted, corpus, output, kind, **options):
-    """A tiny pretraining on one kind of targets; its metrics."""
-    sizes = {"mel_rvq": (3, 32), "random_projection": (3, 32), "clusters": (1, 16)}
-    n_codebooks, size = sizes.get(kind, (5, 32))
-    name = CLASSES.get(kind, "SeveralTargets")
-    arguments = LINES[kind].replace("FOLDER", str(fitted[0]))
-    given = {
-        "targets": f"!name:encodecmae_sb.lobes.{name} {arguments}",
-        "n_codebooks": n_codebooks,
-        "codebook_size": size,
-        "data_folder": corpus,
-        "training_steps": 4,
-        "valid_interval": 2,
-        "precision": "fp32",
-        **options,
-    }
-    yaml = ROOT / "hparams/mini.yaml"
-    run_recipe("pretrain", yaml, *flags(output, **given), "--noprogressbar")
-    return json.loads((output / "metrics.json").read_text())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_pretraining(fitted, corpus, tmp_path, kind):
-    metrics = pretrain(fitted, corpus, tmp_path / "run", kind)
-    count = {"clusters": 1, "several": 5}.get(kind, 3)
-    found = {key for key in metrics if key.startswith("masked_ce_")}
-    assert found == {f"masked_ce_{q}" for q in range(1, count + 1)}
-    assert all(math.isfinite(metrics[key]) for key in found)
-    assert CLASSES.get(kind, "MelRVQ") in metrics["targets"]
-    identity = json.loads((tmp_path / "run/save/identity.json").read_text())
-    assert identity["targets_content"]["digest"]
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
-
-
-def test_a_killed_run_goes_on(fitted, corpus, tmp_path, monkeypatch):
-    saved = {"ckpt_interval_steps": 1}
-    pretrain(fitted, corpus, tmp_path / "whole", "several", **saved)
-    real, calls = PretrainBrain.fit_batch, []
-
-    def fit_batch(self, batch):
-        calls.append(1)
-        if len(calls) == 4:
-            raise Killed
-        return real(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainBrain, "fit_batch", fit_batch)
-        with pytest.raises(Killed):
-            pretrain(fitted, corpus, tmp_path / "run", "several", **saved)
-    assert list(tmp_path.glob("run/save/CKPT*"))
-    pretrain(fitted, corpus, tmp_path / "run", "several", **saved)
-    assert results(tmp_path / "run") == results(tmp_path / "whole")
-    weights = {"codebook_weights": "[1, 1, 1, 1, 1]"}
-    with pytest.raises(SystemExit, match="codebook_weights"):
-        pretrain(fitted, corpus, tmp_path / "run", "several", **weights)
-
-
-def test_arguments_of_another_class(fitted, corpus, tmp_path):
-    """A mapping on the command line is merged into the yaml's."""
-    lines = "!name:encodecmae_sb.lobes.MelRVQ {file: some}"
-    with pytest.raises(SystemExit, match="give arguments as a list"):
-        pretrain(fitted, corpus, tmp_path, "mel_rvq", targets=lines)
-
-
-def test_weights_are_those_of_the_targets(fitted, corpus, tmp_path, monkeypatch):
-    """Or those of the yaml."""
-    seen = []
-    real = MaskedCodecLoss.forward
-
-    def forward(self, *args, **kwargs):
-        seen.append(self.weights.tolist())
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(MaskedCodecLoss, "forward", forward)
-    pretrain(fitted, corpus, tmp_path / "a", "several", training_steps=1)
-    expected = [*(0.75 * default_weights(4)).tolist(), 0.25]
-    assert seen[0] == pytest.approx(expected)
-    seen.clear()
-    weights = {"codebook_weights": "[1, 0, 0, 0, 3]", "training_steps": 1}
-    pretrain(fitted, corpus, tmp_path / "b", "several", **weights)
-    assert seen[0] == [0.25, 0, 0, 0, 0.75]
 
 
 def test_the_command(corpus, teacher_folder, tmp_path, capsys):
