@@ -60,7 +60,7 @@ class _MelTargets(_OfFile):
     """
 
     def __init__(self, file, n_codebooks=None):
-        settings, tensors = load_targets(file, self.file_kind)
+        settings, tensors, fingerprint = load_targets(file, self.file_kind)
         available, size = tensors["codebooks"].shape[:2]
         n_codebooks = available if n_codebooks is None else n_codebooks
         if not 1 <= n_codebooks <= available:
@@ -70,7 +70,7 @@ class _MelTargets(_OfFile):
                 f"{self.file_kind} FILE --n_codebooks {n_codebooks}"
             )
         super().__init__(n_codebooks, size, self._name_of(file))
-        self.file_fingerprint = read_settings(file, self.file_kind)[1]
+        self.file_fingerprint = fingerprint
         self.mel = LevelFreeMel(settings["n_mels"], settings["stack"])
         self.context_samples = self.mel.context_samples
         for name, tensor in tensors.items():
@@ -191,17 +191,28 @@ class Clusters(_OfFile, ClusterTargets):
         If there is no such encoder.
     UserError
         If there is no such file, or if the encoder is another one.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> from encodecmae_sb.pretrained.folder import export_encoder
+    >>> from encodecmae_sb.pretrained.target_files import save_targets
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96))
+    >>> folder = getfixture("tmp_path") / "encoder"
+    >>> export_encoder(encoder, folder)
+    >>> settings = {"encoder": str(folder), "layer": "last_no_norm"}
+    >>> settings["encoder_key"] = module_key(load_encoder_source(folder))
+    >>> file = getfixture("tmp_path") / "clusters.safetensors"
+    >>> tables = {"centroids": torch.randn(10, 64)}
+    >>> _ = save_targets(file, "clusters", settings, tables)
+    >>> Clusters(file).encode(torch.zeros(2, 24000)).shape
+    torch.Size([2, 75, 1])
     """
 
     file_kind = "clusters"
 
-    @classmethod
-    def n_codebooks_of(cls, file, encoder=None):
-        """One."""
-        return 1
-
     def __init__(self, file, encoder=None):
-        settings, tensors = load_targets(file, self.file_kind)
+        settings, tensors, fingerprint = load_targets(file, self.file_kind)
         source = encoder or settings["encoder"]
         teacher = load_encoder_source(source).eval()
         key = module_key(teacher)
@@ -216,7 +227,12 @@ class Clusters(_OfFile, ClusterTargets):
             self, teacher, settings["layer"], tensors["centroids"], source, key
         )
         self.name = self._name_of(file)
-        self.file_fingerprint = read_settings(file, self.file_kind)[1]
+        self.file_fingerprint = fingerprint
+
+    @classmethod
+    def n_codebooks_of(cls, file, encoder=None):
+        """One."""
+        return 1
 
 
 class SeveralTargets(Targets):

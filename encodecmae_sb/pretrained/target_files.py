@@ -107,6 +107,7 @@ def load_targets(path, kind):
     -------
     settings : dict
     tensors : dict of str to torch.Tensor
+    fingerprint : str
 
     Raises
     ------
@@ -123,7 +124,7 @@ def load_targets(path, kind):
             f"{fingerprint} is not that of its content. Make it again: {_FIT} {kind} "
             f"{path}"
         )
-    return settings, tensors
+    return settings, tensors, fingerprint
 
 
 def _fingerprint(kind, settings, tensors):
