@@ -7,7 +7,7 @@ r"""Encodes whole corpora once, so that pretraining need not do it in every step
 
 Without a data folder it is a demonstration on the small corpus in this repository and,
 unless a codec is named, with the small codec in it. With `--hparams FILE` it stores the
-targets that this yaml file names.
+targets that this yaml file names, with `--targets "!name:CLASS [ARGUMENT, ...]"` these.
 
 A run that was interrupted goes on when the same command is given again, with any number
 of processes. Later runs encode only what is new or has changed. An hour of audio takes
@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.bundled import corpus_folders
@@ -59,6 +60,7 @@ def parse(argv):
     add("--codec", help=f"{OFFICIAL} (default), {BUNDLED}, or a checkpoint file")
     add("--n_codebooks", type=int, help="default: 8, or what the yaml says")
     add("--hparams", help="a yaml file whose key `targets` names what to store")
+    add("--targets", help="what it would say: '!name:CLASS [ARGUMENT, ...]'")
     add("--batch_seconds", type=float, help="default: 16 on a CPU, 256 on a GPU")
     add("--device", help="default: cuda where there is one, else cpu")
     add("--num_workers", type=int, default=2, help="readers per process")
@@ -76,6 +78,8 @@ def choose_targets(args):
     """What builds the targets: a codec, or what a yaml names."""
     given = vars(args)
     given = {k: given[k] for k in ("data_folder", "codec", "n_codebooks") if given[k]}
+    if args.targets:
+        return load_hyperpyyaml(f"targets: {args.targets}")["targets"]
     if args.hparams:
         return load_key(args.hparams, "targets", given, demonstration_codec)
     codec = args.codec or (OFFICIAL if args.data_folder else BUNDLED)
@@ -99,6 +103,10 @@ def report(args, targets, corpora, manifests, device):
     )
     pipeline.print_differences(targets, manifests, codes, device, args.batch_seconds)
     options = ["--codec", targets.name] if targets.kind == "codec" else []
+    if args.targets:
+        sizes = targets.n_codebooks, targets.codebook_size
+        options = ["--n_codebooks", str(sizes[0]), "--codebook_size", str(sizes[1])]
+        options += ["--targets", args.targets]
     options = [*data_folder_option(args.data_folder), *options]
     default = f"hparams/{'base' if args.data_folder else 'mini'}.yaml"
     command = [args.hparams or default, *options, "--codes_folder", str(folder)]

@@ -20,10 +20,14 @@ from encodecmae_sb.lobes import (
     EnCodecMAE,
     LayerSum,
     LogMel,
+    MelRVQ,
+    RandomProjection,
     ResiDualTransformer,
 )
 from encodecmae_sb.nnet.loss import _CrossEntropy
 from encodecmae_sb.nnet.pooling import POOLINGS, ClipHead
+from encodecmae_sb.nnet.quantise import draw_projections
+from encodecmae_sb.pretrained.target_files import save_targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 
@@ -66,6 +70,21 @@ def test_codec(gpu):
     wavs = codec.decode(codes)
     assert wavs.shape == (2, 11 * 320)
     assert {x.device for x in (codes, latents, wavs)} == {CUDA}
+
+
+@pytest.mark.parametrize("kind", [MelRVQ, RandomProjection])
+def test_mel_targets(gpu, tmp_path, kind):
+    projections, codebooks = draw_projections(48, 3, 16, 8, seed=0)
+    tables = {"mean": torch.zeros(48), "std": torch.ones(48), "codebooks": codebooks}
+    if kind is MelRVQ:
+        tables["codebooks"] = torch.randn(3, 16, 48)
+    else:
+        tables["projections"] = projections
+    settings = {"n_mels": 24, "stack": 2, "n_codebooks": 3}
+    save_targets(tmp_path / "file", kind.file_kind, settings, tables)
+    targets = gpu.move(kind(tmp_path / "file"))
+    codes = targets.encode(torch.zeros(2, 3201, device=CUDA))
+    assert (codes.shape, codes.device) == ((2, 11, 3), CUDA)
 
 
 def make_batches(samples=(12800, 12800), stored=False):

@@ -45,5 +45,5 @@ def test_self_training_has_the_keys_of_pretraining():
     """But for those that choose the targets, and the start: that is the teacher's."""
     only_there = values("mini").keys() - values("self_train_mini").keys()
     start = {"init", "init_strict", "export_pretraining"}
-    targets = {"codec", "codes_folder", "store_targets", "targets"}
+    targets = {"codec", "codes_folder", "store_targets", "targets", "codebook_weights"}
     assert only_there <= {*targets, "codebooks_per_step", *start}

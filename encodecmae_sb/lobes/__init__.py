@@ -10,11 +10,13 @@ from encodecmae_sb.nnet.transformer import ResiDualTransformer
 from .adapters import AdaptedEnCodecMAE
 from .codec import Codec
 from .encodecmae import EnCodecMAE
+from .targets import Clusters, MelRVQ, RandomProjection, SeveralTargets
 
 __all__ = [
     "AdaptedEnCodecMAE",
     "AudioEncoder",
     "CTCHead",
+    "Clusters",
     "Codec",
     "CodecLatents",
     "EnCodecMAE",
@@ -23,5 +25,8 @@ __all__ = [
     "LogMel",
     "MaskedCodecLoss",
     "MaskedCodecModel",
+    "MelRVQ",
+    "RandomProjection",
     "ResiDualTransformer",
+    "SeveralTargets",
 ]

@@ -52,3 +52,10 @@ class Codec(FrozenCodec):
         if cls is not Codec:  # a subclass may give other codes
             return super().label_of(source, n_codebooks)
         return Label(cls.kind, str(source), checksum(str(source)))
+
+    @classmethod
+    def n_codebooks_of(cls, source=OFFICIAL, n_codebooks=8):
+        """As given."""
+        if cls is not Codec:
+            return super().n_codebooks_of(source, n_codebooks)
+        return n_codebooks

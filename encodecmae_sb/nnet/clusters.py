@@ -28,6 +28,10 @@ from .targets import Targets, nearest_places, target_middles
 
 MOST_CLUSTERS = 65535  # indices are stored as 2-byte integers
 _ROUNDS = 50
+_MORE = (
+    "Take more clips (cluster_clips; of fit_targets.py --clips), or fewer clusters "
+    "(n_clusters; --codebook_size)."
+)
 _FRAMES_AT_ONCE = 8192  # frames whose distances to all centroids are in memory at once
 
 
@@ -94,8 +98,7 @@ def find_clusters(
         raise UserError(f"n_clusters={num_clusters}: 2 to {MOST_CLUSTERS} are allowed.")
     if len(features) < num_clusters:
         raise UserError(
-            f"{len(features)} frames are fewer than n_clusters={num_clusters}. Embed "
-            "more clips (cluster_clips), or ask for fewer clusters."
+            f"{len(features)} frames are fewer than n_clusters={num_clusters}. {_MORE}"
         )
     # The centroids start from the first batch.
     batch_size = max(batch_size, 3 * num_clusters)
@@ -137,8 +140,7 @@ def _use_all(features, centroids):
             break
     raise UserError(
         f"{len(empty)} of {len(centroids)} clusters stay empty: the clips have fewer "
-        f"different frames than n_clusters={len(centroids)}. Embed more clips "
-        "(cluster_clips), or ask for fewer clusters."
+        f"different frames than n_clusters={len(centroids)}. {_MORE}"
     )
 
 

@@ -4,11 +4,15 @@ Shapes: B items, T frames, Q codebooks, K classes per codebook. Where a step pre
 some of the codebooks only, all but the codes have their number in place of Q.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+
+from encodecmae_sb.utils.errors import UserError
 
 # Share of each of EnCodec's first 8 codebooks in the loss (arXiv 2309.07391).
 CODEBOOK_WEIGHTS = (
@@ -26,6 +30,33 @@ CODEBOOK_WEIGHTS = (
 # hold, elsewhere enough to keep the device busy (256 MiB).
 _BLOCK = {"cpu": 2**21}
 _BLOCK_ELSEWHERE = 2**26
+
+
+def default_weights(n_codebooks):
+    """Weights of codebooks in the loss.
+
+    Arguments
+    ---------
+    n_codebooks : int
+        Q.
+
+    Returns
+    -------
+    torch.Tensor
+        Of 8 or fewer the paper's weights of the first Q, scaled to a sum of 1; of more
+        the same weight for all; float32, shape [Q].
+
+    Example
+    -------
+    >>> default_weights(2)
+    tensor([0.5601, 0.4399])
+    """
+    weights = torch.tensor(CODEBOOK_WEIGHTS[:n_codebooks])
+    if n_codebooks > len(CODEBOOK_WEIGHTS):
+        weights = torch.ones(n_codebooks)
+    if n_codebooks != len(CODEBOOK_WEIGHTS):
+        weights = weights / weights.sum()
+    return weights
 
 
 @dataclass
@@ -64,8 +95,7 @@ class MaskedCodecLoss(nn.Module):
     Arguments
     ---------
     n_codebooks : int
-        Codebooks, Q; with 8 or fewer the paper's weights of the first Q, scaled to
-        a sum of 1, with more the same weight for all.
+        Codebooks, Q. Their weights are `default_weights`, or what `set_weights` says.
     masked_weight : float
         Weight of the hidden frames; the visible ones have the rest of 1.
 
@@ -81,13 +111,43 @@ class MaskedCodecLoss(nn.Module):
 
     def __init__(self, n_codebooks=8, masked_weight=0.9):
         super().__init__()
-        weights = torch.tensor(CODEBOOK_WEIGHTS[:n_codebooks])
-        if n_codebooks > len(CODEBOOK_WEIGHTS):
-            weights = torch.ones(n_codebooks)
-        if n_codebooks != len(CODEBOOK_WEIGHTS):
-            weights = weights / weights.sum()
+        weights = default_weights(n_codebooks)
         self.register_buffer("weights", weights, persistent=False)
         self.masked_weight = masked_weight
+
+    def set_weights(self, values):
+        """Gives the codebooks other weights.
+
+        Arguments
+        ---------
+        values : list of float
+            Q numbers, none negative; they are scaled to a sum of 1.
+
+        Raises
+        ------
+        UserError
+            If they are something else.
+
+        Example
+        -------
+        >>> loss_fn = MaskedCodecLoss(n_codebooks=2)
+        >>> loss_fn.set_weights([3, 1])
+        >>> loss_fn.weights
+        tensor([0.7500, 0.2500])
+        """
+        count = len(self.weights)
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != count
+            or not all(isinstance(v, Real) and 0 <= v < math.inf for v in values)
+            or sum(values) <= 0
+        ):
+            raise UserError(
+                f"codebook_weights={values}: give a list of {count} numbers, one for "
+                "each of the codebooks, none negative and not all 0; or null."
+            )
+        weights = torch.tensor(values, dtype=torch.float64)
+        self.weights.copy_(weights / weights.sum())
 
     def forward(self, logits, codes, mask, counts=None, drawn=None):
         """Computes the loss, in float32 whatever autocast says.

@@ -3,6 +3,7 @@
 B items, N samples, T frames, Q codebooks.
 """
 
+import inspect
 from typing import NamedTuple
 
 import torch
@@ -130,6 +131,22 @@ class Targets(nn.Module):
         """
         return cls(*args, **kwargs).label
 
+    @classmethod
+    def n_codebooks_of(cls, *args, **kwargs):
+        """Q of what these arguments build; overridden as `label_of` is."""
+        return cls(*args, **kwargs).n_codebooks
+
+    @classmethod
+    def weights_of(cls, *args, **kwargs):
+        """Share of each codebook in the loss, for what these arguments build.
+
+        Returns
+        -------
+        list of float or None
+            Q numbers, whose sum does not matter; None: those of `MaskedCodecLoss`.
+        """
+        return None
+
     def train(self, mode=True):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
@@ -151,7 +168,7 @@ def check_named(named):
     Raises
     ------
     UserError
-        If it is an object, or has another grid than this package.
+        If it is an object, has another grid than this package, or other arguments.
     """
     if isinstance(named, nn.Module):
         raise UserError(
@@ -165,7 +182,21 @@ def check_named(named):
             f"{kind.sample_rate} Hz. Crops, stored codes and masks are counted every "
             f"{HOP} samples at {SAMPLE_RATE} Hz: give it these."
         )
+    try:
+        args, keywords = _arguments(named)
+        inspect.signature(kind).bind(*args, **keywords)
+    except TypeError as error:
+        # An override of a mapping would be merged into the one that the yaml has.
+        raise UserError(
+            f"targets: {kind.__name__}: {error}. It takes {inspect.signature(kind)}. "
+            "On a command line give arguments as a list: --targets "
+            f"'!name:{kind.__module__}.{kind.__name__} [ARGUMENT, ...]'"
+        ) from error
     return kind
+
+
+def _arguments(named):
+    return getattr(named, "args", ()), getattr(named, "keywords", {})
 
 
 def build(named):
@@ -196,9 +227,23 @@ def identify(named):
     -------
     Label
     """
-    kind = check_named(named)
-    args, keywords = getattr(named, "args", ()), getattr(named, "keywords", {})
-    return kind.label_of(*args, **keywords)
+    return _call(named, "label_of")
+
+
+def n_codebooks_of(named):
+    """Q of the targets that a yaml names, an int, without loading where possible."""
+    return _call(named, "n_codebooks_of")
+
+
+def weights_of(named):
+    """Shares of the codebooks in the loss, or None; see `Targets.weights_of`."""
+    return _call(named, "weights_of")
+
+
+def _call(named, method):
+    """Calls a class method with the arguments that a yaml names."""
+    args, keywords = _arguments(named)
+    return getattr(check_named(named), method)(*args, **keywords)
 
 
 def target_middles(num_targets):

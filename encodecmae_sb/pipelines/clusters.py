@@ -1,5 +1,6 @@
 """Clusters of a teacher's activations: clips are embedded, centroids found and kept."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,14 @@ from encodecmae_sb.utils.progress import open_bar
 _KEYS = ("layer", "n_clusters", "cluster_clips", "cluster_passes", "seed")
 
 
-def embed_clips(teacher, layer, crops, num_clips, stored, batch_size, workers, quiet):
-    """Stores a teacher's activations of random clips; goes on after an interruption.
+def store_frames(frames_of, crops, num_clips, stored, batch_size, workers, quiet):
+    """Stores frames of random clips; goes on after an interruption.
 
     Arguments
     ---------
-    teacher : AudioEncoder
-        On the device.
-    layer : int or str
+    frames_of : callable
+        Of padded samples [B, N] and their lengths, a list of int, it gives the frames
+        of each item, a list of tensors [T, D].
     crops : RandomCrops
         The first of its draws are used.
     num_clips : int
@@ -65,7 +66,7 @@ def embed_clips(teacher, layer, crops, num_clips, stored, batch_size, workers, q
             wavs = [item["wav"] for item in items]
             lengths = [len(wav) for wav in wavs]
             padded = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-            frames = embed(teacher, layer, padded, lengths)
+            frames = frames_of(padded, lengths)
             stored.append([item.cpu().numpy() for item in frames])
             bar.update(len(items))
 
@@ -127,13 +128,12 @@ def _write_centroids(hparams, teacher, corpora, path, key, quiet):
     weights = hparams["corpus_weights"]
     crops = RandomCrops(manifests, CHUNK / rate, rate, seed, weights)
     # Features are only resumed if the files are still the same.
-    name = digest([key, weights, [_files_digest(file) for file in manifests]])
+    name = digest([key, weights, [files_digest(file) for file in manifests]])
     features = RowFile(
         Path(hparams["save_folder"]) / f"features-{name}", "float16", teacher.dim
     )
-    embed_clips(
-        teacher,
-        hparams["layer"],
+    store_frames(
+        partial(embed, teacher, hparams["layer"]),
         crops,
         hparams["cluster_clips"],
         features,
@@ -158,7 +158,7 @@ def _write_centroids(hparams, teacher, corpora, path, key, quiet):
         )
 
 
-def _files_digest(manifest):
+def files_digest(manifest):
     """A name for the files of a manifest as they are now."""
     (paths,) = read_columns(manifest, wav=str)
     return digest_each([path, *file_stamp(path)] for path in paths)

@@ -19,7 +19,7 @@ from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.nnet.encodec import FrozenCodec
-from encodecmae_sb.nnet.targets import build
+from encodecmae_sb.nnet.targets import build, weights_of
 from encodecmae_sb.pretrained.codec_files import checksum
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.pretrained.pretraining import read_licence
@@ -127,7 +127,8 @@ def open_codes(hparams, label, hparams_file="YAML_FILE"):
 def build_targets(hparams, label, stored):
     """The targets that the yaml names, where they have to be computed.
 
-    A front end that is a codec's encoder gets its network.
+    A front end that is a codec's encoder gets its network, and the loss the weights of
+    the codebooks.
 
     Arguments
     ---------
@@ -168,6 +169,11 @@ def build_targets(hparams, label, stored):
     if source is not None:
         same = isinstance(targets, FrozenCodec)
         front_end.use(targets if same else main_process_first(Codec, source))
+    weights = hparams.get("codebook_weights")
+    if weights is None:
+        weights = main_process_first(weights_of, hparams["targets"])
+    if weights is not None:
+        hparams["loss_fn"].set_weights(weights)
     return targets
 
 

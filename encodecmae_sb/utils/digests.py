@@ -41,8 +41,13 @@ def digest_each(items, *before):
 
 def weights_key(module):
     """A digest of the weights of a module, as hexadecimal text."""
+    return tensors_key(module.state_dict())
+
+
+def tensors_key(tensors):
+    """A digest of named tensors in their order, as hexadecimal text."""
     content = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in tensors.items():
         content.update(name.encode())
         content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return content.hexdigest()
