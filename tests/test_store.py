@@ -196,15 +196,17 @@ def test_values_that_are_not_allowed(pretrain, tmp_path, choice):
     assert not list(tmp_path.glob("run/save/*.csv"))  # before any work
 
 
-def test_shards_have_their_targets_with_them(monkeypatch):
+def test_what_cannot_be_stored(tmp_path, monkeypatch):
+    """Shards have their targets with them; procedural audio has no files."""
+    hparams = {"data_folder": "procedural", "store_targets": True}
+    with pytest.raises(UserError, match="procedural audio is new"):
+        store.check_store_targets(hparams, None)
+    assert not store.is_to_store({**hparams, "store_targets": "auto"}, [])
     monkeypatch.setattr(store, "holds_shards", lambda folders: True)
-    hparams = {"data_folder": "/shards", "store_targets": True}
+    hparams["data_folder"] = str(tmp_path)
     with pytest.raises(UserError, match="make_shards.py"):
         store.check_store_targets(hparams, None)
     store.check_store_targets(hparams, "packed codes")
-    with pytest.raises(UserError, match="procedural audio is new"):
-        store.check_store_targets({**hparams, "data_folder": "procedural"}, None)
     hparams["store_targets"] = "auto"
     store.check_store_targets(hparams, None)
-    assert not store.is_to_store({**hparams, "data_folder": "procedural"}, [])
     assert not store.is_to_store(hparams, [])
