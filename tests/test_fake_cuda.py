@@ -46,6 +46,8 @@ FRONT_ENDS = {
     "log-mel": LogMel,
     "published log-mel": lambda: LogMel(hop_length=318, centered=False),
     "codec latents": lambda: CodecLatents(Codec("bundled")),
+    "level": lambda: LogMel(normalise="level"),
+    "latents, level": lambda: CodecLatents(Codec("bundled"), normalise="level"),
 }
 
 

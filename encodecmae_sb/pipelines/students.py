@@ -107,6 +107,7 @@ def _both_log_mel(encoder, teacher):
     return (
         all(isinstance(front_end, LogMel) for front_end in front_ends)
         and front_ends[0].dim == front_ends[1].dim
+        and front_ends[0].normalise == front_ends[1].normalise
     )
 
 
