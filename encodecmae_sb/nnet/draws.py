@@ -23,7 +23,7 @@ def hash_seeds(seeds, counter):
     Example
     -------
     >>> hash_seeds(torch.tensor([1, 2, 1]), 5) % 100
-    tensor([39, 57, 39])
+    tensor([61, 49, 61])
     """
     counter = torch.as_tensor(counter)  # where products wrap around
     x = seeds + counter * -7046029254386353131  # 2^64 / golden ratio
