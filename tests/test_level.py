@@ -155,6 +155,8 @@ def test_a_student_and_its_teacher_agree():
         start_student(student, teacher, "teacher")
     assert student.front_end.normalise is None
     assert start_student(make(), teacher, "auto")
+    with pytest.raises(UserError, match="with normalise=level, and was given"):
+        start_student(make("latents", normalise=None), make("latents"), "auto")
 
 
 @pytest.mark.parametrize("wrong", ["mean", "Level", True, 1])
