@@ -18,6 +18,7 @@ from encodecmae_sb.lobes import (
     CodecLatents,
     CTCHead,
     EnCodecMAE,
+    InputAugment,
     LayerSum,
     LogMel,
     MelRVQ,
@@ -50,6 +51,8 @@ FRONT_ENDS = {
     "log-mel": LogMel,
     "published log-mel": lambda: LogMel(hop_length=318, centered=False),
     "codec latents": lambda: CodecLatents(Codec("bundled")),
+    "level": lambda: LogMel(normalise="level"),
+    "latents, level": lambda: CodecLatents(Codec("bundled"), normalise="level"),
 }
 
 
@@ -185,6 +188,15 @@ def test_layer_sum_and_ctc_head(gpu):
     head = gpu.move(CTCHead(16, 29, hidden_size=8))
     with pytest.raises(HostSync):
         head(frames, num_frames)
+
+
+def test_input_augment(gpu):
+    """All of it, from seeds on the device."""
+    augment = gpu.move(InputAugment(background_seconds=1))
+    wavs = torch.zeros(2, 9600, device=CUDA)
+    lengths, seeds = torch.tensor([[9600, 5000], [1, 2]], device=CUDA)
+    heard = augment(wavs, lengths, seeds)
+    assert (heard.device, heard.shape) == (CUDA, (2, 9600))
 
 
 LOBES = {

@@ -5,9 +5,11 @@ test_own_corpus.py.
 """
 
 import json
+import sys
 
 import torch
-from commands import ROOT, TINY, environment
+from commands import ROOT, TINY, environment, execute, flags, results
+from killed import run_killed
 
 from encodecmae_sb.nnet.masking import GapMasker
 
@@ -33,7 +35,6 @@ class Noise:
 def run(folder, yaml, **options):
     """Runs the recipe on a yaml of the user's own; returns its metrics."""
     import subprocess
-    import sys
 
     (folder / "mine.yaml").write_text(yaml)
     given = {**TINY, "training_steps": 6, "valid_interval": 3, **options}
@@ -75,6 +76,30 @@ def test_an_input_augmentation(tmp_path):
     assert noisy["train_loss"] != none["train_loss"]
     # Targets were taken from the clean audio.
     assert noisy["unigram_ce_1"] == none["unigram_ce_1"]
+
+
+def test_a_run_on_altered_input_goes_on_exactly(tmp_path):
+    """Killed and started again, with the package's augmentation and at one level."""
+    yaml = tmp_path / "mine.yaml"
+    augment = "!new:encodecmae_sb.lobes.InputAugment\n    background_seconds: 3"
+    yaml.write_text(changed("input_augment", augment))
+
+    def arguments(name, **more):
+        options = flags(tmp_path / name, training_steps=6, **more)
+        recipe = [sys.executable, ROOT / "recipes/pretrain.py", yaml]
+        return [*recipe, *options, "--normalise", "level"]
+
+    execute(arguments("whole"), tmp_path)
+    often = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    run_killed(arguments("killed", **often), 3, cwd=tmp_path, env=environment())
+    yaml.write_text(yaml.read_text().replace("seconds: 3", "seconds: 2"))
+    said = execute(arguments("killed", **often), tmp_path, expect=1)
+    assert "input_augment_content" in said
+    yaml.write_text(yaml.read_text().replace("seconds: 2", "seconds: 3"))
+    execute(arguments("killed", **often), tmp_path)
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    exported = (tmp_path / "whole/encoder/hyperparams.yaml").read_text()
+    assert "normalise: level" in exported
 
 
 def test_a_train_logger(tmp_path):

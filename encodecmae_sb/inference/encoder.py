@@ -17,10 +17,12 @@ from encodecmae_sb.nnet.chunks import (
     check_layer,
     encode_in_chunks,
     is_dropped,
+    normalises,
     num_joined_frames,
     pad_items,
 )
 from encodecmae_sb.nnet.lengths import absolute_lengths
+from encodecmae_sb.nnet.level import block_sums, level_of
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.signal import resample
 
@@ -230,10 +232,18 @@ class EnCodecMAEEncoder(Pretrained):
         """`encode_stream` of a file that was checked."""
         parts = stream_audio(path, self.sample_rate, batch_size * CHUNK)
         with _says_which_file(path):
+            levels = self._levels(path)
             for number, wav in enumerate(parts):
                 if is_dropped(len(wav), number * batch_size):
                     return  # this part is nothing but a short tail
-                yield self._encode(wav[None], None, layer, batch_size)[0]
+                yield self._encode(wav[None], None, layer, batch_size, levels)[0]
+
+    def _levels(self, path):
+        """The level of a file, [1], which is read for it; None if it is not needed."""
+        if not normalises(self.mods.encoder.front_end):
+            return None
+        parts = stream_audio(path, self.sample_rate, CHUNK)
+        return level_of(sum(block_sums(part[None]) for part in parts))
 
     def output_shape(self, path, layer="last"):
         """Shape of a file's features, from its header alone.
@@ -309,9 +319,9 @@ class EnCodecMAEEncoder(Pretrained):
         return self.encode_batch(wavs, wav_lens)
 
     @torch.no_grad()
-    def _encode(self, wavs, lengths, layer, batch_size=16):
+    def _encode(self, wavs, lengths, layer, batch_size=16, levels=None):
         with self.inference_ctx:
             items = encode_in_chunks(
-                self.mods.encoder, wavs, lengths, layer, batch_size
+                self.mods.encoder, wavs, lengths, layer, batch_size, levels=levels
             )
         return [item.float() for item in items]

@@ -8,6 +8,7 @@ from encodecmae_sb.nnet.masking import GapMasker
 from encodecmae_sb.nnet.transformer import ResiDualTransformer
 
 from .adapters import AdaptedEnCodecMAE
+from .augment import InputAugment
 from .codec import Codec
 from .encodecmae import EnCodecMAE
 from .targets import Clusters, MelRVQ, RandomProjection, SeveralTargets
@@ -21,6 +22,7 @@ __all__ = [
     "CodecLatents",
     "EnCodecMAE",
     "GapMasker",
+    "InputAugment",
     "LayerSum",
     "LogMel",
     "MaskedCodecLoss",

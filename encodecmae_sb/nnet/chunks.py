@@ -19,6 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
+from .level import measure_levels
+
 # Raise it when the frames of an item change: stored frames are then computed again.
 FRAMES_VERSION = 2
 # As long as the crops of pretraining: 4 s.
@@ -169,6 +171,7 @@ def encode_in_chunks(
     batch_size=16,
     chunk=CHUNK,
     whole_codec_frames=False,
+    levels=None,
 ):
     """Encodes each item in chunks and joins their frames.
 
@@ -193,6 +196,9 @@ def encode_in_chunks(
         Give a chunk `samples // 320` frames, the whole ones of the codec, and silence
         after its end. The published implementation does this with padded batches, but
         not with long audio.
+    levels : torch.Tensor, optional
+        For a front end with `normalise`: of the recordings that the items are parts of,
+        shape [B]. Default: each item is a whole recording.
 
     Returns
     -------
@@ -231,6 +237,9 @@ def encode_in_chunks(
         totals.append(total)
 
     device = next(encoder.parameters()).device
+    if normalises(front_end):
+        levels = measure_levels(wavs, lengths) if levels is None else levels
+        levels = levels.to(device).unbind()
     joined = [None] * len(lengths)
     chunks.sort(key=lambda chunk: -chunk.samples)
     batch_size = batch_size or len(chunks)
@@ -238,7 +247,8 @@ def encode_in_chunks(
         group = chunks[first : first + batch_size]
         waves = [wavs[p.item, p.start : p.start + p.samples] for p in group]
         counts = [p.frames for p in group]
-        frames = _front_end_frames(front_end, waves, max(counts), device)
+        told = [levels[p.item] for p in group] if normalises(front_end) else None
+        frames = _front_end_frames(front_end, waves, max(counts), device, told)
         num_frames = None
         if min(counts) < frames.shape[1]:
             num_frames = torch.tensor(counts).to(device)
@@ -258,16 +268,40 @@ def encode_in_chunks(
     return joined
 
 
-def _front_end_frames(front_end, waves, num_frames, device):
+def normalises(front_end):
+    """Whether a front end takes the levels of recordings.
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import LogMel
+    >>> normalises(LogMel()), normalises(LogMel(normalise="level"))
+    (False, True)
+    """
+    # One of the user's own need not have the attribute.
+    return getattr(front_end, "normalise", None) is not None
+
+
+def _front_end_frames(front_end, waves, num_frames, device, levels=None):
     """Frames of waveforms, the longest first, padded: [B, num_frames or more, F]."""
     if front_end.needs_equal_lengths:
         frames = []
-        for _, same in itertools.groupby(waves, key=len):
-            frames += front_end(torch.stack(list(same)).to(device))
+        numbers = range(len(waves))
+        for _, same in itertools.groupby(numbers, key=lambda i: len(waves[i])):
+            same = list(same)
+            wavs = torch.stack([waves[i] for i in same]).to(device)
+            told = levels and [levels[i] for i in same]
+            frames += _run(front_end, wavs, told)
         return pad_sequence(frames, batch_first=True)
     wavs = pad_sequence(waves, batch_first=True)
     needed = (num_frames - 1) * front_end.hop_length + shortest_item(front_end)
-    return front_end(F.pad(wavs, (0, max(0, needed - wavs.shape[1]))).to(device))
+    wavs = F.pad(wavs, (0, max(0, needed - wavs.shape[1]))).to(device)
+    return _run(front_end, wavs, levels)
+
+
+def _run(front_end, wavs, levels):
+    if levels is None:
+        return front_end(wavs)
+    return front_end(wavs, torch.stack(levels))
 
 
 def pad_items(items, num_frames):

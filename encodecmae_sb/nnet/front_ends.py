@@ -15,6 +15,7 @@ from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.precision import exact_float32
 
 from .encodec import build_encodec, freeze
+from .level import at_reference, check_normalise
 
 # Channels of EnCodec before quantisation, whatever its width.
 _LATENT_DIM = 128
@@ -54,6 +55,15 @@ class LogMel(nn.Module):
         See above.
     mean, std : float
         Of the logarithm of the energies, for the normalisation.
+    normalise : str, optional
+        "level": each recording is brought to one level first, so its frames do not
+        depend on how loud it was recorded; `encodecmae_sb.nnet.level` says how. None:
+        frames show the level.
+
+    Raises
+    ------
+    UserError
+        If there is no such normalisation.
 
     Example
     -------
@@ -61,6 +71,9 @@ class LogMel(nn.Module):
     torch.Size([2, 300, 256])
     >>> LogMel(hop_length=318, centered=False).num_frames(96000)
     300
+    >>> wavs, front_end = torch.randn(1, 9000), LogMel(normalise="level")
+    >>> torch.allclose(front_end(wavs), front_end(0.01 * wavs), atol=1e-3)
+    True
     """
 
     needs_equal_lengths = False
@@ -74,6 +87,7 @@ class LogMel(nn.Module):
         centered=True,
         mean=-6.12,
         std=4.82,
+        normalise=None,
     ):
         super().__init__()
         self.dim = self.n_mels = n_mels
@@ -83,6 +97,7 @@ class LogMel(nn.Module):
         self.centered = centered
         self.mean = mean
         self.std = std
+        self.normalise = check_normalise(normalise)
         self.n_fft = 2 ** math.ceil(math.log2(win_length))
         banks, _ = torchaudio.compliance.kaldi.get_mel_banks(
             n_mels, self.n_fft, sample_rate, 20.0, 0.0, 100.0, -500.0, 1.0
@@ -109,13 +124,16 @@ class LogMel(nn.Module):
             return (num_samples + self.hop_length - 1) // self.hop_length
         return (num_samples - self.win_length) // self.hop_length + 1
 
-    def forward(self, wavs):
+    def forward(self, wavs, levels=None):
         """Normalised log-mel energies.
 
         Arguments
         ---------
         wavs : torch.Tensor
             Samples in [-1, 1], shape [B, N].
+        levels : torch.Tensor, optional
+            With `normalise`: of the recordings that these are pieces of, shape [B].
+            Default: each item is a whole recording, with zeros after its end.
 
         Returns
         -------
@@ -126,6 +144,8 @@ class LogMel(nn.Module):
             # In near silence, single precision would make an error of 1e-4 and more in
             # the logarithm, and a different one on every machine.
             wavs = wavs.to(torch.float32 if wavs.is_mps else torch.float64)
+            if self.normalise:
+                wavs = at_reference(wavs, levels)
             if self.centered:
                 left = (self.win_length - self.hop_length) // 2
                 span = (self.num_frames(wavs.shape[1]) - 1) * self.hop_length
@@ -201,6 +221,13 @@ class CodecLatents(nn.Module):
         Whose encoder to use. None: `use` gives it one later.
     n_filters : int, optional
         Builds an encoder of this width instead, whose weights are then loaded.
+    normalise : str, optional
+        As for `LogMel`.
+
+    Raises
+    ------
+    UserError
+        If there is no such normalisation.
 
     Example
     -------
@@ -215,8 +242,9 @@ class CodecLatents(nn.Module):
     # For `pretrained.describe`: the weights of the codec are loaded.
     not_described = ("codec",)
 
-    def __init__(self, codec=None, n_filters=None):
+    def __init__(self, codec=None, n_filters=None, normalise=None):
         super().__init__()
+        self.normalise = check_normalise(normalise)
         self.dim = _LATENT_DIM
         self.hop_length = HOP
         self.sample_rate = SAMPLE_RATE
@@ -257,13 +285,15 @@ class CodecLatents(nn.Module):
         return -(-num_samples // self.hop_length)
 
     @torch.no_grad()
-    def forward(self, wavs):
+    def forward(self, wavs, levels=None):
         """Latents.
 
         Arguments
         ---------
         wavs : torch.Tensor
             Samples in [-1, 1], shape [B, N].
+        levels : torch.Tensor, optional
+            As for `LogMel`.
 
         Returns
         -------
@@ -280,5 +310,7 @@ class CodecLatents(nn.Module):
                 "CodecLatents has no codec yet: give it one with use(codec), or build "
                 "it with CodecLatents(codec)."
             )
+        if self.normalise:
+            wavs = at_reference(wavs, levels)
         with exact_float32(wavs.device.type):
             return self.encoder(wavs.float().unsqueeze(1)).transpose(1, 2)

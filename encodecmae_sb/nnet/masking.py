@@ -14,6 +14,8 @@ from torch import nn
 
 from encodecmae_sb.utils.errors import UserError
 
+from .draws import hash_seeds
+
 
 def frame_mask(num_frames, max_frames):
     """True at the first `num_frames` [B] of each item, bool, [B, max_frames].
@@ -249,7 +251,7 @@ class GapMasker(nn.Module):
         # visible frame. `rank` says which tokens are gaps: those below `gaps`. The one
         # with rank 0 is the shorter gap.
         token = torch.arange(num_frames, device=lengths.device)[None]
-        keys = _hash(seeds[:, None], token + 1)
+        keys = hash_seeds(seeds[:, None], token + 1)
         keys = torch.where(token < gaps + spare, keys, torch.iinfo(torch.int64).max)
         rank = keys.argsort(dim=1).argsort(dim=1)
         is_gap = rank < gaps
@@ -259,7 +261,7 @@ class GapMasker(nn.Module):
         size = torch.where(token < gaps + spare, size, 0)
         start = size.cumsum(1) - size
 
-        turn = _hash(seeds[:, None], torch.zeros_like(token[:, :1])) % circle
+        turn = hash_seeds(seeds[:, None], torch.zeros_like(token[:, :1])) % circle
         start = torch.where(roomy, (start + turn) % circle, start)
 
         # +1 where a gap begins, -1 after its end. Other tokens add 0.
@@ -270,13 +272,3 @@ class GapMasker(nn.Module):
         end = (start + gap_length) * is_gap
         steps.scatter_add_(1, end, -is_gap.long())
         return steps.cumsum(1)[:, :num_frames] > 0
-
-
-def _hash(seeds, counter):
-    """Non-negative pseudo-random int64 from pairs (splitmix64's finaliser)."""
-    x = seeds + counter * -7046029254386353131  # 2^64 / golden ratio
-    # torch's >> copies the sign bit; the masks clear the copies.
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    x = x ^ ((x >> 31) & 0x1FFFFFFFF)
-    return x & 0x7FFFFFFFFFFFFFFF

@@ -281,6 +281,11 @@ def training_identity(hparams, label, corpora, *crops):
     source = front_end_codec(hparams, label)
     if source is not None:
         identity["front_end_codec"] = named(source, checksum(source))
+    augment = hparams.get("input_augment")
+    if hasattr(augment, "fingerprint"):  # of what it has read from files
+        identity["input_augment_content"] = named(
+            "audio of input_augment", augment.fingerprint()
+        )
     return identity
 
 

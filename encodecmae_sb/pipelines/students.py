@@ -85,6 +85,12 @@ def start_student(encoder, teacher, student):
                 "The student's input is the latents of a codec, and its teacher has no "
                 "codec to take over. Give the student log-mel input."
             )
+        given, kept = encoder.front_end.normalise, teacher.front_end.normalise
+        if given != kept:
+            raise UserError(
+                f"The student takes over its teacher's codec, with normalise={kept}, "
+                f"and was given normalise={given}. Give it the teacher's."
+            )
         encoder.front_end = teacher.front_end
     elif student == "teacher" and _both_log_mel(encoder, teacher):
         encoder.front_end = teacher.front_end  # which has no weights
@@ -107,6 +113,7 @@ def _both_log_mel(encoder, teacher):
     return (
         all(isinstance(front_end, LogMel) for front_end in front_ends)
         and front_ends[0].dim == front_ends[1].dim
+        and front_ends[0].normalise == front_ends[1].normalise
     )
 
 

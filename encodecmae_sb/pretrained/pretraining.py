@@ -172,7 +172,10 @@ def _of_checkpoint(folder):
     if isinstance(model.encoder.front_end, CodecLatents):
         # The yaml builds it without a codec.
         tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        model.encoder.front_end = CodecLatents(n_filters=tensors[_LATENTS].shape[0])
+        model.encoder.front_end = CodecLatents(
+            n_filters=tensors[_LATENTS].shape[0],
+            normalise=model.encoder.front_end.normalise,
+        )
     load_weights(model, weights)
     label = _recorded_label(folder.parent)
     licence = label and targets_licence(label)

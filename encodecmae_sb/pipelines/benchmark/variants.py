@@ -5,6 +5,7 @@ run with the change. `SETTINGS` names the combinations.
 """
 
 import contextlib
+import functools
 import random
 from unittest.mock import patch
 
@@ -12,6 +13,7 @@ import torch
 from speechbrain.utils.autocast import TorchAutocast
 from torch import nn
 
+from encodecmae_sb.lobes import InputAugment
 from encodecmae_sb.nnet import transformer
 from encodecmae_sb.nnet.masking import FrameMask
 
@@ -36,6 +38,17 @@ def checkpointed(brain):
 def compiled(brain):
     """Uses the modules as `--compile` makes them."""
     return patch.dict(brain.modules, brain.compiled_modules)
+
+
+def augmented(brain):
+    """Alters what the model hears."""
+    augment = _input_augment()
+    return patch.object(brain.hparams, "input_augment", augment, create=True)
+
+
+@functools.cache
+def _input_augment():
+    return InputAugment()
 
 
 @contextlib.contextmanager
@@ -138,5 +151,6 @@ SETTINGS = {
     "torch_attention": ([torch_attention], False, "torch's attention in bf16"),
     "unfused": ([unfused], False, "AdamW not fused"),
     "checkpointing": ([checkpointed], False, "activation checkpointing"),
+    "augmented": ([augmented], False, "input_augment: InputAugment"),
     "compiled": ([compiled], False, "torch.compile"),
 }

@@ -1,0 +1,328 @@
+"""What the model hears in training in place of the clean audio.
+
+Shapes: B items, N samples, F frequencies.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from encodecmae_sb.bundled import corpus_folders
+from encodecmae_sb.data.audio import UnusableAudio, read_audio
+from encodecmae_sb.data.manifest import check_folders, find_audio, part_named
+from encodecmae_sb.nnet.draws import hash_seeds, uniform
+from encodecmae_sb.nnet.level import FLOOR, measure_levels
+from encodecmae_sb.nnet.masking import frame_mask
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.grid import SAMPLE_RATE
+
+# Turns an item's seed, which its mask is drawn from, into another one.
+_OWN_SEEDS = -1
+# Numbers of the draws of each effect. So one is drawn alike with the others or without.
+_LEVEL, _EQUALISER, _ROOM, _NOISE, _BACKGROUND = range(0, 100, 20)
+
+_NOISE_SAMPLES = 2**18
+# Pieces of sounds begin at multiples of so many samples: 64 times less to index.
+_BLOCK = 64
+# The equaliser's gains are drawn at these frequencies and joined by straight lines over
+# the logarithm of the frequency.
+_BANDS = 62.5 * 2.0 ** torch.arange(8)  # Hz, to 8 kHz
+_QUIETEST_ROOM = 15.0  # dB by which what comes directly is louder than all echoes
+_FIRST_ECHO = 0.003  # seconds
+_LONGEST = 10  # seconds that are taken of a file for the background
+
+
+class InputAugment(nn.Module):
+    """Level, equaliser, room, noise, and another voice or sound in the background.
+
+    For the key `input_augment` of a pretraining. Each effect is applied to an item with
+    its probability; 0 switches it off. What is drawn follows from the item's seed
+    alone: it depends neither on the other items of the batch nor on the number of
+    processes, and a resumed run hears the same. For this reason the background does not
+    come from the batch, whose items are others with other numbers of processes.
+
+    In this order:
+
+    * equaliser: a smooth filter without delay; a gain for each octave.
+    * room: the echoes of an exponentially decaying noise are added.
+      (Neither of the two changes the power of an item.)
+    * noise: between white and pink.
+    * background: a piece of the background audio.
+    * level: a gain.
+
+    Arguments
+    ---------
+    level_probability : float
+    level_db : float
+        The gain is between -level_db and level_db.
+    equaliser_probability : float
+    equaliser_db : float
+        Gains of the octaves are between -equaliser_db and equaliser_db.
+    room_probability : float
+    room_seconds : list of float
+        Shortest and longest time in which echoes fall by 60 dB. What directly comes is
+        louder than they are, by 0 to 15 dB.
+    noise_probability : float
+    noise_snr : list of float
+        Least and greatest power of the item relative to the noise, in dB.
+    background_probability : float
+    background_snr : list of float
+        As `noise_snr`; the audio of the background counts with the level of its file.
+    background : str, Path or list of them, optional
+        Folders of voices and sounds, such as the data folder of the pretraining. Parts
+        for validation and test are left out. Default: the small corpus in this package.
+    background_seconds : float
+        So much of it is kept in memory (300 s: 29 MB), from files drawn from the
+        folders, of each at most 10 s.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or no audio in it.
+    UserError
+        If none of the audio can be used, or an argument has no meaning.
+
+    Example
+    -------
+    >>> augment = InputAugment(background_seconds=3)
+    >>> wavs, lengths = 0.1 * torch.randn(2, 24000), torch.tensor([24000, 9000])
+    >>> heard = augment(wavs, lengths, torch.tensor([1, 2]))
+    >>> bool((heard[1, 9000:] == 0).all())
+    True
+    """
+
+    def __init__(
+        self,
+        level_probability=1.0,
+        level_db=10.0,
+        equaliser_probability=0.5,
+        equaliser_db=6.0,
+        room_probability=0.3,
+        room_seconds=(0.1, 0.5),
+        noise_probability=0.5,
+        noise_snr=(5.0, 30.0),
+        background_probability=0.3,
+        background_snr=(0.0, 20.0),
+        background=None,
+        background_seconds=300,
+    ):
+        super().__init__()
+        self.level_probability = level_probability
+        self.level_db = level_db
+        self.equaliser_probability = equaliser_probability
+        self.equaliser_db = equaliser_db
+        self.room_probability = room_probability
+        self.room_seconds = room_seconds
+        self.noise_probability = noise_probability
+        self.noise_snr = noise_snr
+        self.background_probability = background_probability
+        self.background_snr = background_snr
+        self.background_seconds = background_seconds
+        for name, value in vars(self).items():
+            if not name.startswith("_") and name != "training":
+                _check(name, value)
+        audio = torch.zeros(_BLOCK)
+        if background_probability:
+            folders = corpus_folders() if background is None else background
+            audio = _read_background(folders, background_seconds)
+        sounds = {"background": audio, **_make_noise()}
+        for name, sound in sounds.items():
+            blocks = sound[: len(sound) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+            self.register_buffer(name, blocks, persistent=False)
+
+    def fingerprint(self):
+        """A digest of the background audio, for the identity of a run."""
+        return hashlib.sha256(self.background.cpu().numpy().tobytes()).hexdigest()[:12]
+
+    @torch.no_grad()
+    def forward(self, wavs, lengths, seeds):
+        """Alters a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Samples at 24 kHz, zero after each item's end, shape [B, N].
+        lengths : torch.Tensor
+            Samples of each item, int64, shape [B].
+        seeds : torch.Tensor
+            A seed per item, int64, shape [B].
+
+        Returns
+        -------
+        torch.Tensor
+            Shape [B, N].
+        """
+        seeds, samples = hash_seeds(seeds, _OWN_SEEDS), wavs.shape[1]
+        valid = frame_mask(lengths, samples).to(wavs.dtype)
+        rms = _rms(wavs, lengths)
+        heard = wavs.clone()
+        if self.equaliser_probability or self.room_probability:
+            heard = self._filtered(wavs, valid, lengths, rms, seeds)
+        if self.noise_probability:
+            gain = rms * self._factor("noise", _NOISE, seeds)
+            # White and pink, of random shares of the power.
+            angle = math.pi / 2 * uniform(seeds, _NOISE + 2, 1)
+            shares = angle.cos(), angle.sin()
+            for number, sound in enumerate((self.white, self.pink)):
+                added = _pieces(sound, seeds, _NOISE + 3 + number, samples)
+                heard.addcmul_(gain * shares[number], added)
+        if self.background_probability:
+            gain = rms * self._factor("background", _BACKGROUND, seeds)
+            added = _pieces(self.background, seeds, _BACKGROUND + 2, samples)
+            heard.addcmul_(gain, added)
+        if self.level_probability:
+            chosen, at = uniform(seeds, _LEVEL, 2).split(1, dim=1)
+            gain = _from_db(self.level_db * (2 * at - 1))
+            heard.mul_(torch.where(chosen < self.level_probability, gain, 1.0))
+        return heard.mul_(valid)
+
+    def _factor(self, effect, first, seeds):
+        """Amplitude of what is added, relative to the item's, [B, 1]."""
+        chosen, at = uniform(seeds, first, 2).split(1, dim=1)
+        low, high = getattr(self, f"{effect}_snr")
+        factor = _from_db(-(low + (high - low) * at))
+        return factor * (chosen < getattr(self, f"{effect}_probability"))
+
+    def _filtered(self, wavs, valid, lengths, rms, seeds):
+        """Through an equaliser and into a room; one Fourier transform for both."""
+        samples = wavs.shape[1]
+        tail = int(self.room_seconds[1] / 2 * SAMPLE_RATE)  # to -30 dB
+        # A multiple of a power of two, for speed. It leaves room for all echoes.
+        size = -(-(samples + tail) // 4096) * 4096
+        spectrum = torch.fft.rfft(wavs, size)
+        changed = torch.zeros_like(rms, dtype=torch.bool)
+        if self.equaliser_probability:
+            chosen = uniform(seeds, _EQUALISER, 1) < self.equaliser_probability
+            magnitudes = self._equaliser(size, seeds)
+            torch.view_as_real(spectrum).mul_(magnitudes[..., None])
+            changed = changed | chosen
+        if self.room_probability:
+            chosen = uniform(seeds, _ROOM, 1) < self.room_probability
+            impulse = self._echoes(tail, seeds) * chosen
+            impulse[:, 0] = 1  # what comes directly
+            spectrum.mul_(torch.fft.rfft(impulse, size))
+            changed = changed | chosen
+        heard = torch.fft.irfft(spectrum, size)[:, :samples].mul_(valid)
+        tiny = torch.finfo(torch.float32).tiny
+        heard.mul_(rms / _rms(heard, lengths).clamp(min=tiny))
+        return torch.where(changed, heard, wavs)
+
+    def _equaliser(self, size, seeds):
+        """Magnitudes [B, F]: all 1 where it was not chosen."""
+        draws = uniform(seeds, _EQUALISER, 1 + len(_BANDS))
+        gains = self.equaliser_db * (2 * draws[:, 1:] - 1)
+        gains = gains * (draws[:, :1] < self.equaliser_probability)
+        step = SAMPLE_RATE / size
+        frequency = step * torch.arange(size // 2 + 1, device=seeds.device)
+        place = (frequency.clamp(min=step) / _BANDS[0].item()).log2()
+        place = place.clamp(min=0, max=len(_BANDS) - 1)
+        bands = torch.arange(len(_BANDS), device=seeds.device)[:, None]
+        hats = (1 - (place - bands).abs()).clamp(min=0)  # [bands, F]
+        return _from_db(gains @ hats)
+
+    def _echoes(self, samples, seeds):
+        """Echoes of an impulse of power 1, [B, samples]."""
+        at, strength = uniform(seeds, _ROOM + 1, 2).split(1, dim=1)
+        low, high = self.room_seconds
+        seconds = low + (high - low) * at
+        time = torch.arange(samples, device=seeds.device) / SAMPLE_RATE
+        decay = (-3 * math.log(10) * time / seconds).exp() * (time > _FIRST_ECHO)
+        echoes = decay * _pieces(self.white, seeds, _ROOM + 3, samples)
+        energy = torch.linalg.vector_norm(echoes, dim=1, keepdim=True)
+        return echoes * (_from_db(-_QUIETEST_ROOM * strength) / energy)
+
+
+def _from_db(db):
+    """Decibels -> factors of an amplitude."""
+    return (db * (math.log(10) / 20)).exp()
+
+
+def _rms(wavs, lengths):
+    """Root mean square of each item, [B, 1]."""
+    norm = torch.linalg.vector_norm(wavs, dim=1, keepdim=True)
+    return norm / lengths.clamp(min=1)[:, None].sqrt()
+
+
+def _pieces(sound, seeds, number, samples):
+    """A piece of a sound [M / block, block] for each item, [B, samples].
+
+    After its end the sound goes on from its beginning.
+    """
+    blocks, block = sound.shape
+    start = hash_seeds(seeds, number) % blocks
+    count = torch.arange(-(-samples // block), device=seeds.device)
+    index = (start[:, None] + count) % blocks
+    pieces = sound.index_select(0, index.flatten())
+    return pieces.view(len(seeds), -1)[:, :samples]
+
+
+def _make_noise():
+    """White and pink noise of power 1, without a seam at the end, each [samples]."""
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(_NOISE_SAMPLES, generator=generator)
+    spectrum = torch.fft.rfft(white)
+    # Pink: power falls by 3 dB an octave, from 20 Hz on.
+    lowest = 20 * _NOISE_SAMPLES / SAMPLE_RATE
+    pink = torch.arange(len(spectrum)).clamp(min=lowest).rsqrt()
+    pink = torch.fft.irfft(spectrum * pink)
+    return {"white": white, "pink": pink / pink.square().mean().sqrt()}
+
+
+def _read_background(folders, seconds):
+    """Audio with a level of 1, [samples]: the same for the same files."""
+    paths = []
+    for folder in check_folders(folders):
+        inside = [Path(path) for path, *_ in find_audio(folder)]
+        paths += [folder / path for path in inside if not _is_held_back(path)]
+    pieces, missing = [], int(seconds * SAMPLE_RATE)
+    for number in np.random.Generator(np.random.Philox(0)).permutation(len(paths)):
+        try:
+            wav = read_audio(paths[number], SAMPLE_RATE, seconds=_LONGEST)[:missing]
+        except UnusableAudio:
+            continue
+        (level,) = measure_levels(wav[None])
+        if level > FLOOR:
+            pieces.append(wav / level)
+            missing -= len(wav)
+        if missing == 0:
+            break
+    if not pieces:
+        raise UserError(
+            f"background={folders} has no audio that can be used: it cannot be read, "
+            "is silent, or is for validation and test. Give other folders, or "
+            "background_probability: 0"
+        )
+    return torch.cat(pieces)
+
+
+def _is_held_back(path):
+    """Whether a file is in a part for validation or test."""
+    return bool({part_named(name) for name in path.parts[:-1]} & {"valid", "test"})
+
+
+def _check(name, value):
+    """Raises a UserError if an argument of `InputAugment` has no meaning."""
+    kind = name.split("_")[1]
+    numbers = value if kind == "snr" or name == "room_seconds" else [value]
+    known = isinstance(numbers, list | tuple) and all(
+        isinstance(number, int | float) and not isinstance(number, bool)
+        for number in numbers
+    )
+    if kind == "probability":
+        good, what = known and 0 <= value <= 1, "a number from 0 to 1"
+    elif kind == "db":
+        good, what = known and 0 <= value <= 60, "decibels from 0 to 60"
+    elif name == "background_seconds":
+        good, what = known and value >= 1, "1 or more"
+    elif kind == "snr":
+        good = known and len(numbers) == 2 and -60 <= numbers[0] <= numbers[1] <= 100
+        what = "the least and the greatest in dB, such as [5, 30]"
+    else:
+        good = known and len(numbers) == 2 and 0.05 <= numbers[0] <= numbers[1] <= 2
+        what = "the shortest and the longest, from 0.05 to 2, such as [0.1, 0.5]"
+    if not good:
+        raise UserError(f"{name}={value!r} of an input augmentation: give {what}.")
