@@ -19,15 +19,18 @@ from encodecmae_sb.inference import load
 from encodecmae_sb.inference.classifier import export_classifier
 from encodecmae_sb.inference.recogniser import export_recogniser
 from encodecmae_sb.lobes import (
+    Codec,
     CTCHead,
     EnCodecMAE,
 )
+from encodecmae_sb.nnet.encodec import build_encodec
 from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead
 from encodecmae_sb.pipelines.clip_features import check_encoder
 from encodecmae_sb.pipelines.students import load_teacher
+from encodecmae_sb.pretrained.codec_files import save_codec
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
 from encodecmae_sb.pretrained.hub import fetch_folder, push_folder
-from encodecmae_sb.pretrained.licence import ENCODEC, Licence
+from encodecmae_sb.pretrained.licence import ENCODEC, Licence, targets_licence
 from encodecmae_sb.pretrained.pretraining import load_pretraining
 from encodecmae_sb.pretrained.published import (
     PUBLISHED,
@@ -243,6 +246,13 @@ def test_the_licence_goes_on(hub, tmp_path, licence):
     card = files["README.md"].decode()
     assert card.count(ENCODEC.reason) == (licence == ENCODEC)
     assert load("someone/sounds").labels == ["a", "b", "c"]
+
+
+def test_the_licence_is_not_that_of_a_page_nearby(tmp_path):
+    (tmp_path / "README.md").write_text("Targets: encodec_24khz.")
+    save_codec(build_encodec(2, 8), tmp_path / "mine.safetensors")
+    label = Codec.label_of(tmp_path / "mine.safetensors")
+    assert targets_licence(label) is None
 
 
 def test_published_names_have_the_licence_of_their_targets():

@@ -59,6 +59,8 @@ def recorded_licence(folder):
     Licence(name='mit', reason='')
     """
     folder = Path(folder).expanduser()
+    if not (folder / _YAML).is_file():
+        return None
     try:
         # Tags name what to build; nothing is built here.
         tree = yaml.compose((folder / _YAML).read_text("utf-8"), yaml.SafeLoader)
