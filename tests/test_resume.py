@@ -58,7 +58,8 @@ class Log:
 def train(folder, crops, log, kill_at=None, **options):
     """Trains in `folder` until it is finished or killed, and keeps a log."""
     torch.manual_seed(0)  # of the model's first weights
-    brain = make_brain(folder, precision="fp32", ckpt_interval_minutes=0, **options)
+    options = {"codebooks_per_step": 2, "ckpt_interval_minutes": 0, **options}
+    brain = make_brain(folder, precision="fp32", **options)
     brain.ckpt_interval_steps = 1
     fit_batch = brain.fit_batch
 
