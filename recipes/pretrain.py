@@ -23,6 +23,7 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
+from encodecmae_sb.data.codes import targets_option
 from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.nnet.targets import check_named, identify
@@ -68,7 +69,7 @@ def main(argv):
     label = main_process_first(identify, hparams["targets"])
     if if_main_process():
         print(f"{label.kind.capitalize()}: {label.name}", flush=True)
-    stored = open_codes(hparams, label, argv[0])
+    stored = open_codes(hparams, label, targets_option(argv))
     check_store_targets(hparams, stored)
     modules = dict(hparams["modules"])
     targets = build_targets(hparams, label, stored)
@@ -78,7 +79,9 @@ def main(argv):
     if targets is not None and not to_store:
         modules["targets"] = targets
     brain = make_brain(hparams, run_opts, modules, corpora, unusable)
-    command = stored and stored.extract_command(hparams["data_folder"], label, argv[0])
+    command = stored and stored.extract_command(
+        hparams["data_folder"], label, targets_option(argv)
+    )
     if to_store:
         identity = {**training_identity(hparams, label, corpora), **start}
         stored = store_targets(brain, targets, corpora, identity)

@@ -1,7 +1,6 @@
 """Pretrainings are compared: the same time for each, linear probes, one table."""
 
 import json
-import shutil
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from recordings import RATE, noise, write
 from encodecmae_sb.evaluation.linear_probe import linear_probe
 from encodecmae_sb.pipelines import compare_pretraining
 from encodecmae_sb.pipelines.compare_pretraining import PretrainingComparison
+from encodecmae_sb.utils.errors import UserError
 
 SMALL = (
     "--dim 16 --ffn_dim 32 --num_layers 1 --num_heads 2 --codec bundled --batch_size 2 "
@@ -55,10 +55,19 @@ def compare(output, **options):
         **options,
     }
     hparams = ROOT / "hparams/compare_pretraining.yaml"
-    given = {"device": "cpu", "num_workers": 0, **options, "output_folder": output}
+    given = {"num_workers": 0, **options, "output_folder": output}
     words = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
     run_recipe("compare_pretraining", hparams, *words)
     return json.loads((output / "results.json").read_text())
+
+
+def settings(folder, *variants):
+    """Of a comparison that is not run."""
+    return {
+        **{"output_folder": folder, "save_folder": folder / "save"},
+        **{"variants": list(variants), "seeds": [1], "tasks": [{"a": {}}]},
+        **{"minutes": 2, "trial_steps": 10},
+    }
 
 
 @pytest.fixture
@@ -76,29 +85,46 @@ def tasks(tmp_path):
     return f"[noise: {{csv: {tmp_path}/clips.csv}}]"
 
 
-def test_two_variants_from_two_seeds(tmp_path, trained, tasks):
-    found = compare(tmp_path / "out", tasks=tasks)["noise"]
+def test_two_variants(tmp_path, trained, tasks):
+    output = tmp_path / "out"
+    first = compare(output, tasks=tasks, seeds="[1]", variants=json.dumps(VARIANTS[:1]))
+    assert list(first["noise"]) == ["logmel", "random", "as it is"]
+    found = compare(output, tasks=tasks, seeds="[1, 2]")["noise"]
     assert list(found) == ["logmel", "random", "as it is", "gaps"]
-    assert [[c[c.index("--seed") + 1], "--mask_gap" in c] for c in trained] == [
-        ["1", False],
-        ["1", True],
-        ["2", False],
-        ["2", True],
-    ]
+    seeds = [command[command.index("--seed") + 1] for command in trained]
+    assert seeds == ["1", "1", "1", "2", "2"]
+    assert ["--mask_gap" in c for c in trained] == [False, False, True, False, True]
     for name, row in found.items():
         assert np.shape(row["accuracy"]) == (3, 1 if name == "logmel" else 2)
         assert row["low"] <= row["mean"] <= row["high"], name
+        assert row["clips_heard"] == 0
     assert found["logmel"]["mean"] == 1
-    table = (tmp_path / "out/table.md").read_text()
+    # The encoder of the first comparison is still the one that is judged.
+    for row, before in zip(
+        found["as it is"]["accuracy"],
+        first["noise"]["as it is"]["accuracy"],
+        strict=True,
+    ):
+        assert row[:1] == before
+    table = (output / "table.md").read_text()
     assert f"| gaps | {found['gaps']['mean']:.3f} |" in table
-    assert (tmp_path / "out/noise.png").is_file()
-    # What is finished is kept; only what was removed is made again.
-    shutil.rmtree(tmp_path / "out/runs/gaps/2")
-    assert compare(tmp_path / "out", tasks=tasks)["noise"] == found
-    assert len(trained) == 5
+    assert (output / "noise.png").is_file()
     other = [{"gaps": f"{YAML} {SMALL} --mask_gap 6"}]
     with pytest.raises(SystemExit, match="Give the variant another name"):
-        compare(tmp_path / "out", tasks=tasks, variants=json.dumps(other))
+        compare(output, tasks=tasks, variants=json.dumps(other))
+
+
+def test_clips_that_were_heard_in_pretraining(tmp_path):
+    """Their number stands beside what they were judged by."""
+    files = [write(tmp_path / f"{i}.wav", noise(0.1, RATE)) for i in range(3)]
+    save = tmp_path / "runs/a/1/save"
+    save.mkdir(parents=True)
+    lines = [f"{i},{path}" for i, path in enumerate(files[:2])]
+    (save / "audio_train.csv").write_text("\n".join(["ID,wav", *lines]) + "\n")
+    comparison = PretrainingComparison(settings(tmp_path, {"a": str(YAML)}), {}, None)
+    clips = [SimpleNamespace(wav=str(path)) for path in files]
+    comparison.data["task"] = SimpleNamespace(clips=clips)
+    assert comparison.heard("task", "a") == 2
 
 
 def test_steps_that_fit_into_the_time(tmp_path, monkeypatch):
@@ -106,11 +132,7 @@ def test_steps_that_fit_into_the_time(tmp_path, monkeypatch):
     times = iter([100.0, 111.0, 200.0, 226.0])
     clock = SimpleNamespace(monotonic=lambda: next(times))
     monkeypatch.setattr(compare_pretraining, "time", clock)
-    hparams = {
-        **{"output_folder": tmp_path, "save_folder": tmp_path / "save"},
-        **{"variants": VARIANTS, "seeds": [1], "tasks": [{"a": {}}]},
-        **{"minutes": 2, "trial_steps": 10},
-    }
+    hparams = settings(tmp_path, *VARIANTS)
     comparison = PretrainingComparison(hparams, {}, None)
     asked = []
     monkeypatch.setattr(
@@ -120,8 +142,12 @@ def test_steps_that_fit_into_the_time(tmp_path, monkeypatch):
     )
     assert comparison.steps_of("gaps") == 240
     assert asked == [10, 40]
-    assert comparison.steps_of("gaps") == 240  # measured once
+    hparams["minutes"] = 1  # a step is timed once
+    assert comparison.steps_of("gaps") == 120
     assert asked == [10, 40]
+    times = iter([100.0, 111.0, 200.0, 210.0])
+    with pytest.raises(UserError, match="Give more --trial_steps"):
+        comparison.steps_of("as it is")
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,27 @@ def data_folder_option(folders):
     return ["--data_folder", text]
 
 
-def _extract_command(folder, data_folder, info, hparams_file="YAML_FILE"):
+NAMED_BY = ("--hparams", "YAML_FILE")
+
+
+def targets_option(argv):
+    """What names the targets of a recipe, as an option of extract_codes.py.
+
+    Example
+    -------
+    >>> targets_option(["hparams/mini.yaml", "--targets", "!name:a.B", "--seed", "1"])
+    ['--targets', '!name:a.B']
+    >>> targets_option(["hparams/mini.yaml", "--seed", "1"])
+    ['--hparams', 'hparams/mini.yaml']
+    """
+    if "--targets" in argv:
+        return list(argv[argv.index("--targets") :][:2])
+    return ["--hparams", argv[0]]
+
+
+def _extract_command(folder, data_folder, info, named_by=NAMED_BY):
     """The command that extracts codes of this kind."""
-    options = ["--hparams", hparams_file]
+    options = named_by
     if info.kind == "codec":
         options = ["--codec", info.name, "--n_codebooks", str(info.n_codebooks)]
     script = ["python", "recipes/extract_codes.py", str(folder)]
@@ -357,7 +375,7 @@ class StoredCodes:
         n_codebooks,
         codebook_size,
         data_folder=None,
-        hparams_file="YAML_FILE",
+        named_by=NAMED_BY,
     ):
         """Makes sure that the codes are the targets that are asked for.
 
@@ -367,7 +385,7 @@ class StoredCodes:
             Kind, name and fingerprint of the targets.
         n_codebooks, codebook_size : int
             Of the model.
-        data_folder, hparams_file
+        data_folder, named_by
             For the command that an error names; see `extract_command`.
 
         Raises
@@ -377,7 +395,7 @@ class StoredCodes:
         """
         there, wanted = self.info, CodesInfo(*label, n_codebooks, codebook_size)
         option = f"--{there.kind} {there.name}"
-        command = _extract_command("ANOTHER_FOLDER", data_folder, wanted, hparams_file)
+        command = _extract_command("ANOTHER_FOLDER", data_folder, wanted, named_by)
         if there.fingerprint != wanted.fingerprint:
             advice = "Name these targets in the yaml"
             if there.kind == "codec":
@@ -400,7 +418,7 @@ class StoredCodes:
                 f"{there.codebook_size}: give --codebook_size {there.codebook_size}."
             )
 
-    def extract_command(self, data_folder, label=None, hparams_file="YAML_FILE"):
+    def extract_command(self, data_folder, label=None, named_by=NAMED_BY):
         """The command that extracts what is missing.
 
         Arguments
@@ -409,15 +427,15 @@ class StoredCodes:
             None: the demonstration.
         label : Label, optional
             What the targets are called now; default: what they were called.
-        hparams_file : str
-            The yaml that names the targets, for those that are not a codec.
+        named_by : list of str
+            What names targets that are not a codec, see `targets_option`.
 
         Returns
         -------
         str
         """
         info = self.info if label is None else replace(self.info, name=label.name)
-        return _extract_command(self.folder, data_folder, info, hparams_file)
+        return _extract_command(self.folder, data_folder, info, named_by)
 
     def of_manifests(self, manifests, n_codebooks, command):
         """Codes of the files of several manifests.

@@ -1,8 +1,10 @@
 """Trains variants of a pretraining for the same time, and probes their encoders."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -11,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from encodecmae_sb.data.clip_data import AUTO, find_data
+from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.evaluation.comparison import spread
 from encodecmae_sb.evaluation.linear_probe import linear_probe
 from encodecmae_sb.evaluation.plots import draw_bars
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import choose_device
 from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
 
@@ -95,7 +99,7 @@ class PretrainingComparison:
         return self.output / "runs" / _file_name(name) / str(seed)
 
     def train(self):
-        """Trains every variant from every seed; what is finished is left alone."""
+        """Trains every variant from every seed; what is finished stays as it is."""
         work = [(seed, name) for seed in self.seeds for name in self.variants]
         steps = {name: self.steps_of(name) for name in self.variants}
         quiet = self.run_opts["noprogressbar"]
@@ -105,13 +109,13 @@ class PretrainingComparison:
                 folder = self.run_folder(name, seed)
                 said = [*self.variants[name], steps[name]]
                 self._check_same(folder, said)
-                if not (folder / "encoder").exists():
-                    options = {"seed": seed}
-                    if steps[name] is not None:
-                        often = max(1, steps[name] // _VALIDATIONS)
-                        options |= {"training_steps": steps[name]}
-                        options |= {"valid_interval": often}
-                    self._pretrain(name, folder, options)
+                options = {"seed": seed}
+                if steps[name] is not None:
+                    often = max(1, steps[name] // _VALIDATIONS)
+                    options |= {"training_steps": steps[name]}
+                    options |= {"valid_interval": often}
+                # A finished run trains nothing, and refuses other settings and data.
+                self._pretrain(name, folder, options)
                 bar.update()
 
     def _check_same(self, folder, said):
@@ -127,33 +131,33 @@ class PretrainingComparison:
         write_text(note, json.dumps(said))
 
     def steps_of(self, name):
-        """Steps that take `minutes`; measured once, kept in a file."""
-        if self.hparams["minutes"] is None:
+        """Steps that take `minutes`; a step is timed once, and kept in a file."""
+        minutes, few = self.hparams["minutes"], self.hparams["trial_steps"]
+        if minutes is None:
             return None
-        asked = [self.variants[name], self.hparams["minutes"]]
-        path = self.save / "steps" / f"{digest(asked)}.json"
+        key = digest([self.variants[name], few])
+        path = self.save / "trials" / f"{key}.json"
         if not path.exists():
-            few = self.hparams["trial_steps"]
             taken = []
             for steps in (few, 4 * few):
-                folder = self.save / "trials" / f"{_file_name(name)}-{steps}"
+                folder = self.save / "trials" / f"{key}-{steps}"
+                shutil.rmtree(folder, ignore_errors=True)  # of a trial that was killed
                 options = {"training_steps": steps, "valid_interval": steps, **_TRIAL}
                 started = time.monotonic()
                 self._pretrain(name, folder, options)
                 taken.append(time.monotonic() - started)
             # What is not a step takes as long in both.
-            step = max(taken[1] - taken[0], 1e-3) / (3 * few)
-            made = {"steps": max(1, round(60 * self.hparams["minutes"] / step))}
-            made |= {"seconds_a_step": step}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(made))
-        made = json.loads(path.read_text(encoding="utf-8"))
-        print(
-            f"{name}: {1000 * made['seconds_a_step']:.0f} ms a step, "
-            f"{made['steps']} steps",
-            flush=True,
-        )
-        return made["steps"]
+            step = (taken[1] - taken[0]) / (3 * few)
+            if step <= 0:
+                raise UserError(
+                    f"{name}: {4 * few} steps did not take longer than {few}. Give "
+                    "more --trial_steps."
+                )
+            write_text(path, json.dumps({"seconds_a_step": step}))
+        step = json.loads(path.read_text(encoding="utf-8"))["seconds_a_step"]
+        steps = max(1, round(60 * minutes / step))
+        print(f"{name}: {1000 * step:.0f} ms a step, {steps} steps", flush=True)
+        return steps
 
     def _pretrain(self, name, folder, options):
         """Runs recipes/pretrain.py; its output goes to a file."""
@@ -163,7 +167,8 @@ class PretrainingComparison:
         command += _without(self.variants[name], options)
         for key, value in options.items():
             command += [f"--{key}", str(value)]
-        command += ["--device", str(self.run_opts["device"]), "--noprogressbar"]
+        command += ["--device", str(choose_device(self.run_opts["device"]))]
+        command += ["--noprogressbar"]
         log = folder / "output.txt"
         with open(log, "a", encoding="utf-8") as file:
             file.write(shlex.join(command) + "\n")
@@ -242,6 +247,14 @@ class PretrainingComparison:
             write_text(path, json.dumps(row))
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def heard(self, task, name):
+        """How many clips of a task are in the training audio of a variant."""
+        folders = [self.run_folder(name, seed) / "save" for seed in self.seeds]
+        manifests = [path for f in folders for path in f.glob("*_train.csv")]
+        trained = {path for m in manifests for path in read_columns(m, wav=str)[0]}
+        paths = [os.path.abspath(clip.wav) for clip in self.data[task].clips]
+        return sum(path in trained for path in paths)
+
     def results(self):
         """Writes `table.md`, `results.json` and a picture of each task.
 
@@ -253,11 +266,13 @@ class PretrainingComparison:
         lines, found = [], {}
         for task in self.data:
             rows = self.scores(task)
-            lines += _table(task, rows)
+            heard = {name: self.heard(task, name) for name in self.variants}
+            lines += _table(task, rows, heard, len(self.data[task].clips))
             found[task] = {
                 name: {
                     "folds": [fold.name for fold in self.data[task].folds],
                     "accuracy": accuracy.tolist(),
+                    "clips_heard": heard.get(name, 0),
                     **spread(accuracy, draws),
                 }
                 for name, (accuracy, draws) in rows.items()
@@ -279,13 +294,14 @@ class PretrainingComparison:
         )
 
 
-def _table(task, rows):
+def _table(task, rows, heard, clips):
     """Lines of Markdown: each encoder's accuracy, and what it is above random."""
     lines = [
         f"**{task}**",
         "",
-        "| | accuracy | 95 % interval | above random | 95 % interval | worst fold |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| | accuracy | 95 % interval | above random | 95 % interval | worst fold "
+        "| clips heard in pretraining |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     base = rows[RANDOM]
     for name, (accuracy, draws) in rows.items():
@@ -301,6 +317,7 @@ def _table(task, rows):
                 f"{low:+.3f} to {high:+.3f}",
                 f"{difference.min():+.3f}",
             ]
+        cells.append(f"{heard[name]} of {clips}" if name in heard else "")
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -5,7 +5,7 @@ from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import corpus_folders
-from encodecmae_sb.data.codes import StoredCodes
+from encodecmae_sb.data.codes import NAMED_BY, StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import check_folders, prepare_corpora
 from encodecmae_sb.data.procedural.corpus import PROCEDURAL
@@ -77,7 +77,7 @@ def holds_procedural(data_folders):
     return PROCEDURAL in check_folders(data_folders, remote=True, procedural=True)
 
 
-def open_codes(hparams, label, hparams_file="YAML_FILE"):
+def open_codes(hparams, label, named_by=NAMED_BY):
     """The stored codes, if there are any.
 
     Arguments
@@ -85,8 +85,8 @@ def open_codes(hparams, label, hparams_file="YAML_FILE"):
     hparams : dict
     label : Label
         Of the targets that are asked for.
-    hparams_file : str
-        The yaml, for the command that an error names.
+    named_by : list of str
+        See `targets_option`, for the command that an error names.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def open_codes(hparams, label, hparams_file="YAML_FILE"):
         where = codes_folder
     if stored is not None:
         sizes = hparams["n_codebooks"], hparams["codebook_size"]
-        stored.check(label, *sizes, folders, hparams_file)
+        stored.check(label, *sizes, folders, named_by)
         if if_main_process():
             print(f"Codes: read from {where}", flush=True)
     return stored
@@ -172,6 +172,11 @@ def build_targets(hparams, label, stored):
     weights = hparams.get("codebook_weights")
     if weights is None:
         weights = main_process_first(weights_of, hparams["targets"])
+        if weights is not None and len(weights) != sizes[0]:
+            raise UserError(
+                f"n_codebooks={sizes[0]}, but {label} has {len(weights)}. Give "
+                f"--n_codebooks {len(weights)}."
+            )
     if weights is not None:
         hparams["loss_fn"].set_weights(weights)
     return targets
