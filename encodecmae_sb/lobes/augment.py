@@ -5,7 +5,6 @@ Shapes: B items, N samples, F frequencies.
 
 import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.audio import UnusableAudio, read_audio
-from encodecmae_sb.data.manifest import check_folders, find_audio, part_named
+from encodecmae_sb.data.manifest import check_folders, part_named, training_files
 from encodecmae_sb.nnet.draws import hash_seeds, uniform
 from encodecmae_sb.nnet.level import FLOOR, measure_levels
 from encodecmae_sb.nnet.masking import frame_mask
@@ -73,8 +72,9 @@ class InputAugment(nn.Module):
     background_snr : list of float
         As `noise_snr`; the audio of the background counts with the level of its file.
     background : str, Path or list of them, optional
-        Folders of voices and sounds, such as the data folder of the pretraining. Parts
-        for validation and test are left out. Default: the small corpus in this package.
+        Folders of voices and sounds, such as the data folder of the pretraining. What
+        a pretraining on them validates on is left out, and so are parts for the test.
+        Default: the small corpus in this package.
     background_seconds : float
         So much of it is kept in memory (300 s: 29 MB), from files drawn from the
         folders, of each at most 10 s.
@@ -276,8 +276,11 @@ def _read_background(folders, seconds):
     """Audio with a level of 1, [samples]: the same for the same files."""
     paths = []
     for folder in check_folders(folders):
-        inside = [Path(path) for path, *_ in find_audio(folder)]
-        paths += [folder / path for path in inside if not _is_held_back(path)]
+        for path in training_files(folder):
+            # A part to validate on may also lie deeper: /data for /data/LibriSpeech.
+            inside = path.relative_to(folder).parts[:-1]
+            if "valid" not in map(part_named, inside):
+                paths.append(path)
     pieces, missing = [], int(seconds * SAMPLE_RATE)
     for number in np.random.Generator(np.random.Philox(0)).permutation(len(paths)):
         try:
@@ -297,11 +300,6 @@ def _read_background(folders, seconds):
             "background_probability: 0"
         )
     return torch.cat(pieces)
-
-
-def _is_held_back(path):
-    """Whether a file is in a part for validation or test."""
-    return bool({part_named(name) for name in path.parts[:-1]} & {"valid", "test"})
 
 
 def _check(name, value):
