@@ -32,10 +32,11 @@ from encodecmae_sb.nnet.chunks import CHUNK
 from encodecmae_sb.nnet.clusters import ClusterTargets
 from encodecmae_sb.nnet.loss import default_weights
 from encodecmae_sb.nnet.quantise import LevelFreeMel, residual_codes, standardise
-from encodecmae_sb.nnet.targets import identify, weights_of
+from encodecmae_sb.nnet.targets import identify, licence_of, weights_of
 from encodecmae_sb.pipelines import extract as pipeline
 from encodecmae_sb.pipelines.fit_targets import Clips, fit_mel_rvq
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.pretrained.licence import ENCODEC
 from encodecmae_sb.utils.errors import UserError
 
 
@@ -235,6 +236,18 @@ def test_several_targets_stand_side_by_side(fitted, speech):
     assert identify(partial(several, weights=[2, 1, 1])) == targets.label
     with pytest.raises(UserError, match="a list of 3 numbers"):
         identify(partial(several, weights=[1]))
+
+
+def test_the_licence_of_what_targets_were_made_with(fitted):
+    """The teacher of the clusters has EnCodec's, and need not be there."""
+    for kind in KINDS:
+        wanted = None if kind in MEL_KINDS else ENCODEC
+        assert licence_of(named(fitted[0], kind)) == wanted
+    elsewhere = partial(Clusters, fitted[0] / "clusters", encoder="moved")
+    assert licence_of(elsewhere) == ENCODEC
+    codecs = [partial(Codec, source, 1) for source in ("bundled", "encodec_24khz")]
+    assert licence_of(partial(SeveralTargets, codecs, weights=[1, 2])) == ENCODEC
+    assert licence_of(partial(SeveralTargets, codecs[:1])) is None
 
 
 def test_random_projections_have_equal_weights(fitted):

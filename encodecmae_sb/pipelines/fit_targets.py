@@ -23,7 +23,7 @@ from encodecmae_sb.nnet.quantise import (
     standardise,
 )
 from encodecmae_sb.pretrained.describe import module_key
-from encodecmae_sb.pretrained.published import source_name
+from encodecmae_sb.pretrained.published import encoder_licence, source_name
 from encodecmae_sb.pretrained.target_files import save_targets
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
@@ -200,7 +200,8 @@ def fit_clusters(path, clips, encoder, layer, codebook_size, passes, device="cpu
     )
     notes = {**clips.notes, "passes": passes, "reseeded": found.reseeded}
     tensors = {"centroids": found.centroids}
-    key = save_targets(path, "clusters", settings, tensors, notes)
+    licence = encoder_licence(encoder)
+    key = save_targets(path, "clusters", settings, tensors, notes, licence)
     return Fitted(key, len(frames), [found.counts])
 
 
