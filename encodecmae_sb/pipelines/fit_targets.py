@@ -194,13 +194,13 @@ def fit_clusters(path, clips, encoder, layer, codebook_size, passes, device="cpu
         "encoder_key": module_key(teacher),
         "layer": layer,
     }
+    licence = encoder_licence(encoder)
     frames = clips.frames(partial(embed, teacher.to(device), layer), teacher.dim)
     found = find_clusters(
         frames, codebook_size, passes, seed=clips.seed, quiet=clips.quiet
     )
     notes = {**clips.notes, "passes": passes, "reseeded": found.reseeded}
     tensors = {"centroids": found.centroids}
-    licence = encoder_licence(encoder)
     key = save_targets(path, "clusters", settings, tensors, notes, licence)
     return Fitted(key, len(frames), [found.counts])
 
