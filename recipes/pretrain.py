@@ -30,6 +30,7 @@ from encodecmae_sb.nnet.targets import check_named, identify
 from encodecmae_sb.pipelines.pretrain import (
     build_crops,
     build_targets,
+    find_licence,
     make_brain,
     open_codes,
     prepare_data,
@@ -43,7 +44,6 @@ from encodecmae_sb.pipelines.store import (
     store_targets,
 )
 from encodecmae_sb.pretrained.codec_files import demonstration_codec
-from encodecmae_sb.pretrained.licence import targets_licence
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
     main_process_first,
@@ -90,9 +90,10 @@ def main(argv):
     train, valid = build_crops(hparams, corpora, unusable, stored, command)
     content = training_identity(hparams, label, corpora, train, valid)
     brain.identify(**content, **start)
+    licence = find_licence(hparams, label)
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
-        finish(brain, label, output, argv)
+        finish(brain, label, licence, output, argv)
 
 
 def longer(argv, steps):
@@ -103,11 +104,10 @@ def longer(argv, steps):
     return shlex.join([*argv, "--training_steps", str(steps)])
 
 
-def finish(brain, label, output, argv):
+def finish(brain, label, licence, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     how, labels = f"Pretrained with {Path(argv[0]).name}", {label.kind: label.name}
     whole = label if getattr(brain.hparams, "export_pretraining", False) else None
-    licence = targets_licence(label)
     row = write_results(brain, output, labels, how, str(label), whole, licence)
     n_codebooks = brain.hparams.n_codebooks
     print("\nHidden frames of the validation set (nats; accuracy in %):")

@@ -41,6 +41,7 @@ from encodecmae_sb.pipelines.students import (
     start_student,
 )
 from encodecmae_sb.pretrained.describe import module_key
+from encodecmae_sb.pretrained.pretraining import note_licence
 from encodecmae_sb.pretrained.published import encoder_licence, source_name
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
@@ -93,6 +94,8 @@ def main(argv):
     brain.identify(
         **training_identity(hparams, label, corpora, train, valid), student=start
     )
+    if if_main_process():
+        note_licence(hparams["save_folder"], licence)
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
         finish(brain, continued, reseeded, output, licence)

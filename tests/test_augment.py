@@ -7,7 +7,8 @@ import soundfile
 import torch
 from random_values import noise
 
-from encodecmae_sb.lobes import InputAugment
+from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
+from encodecmae_sb.lobes import InputAugment, augment
 from encodecmae_sb.nnet.draws import uniform
 from encodecmae_sb.utils.errors import UserError
 
@@ -45,7 +46,7 @@ def test_draws_are_even():
 def test_an_item_is_altered_by_its_seed_alone():
     """Not by the batch, the order in it, or what it is padded to."""
     every = make(**{f"{name}_probability": 0.6 for name in EFFECTS})
-    wavs, lengths = noise(8, 9600), torch.tensor([9600, 3000] * 4)
+    wavs, lengths = 0.3 * noise(8, 9600), torch.tensor([9600, 3000] * 4)
     wavs = wavs * (torch.arange(9600) < lengths[:, None])
     clean = wavs.clone()
     heard = every(wavs, lengths, seeds(8))
@@ -59,7 +60,7 @@ def test_an_item_is_altered_by_its_seed_alone():
         alone = every(
             wavs[i : i + 1, : lengths[i]], lengths[i : i + 1], seeds(8)[i, None]
         )
-        torch.testing.assert_close(alone[0], heard[i, : lengths[i]], atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone[0], heard[i, : lengths[i]], atol=1e-6, rtol=0)
     other = every(wavs, lengths, seeds(8) + 1)
     assert ((other - heard).abs().amax(1) > 1e-4).sum() >= 6
 
@@ -196,6 +197,38 @@ def test_background_by_folder(tmp_path):
     assert (
         made.fingerprint() != InputAugment(background=[tmp_path / "dev"]).fingerprint()
     )
+
+
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_what_is_held_out_is_not_in_the_background(tmp_path, monkeypatch, count):
+    """Without parts, too: just what a pretraining on the same folder trains on."""
+    folder = tmp_path / "sounds"
+    (folder / "one/dev").mkdir(parents=True)
+    (folder / "one/test").mkdir()
+    for number in range(count):
+        for ending in ("wav", "flac") if number % 5 == 0 and count > 1 else ("wav",):
+            sound = noise(640, seed=number).numpy()
+            soundfile.write(folder / f"one/{number}.{ending}", sound, 24000)
+    heard = []
+    real = augment.read_audio
+
+    def read_audio(path, *args, **options):
+        heard.append(str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(augment, "read_audio", read_audio)
+    InputAugment(background=folder)
+    if count == 1:  # nothing can be pretrained on it
+        assert heard == [str(folder / "one/0.wav")]
+        return
+    (corpus,) = prepare_corpora(folder, tmp_path / "lists")
+    assert sorted(heard) == sorted(r["wav"] for r in read_manifest(corpus.train_csv))
+    for part in ("dev", "test"):  # deeper than official parts are
+        soundfile.write(folder / f"one/{part}/0.wav", noise(640).numpy(), 24000)
+    before = sorted(heard)
+    heard.clear()
+    InputAugment(background=folder)
+    assert sorted(heard) == before
 
 
 def test_settings_without_meaning(tmp_path):

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from teachers import PUBLISHED, copy_speech, make_encoder, noises, store
 
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.nnet.chunks import encode_in_chunks
-from encodecmae_sb.nnet.clusters import _use_all, find_clusters, nearest
+from encodecmae_sb.nnet.clusters import ClusterTargets, _use_all, find_clusters, nearest
 from encodecmae_sb.pipelines.students import load_teacher
 from encodecmae_sb.utils.errors import UserError
 
@@ -109,3 +110,24 @@ def test_targets_are_those_of_the_nearest_frame_of_a_published_teacher(tmp_path)
     assert (expected == crop["targets"][:, 0]).double().mean() > 0.98
     # With as many frames a chunk as targets, their numbers would do, but they drift.
     assert (expected[:600] != nearest(frames[:600], centroids)[0]).sum() > 60
+
+
+def test_each_piece_has_a_level_of_its_own(tmp_path):
+    """Cut from the file or encoded with it, as beside targets that need more."""
+    samples = np.random.default_rng(0).normal(size=9 * 24000 + 2000)
+    samples[96000 : 2 * 96000] *= 0.01
+    for part in ("train", "dev"):
+        (tmp_path / "uneven" / part).mkdir(parents=True)
+        soundfile.write(tmp_path / f"uneven/{part}/0.wav", 0.1 * samples, 24000)
+    (prepared,) = prepare_corpora(tmp_path / "uneven", tmp_path)
+    wav = read_audio(tmp_path / "uneven/dev/0.wav", 24000)
+    teacher = make_encoder(normalise="level").eval()
+    with torch.no_grad():
+        (frames,) = encode_in_chunks(teacher, wav[None], layer="last_no_norm")
+    centroids = frames[::7]
+    stored = store(teacher, prepared.valid_csv, tmp_path / "targets", centroids)
+    codes = torch.as_tensor(stored.cut(0, 0.0, 1e6)["targets"])
+    targets = ClusterTargets(teacher, "last_no_norm", centroids)
+    whole = targets.encode(wav[None])[0, : len(codes)]
+    assert (codes != whole).double().mean() < 0.005
+    assert len(codes[300:600].unique()) > 20

@@ -15,7 +15,7 @@ from fitted import (  # noqa: F401
     named,
     some_speech,
 )
-from teachers import make_encoder
+from teachers import make_encoder, noises
 
 from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.codes import StoredCodes
@@ -28,13 +28,15 @@ from encodecmae_sb.lobes import (
     SeveralTargets,
 )
 from encodecmae_sb.lobes import targets as lobes
+from encodecmae_sb.nnet.chunks import CHUNK
 from encodecmae_sb.nnet.clusters import ClusterTargets
 from encodecmae_sb.nnet.loss import default_weights
 from encodecmae_sb.nnet.quantise import LevelFreeMel, residual_codes, standardise
-from encodecmae_sb.nnet.targets import identify, weights_of
+from encodecmae_sb.nnet.targets import identify, licence_of, weights_of
 from encodecmae_sb.pipelines import extract as pipeline
 from encodecmae_sb.pipelines.fit_targets import Clips, fit_mel_rvq
 from encodecmae_sb.pretrained.folder import export_encoder
+from encodecmae_sb.pretrained.licence import ENCODEC
 from encodecmae_sb.utils.errors import UserError
 
 
@@ -87,32 +89,58 @@ def test_an_item_does_not_depend_on_its_batch(fitted, speech, kind):
         assert torch.equal(alone[:frames], row[:frames])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_stored_codes_are_those_of_the_whole_file(
-    fitted, corpus, tmp_path, monkeypatch, kind
-):
-    """However long files are cut; and a crop alone differs at its start only."""
-    targets = named(fitted[0], kind)()
-    if kind in MEL_KINDS:
-        monkeypatch.setattr(type(targets), "chunk_samples", 9600)
-    (prepared,) = prepare_corpora(corpus, tmp_path)
-    pipeline.open_folder(targets, tmp_path / "codes")
+def extracted(targets, corpus, folder):
+    """Stored codes of the files to validate on."""
+    (prepared,) = prepare_corpora(corpus, folder)
+    pipeline.open_folder(targets, folder / "codes")
     settings = torch.device("cpu"), 2, 0, 1.0
-    pipeline.extract(
-        targets, [prepared.valid_csv], tmp_path / "codes", *settings, quiet=True
-    )
-    stored = StoredCodes(tmp_path / "codes")
-    assert stored.info.fingerprint == identify(named(fitted[0], kind)).fingerprint
-    (codes,) = stored.of_manifests([prepared.valid_csv], targets.n_codebooks, "")
+    manifests = [prepared.valid_csv]
+    pipeline.extract(targets, manifests, folder / "codes", *settings, quiet=True)
+    stored = StoredCodes(folder / "codes")
+    (codes,) = stored.of_manifests(manifests, targets.n_codebooks, "")
+    return stored, codes
+
+
+def check_whole(targets, codes):
+    """Makes sure that stored codes are those of whole files."""
     for file, path in enumerate(codes.paths):
         wav = read_audio(path, 24000)
         whole = targets.encode(wav[None], torch.tensor([len(wav)]))[0]
         crop = codes.cut(file, 0.0, 1e6)
         assert torch.equal(crop["targets"], whole[: len(wav) // 320])
-        if kind in MEL_KINDS:
-            crop = codes.cut(file, 0.5, 0.5)
-            alone = targets.encode(crop["wav"][None])[0]
-            assert torch.equal(alone[2:], crop["targets"][2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stored_codes_are_those_of_the_whole_file(fitted, corpus, tmp_path, kind):
+    """However long files are cut; and a crop alone differs at its start only."""
+    targets = named(fitted[0], kind)()
+    if kind in MEL_KINDS:
+        targets.chunk_samples = 9600
+    stored, codes = extracted(targets, corpus, tmp_path)
+    assert stored.info.fingerprint == identify(named(fitted[0], kind)).fingerprint
+    check_whole(targets, codes)
+    for file in range(len(codes.paths)):
+        if kind not in MEL_KINDS:
+            continue
+        crop = codes.cut(file, 0.5, 0.5)
+        alone = targets.encode(crop["wav"][None])[0]
+        assert torch.equal(alone[2:], crop["targets"][2:])
+
+
+@pytest.mark.parametrize("kind", ["clusters", "several", "without a codec"])
+def test_stored_codes_of_clusters_are_those_of_pieces(fitted, tmp_path, kind):
+    """Of 4 s from the start of the file, whatever is encoded before a chunk."""
+    named_so = named(fitted[0], kind if kind in KINDS else "several")
+    if kind not in KINDS:
+        named_so = partial(SeveralTargets, named_so.args[0][1:])
+    targets = named_so()
+    targets.chunk_samples = CHUNK
+    stored, codes = extracted(targets, noises(tmp_path / "noises", 1), tmp_path)
+    assert stored.info.fingerprint == identify(named_so).fingerprint
+    crop = codes.cut(0, 0.0, 1e6)
+    assert len(crop["wav"]) == 9 * 24000
+    assert len(set(crop["targets"][:, -1].tolist())) > 3
+    check_whole(targets, codes)
 
 
 def test_each_codebook_leaves_less_and_less_than_random_ones(fitted, speech):
@@ -208,6 +236,18 @@ def test_several_targets_stand_side_by_side(fitted, speech):
     assert identify(partial(several, weights=[2, 1, 1])) == targets.label
     with pytest.raises(UserError, match="a list of 3 numbers"):
         identify(partial(several, weights=[1]))
+
+
+def test_the_licence_of_what_targets_were_made_with(fitted):
+    """The teacher of the clusters has EnCodec's, and need not be there."""
+    for kind in KINDS:
+        wanted = None if kind in MEL_KINDS else ENCODEC
+        assert licence_of(named(fitted[0], kind)) == wanted
+    elsewhere = partial(Clusters, fitted[0] / "clusters", encoder="moved")
+    assert licence_of(elsewhere) == ENCODEC
+    codecs = [partial(Codec, source, 1) for source in ("bundled", "encodec_24khz")]
+    assert licence_of(partial(SeveralTargets, codecs, weights=[1, 2])) == ENCODEC
+    assert licence_of(partial(SeveralTargets, codecs[:1])) is None
 
 
 def test_random_projections_have_equal_weights(fitted):

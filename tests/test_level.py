@@ -16,7 +16,7 @@ from encodecmae_sb.lobes import (
     ResiDualTransformer,
 )
 from encodecmae_sb.nnet.chunks import CHUNK, encode_in_chunks
-from encodecmae_sb.nnet.level import FLOOR, REFERENCE, measure_levels
+from encodecmae_sb.nnet.level import FLOOR, REFERENCE, at_reference, measure_levels
 from encodecmae_sb.pipelines.deploy import measure_agreement
 from encodecmae_sb.pipelines.students import start_student
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
@@ -83,7 +83,7 @@ def test_silence_stays_silent():
     assert torch.equal(silence, LogMel()(torch.zeros(1, 8000)))
     assert measure_levels(torch.zeros(1, 8000)) == FLOOR
     faint = 0.01 * FLOOR * noise(1, 8000)
-    assert measure_levels(faint * REFERENCE / FLOOR) < 0.1 * REFERENCE
+    assert measure_levels(at_reference(faint)) < 0.1 * REFERENCE
     assert front_end(faint).mean() < front_end(noise(1, 8000)).mean() - 1
 
 

@@ -2,15 +2,20 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from commands import ROOT, flags, results, run_recipe
-from fitted import KINDS, fitted_targets, some_speech  # noqa: F401
+from fitted import KINDS, fitted_targets, named, some_speech  # noqa: F401
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
-from encodecmae_sb.lobes import MaskedCodecLoss
+from encodecmae_sb.lobes import CodecLatents, MaskedCodecLoss
 from encodecmae_sb.nnet.loss import default_weights
+from encodecmae_sb.nnet.targets import identify
 from encodecmae_sb.pipelines import extract as pipeline
+from encodecmae_sb.pipelines.pretrain import find_licence
+from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence
+from encodecmae_sb.pretrained.pretraining import load_pretraining, read_licence
 
 LINES = {
     "mel_rvq": "[FOLDER/mel_rvq, 3]",
@@ -53,6 +58,21 @@ def test_pretraining(fitted, corpus, tmp_path, kind):
     assert CLASSES.get(kind, "MelRVQ") in metrics["targets"]
     identity = json.loads((tmp_path / "run/save/identity.json").read_text())
     assert identity["targets_content"]["digest"]
+    # The clusters are of an encoder that has EnCodec's licence.
+    licence = ENCODEC if kind in ("clusters", "several") else None
+    assert recorded_licence(tmp_path / "run/encoder") == licence
+    assert load_pretraining(tmp_path / "run").licence == licence
+
+
+def test_the_licence_of_the_codec_that_is_heard(fitted, tmp_path):
+    """Whatever the targets are."""
+    model = SimpleNamespace(encoder=SimpleNamespace(front_end=CodecLatents()))
+    targets = named(fitted[0], "mel_rvq")
+    hparams = {"model": model, "targets": targets, "save_folder": tmp_path}
+    label = identify(targets)
+    for codec, licence in [("encodec_24khz", ENCODEC), ("bundled", None)]:
+        assert find_licence({**hparams, "codec": codec}, label) == licence
+        assert read_licence(tmp_path) == licence
 
 
 class Killed(Exception):

@@ -18,6 +18,7 @@ from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.pipelines import clusters
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
 from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence
+from encodecmae_sb.pretrained.pretraining import load_pretraining
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,7 @@ def test_what_a_run_reports(finished, corpus):
         assert saved["counts"].min() > 0
     assert load_encoder_folder(output / "encoder").dim == 16
     assert recorded_licence(output / "encoder") == ENCODEC  # as that of the teacher
+    assert load_pretraining(output).licence == ENCODEC
     assert (output / "curves.png").exists()
 
 

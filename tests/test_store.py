@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.nnet.encodec import build_encodec
+from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.pipelines import store
 from encodecmae_sb.pretrained.codec_files import save_codec
+from encodecmae_sb.utils import experiment
 from encodecmae_sb.utils.errors import UserError
 
 
@@ -187,6 +191,29 @@ def test_a_debug_run_stores_in_its_own_folder(pretrain, tmp_path):
         pretrain(tmp_path / "run", "--debug")
     assert (tmp_path / "run/debug/save/targets/codes.json").exists()
     assert (tmp_path / "run/debug/encoder/encoder.ckpt").exists()
+
+
+@pytest.mark.parametrize("main", [False, True])
+def test_only_the_main_process_discards(tmp_path, monkeypatch, main):
+    """A folder without codes.json may be one that the main process is just making."""
+    for module in (store, experiment):
+        monkeypatch.setattr(module, "if_main_process", lambda: main)
+    monkeypatch.setattr(experiment, "ddp_barrier", lambda: None)
+    monkeypatch.setattr(store, "StoredCodes", Path)
+    folder, seen = tmp_path / "targets", []
+    monkeypatch.setattr(store, "extract_for", lambda *_: seen.append(folder.exists()))
+    folder.mkdir()
+    brain = SimpleNamespace(
+        checkpointer=SimpleNamespace(
+            recorded=lambda key: None, list_checkpoints=lambda: []
+        ),
+        hparams=SimpleNamespace(save_folder=tmp_path, store_targets="auto"),
+        identify=lambda **identity: None,
+    )
+    codec = {"n_codebooks": 8, "codebook_size": 1024}
+    targets = SimpleNamespace(label=Label("codec", "bundled", "0"), **codec)
+    assert store.store_targets(brain, targets, [], {}) == folder
+    assert seen == [not main]
 
 
 @pytest.mark.parametrize("choice", ["always", "null", 1])

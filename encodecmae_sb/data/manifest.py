@@ -289,7 +289,7 @@ def _prepare(folder, name, save_folder, max_unusable):
         return Corpus(name, train_csv, valid_csv, num_files=0, unusable=[])
 
     def deal(rows, files):
-        part_of = _part_of(folder, [path for path, _, _ in files])
+        part_of = _part_of([path for path, _, _ in files], folder)
         for part, row in deal_rows(rows, part_of):
             yield ("train", "valid").index(part), row
 
@@ -353,31 +353,37 @@ def _scan(folder, paths, unusable, max_unusable):
     At the end it makes sure that not too many are unusable.
     """
     transcripts = _read_transcripts({os.path.dirname(path) for path in paths}, folder)
-    stems = Counter(os.path.splitext(path)[0] for path in paths)
-    shared = {stem for stem, count in stems.items() if count > 1}
-    del stems
     whole = (os.path.join(folder, path) for path in paths)
     results = inspect_files(whole, len(paths), f"Reading {folder.name}")
-    for path, result in zip(paths, results, strict=True):
+    for path, name, result in zip(paths, _names(paths), results, strict=True):
         wav = os.path.join(folder, path)
         if isinstance(result, UnusableAudio):
             shown = wav.encode("utf-8", "backslashreplace").decode()
             unusable.append((shown, str(result)))
             continue
-        stem = os.path.splitext(path)[0]
         row = {
-            "ID": path if stem in shared else stem,
+            "ID": name,
             "duration": f"{result.duration:.6f}",
             "wav": wav,
             "num_samples": result.num_samples,
             "sample_rate": result.sample_rate,
         }
         if transcripts:
-            stem = os.path.basename(stem)
+            stem = os.path.splitext(os.path.basename(path))[0]
             row["spk_id"] = stem.split("-")[0]
             row["wrd"] = transcripts.get(stem, "")
         yield row
     _check_share(folder, len(paths), unusable, max_unusable)
+
+
+def _names(paths):
+    """Yields the ID of each file: its path, without the ending where that is unique."""
+    stems = Counter(os.path.splitext(path)[0] for path in paths)
+    shared = {stem for stem, count in stems.items() if count > 1}
+    del stems
+    for path in paths:
+        stem = os.path.splitext(path)[0]
+        yield path if stem in shared else stem
 
 
 def _read_transcripts(folders, root):
@@ -426,8 +432,48 @@ def part_named(name):
     return ""
 
 
-def _part_of(folder, paths):
-    """Makes a function that maps a row to "train", "valid" or "" (neither)."""
+def training_files(folder):
+    """The files of a folder that a pretraining on it trains on.
+
+    A folder with only one file counts as a part to train on. Files are not opened, so
+    those that cannot be read are among them.
+
+    Arguments
+    ---------
+    folder : str or Path
+
+    Returns
+    -------
+    list of Path
+        In the order of `find_audio`.
+
+    Raises
+    ------
+    FileNotFoundError, UserError
+        As `find_audio`.
+
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import speech_folder
+    >>> {path.relative_to(speech_folder()).parts[0]
+    ...  for path in training_files(speech_folder())}
+    {'train'}
+    """
+    (folder,) = check_folders(folder)
+    paths = [path for path, _, _ in find_audio(folder)]
+    part_of = _part_of(paths)
+    named = zip(_names(paths), paths, strict=True)
+    rows = [{"ID": name, "wav": folder / path} for name, path in named]
+    rows = [row for row in rows if part_of(row)]
+    rows = split_rows(rows, part_of)[0] if len(rows) > 1 else rows
+    return [row["wav"] for row in rows]
+
+
+def _part_of(paths, folder=None):
+    """Makes a function that maps a row to "train", "valid" or "" (neither).
+
+    With a folder it also says which parts for the test are left out of it.
+    """
     examples = {path.rpartition(os.sep)[0]: path for path in paths}  # one a folder
     tests = {_test_part(path) for path in examples.values()}
     usable = [path for path in examples.values() if not _test_part(path)]
@@ -435,7 +481,7 @@ def _part_of(folder, paths):
     official = {"train", "valid"} <= tops
     # A part for the test beside official others is left out without a warning.
     test = sorted(part for part in tests if part and (not official or os.sep in part))
-    if test:
+    if test and folder is not None:
         listed = ", ".join(test[:10])
         listed += f" and {len(test) - 10} more" if test[10:] else ""
         if not usable:

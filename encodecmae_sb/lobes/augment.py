@@ -5,7 +5,6 @@ Shapes: B items, N samples, F frequencies.
 
 import hashlib
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.audio import UnusableAudio, read_audio
-from encodecmae_sb.data.manifest import check_folders, find_audio, part_named
+from encodecmae_sb.data.manifest import check_folders, part_named, training_files
 from encodecmae_sb.nnet.draws import hash_seeds, uniform
 from encodecmae_sb.nnet.level import FLOOR, measure_levels
 from encodecmae_sb.nnet.masking import frame_mask
@@ -31,6 +30,7 @@ _BLOCK = 64
 # The equaliser's gains are drawn at these frequencies and joined by straight lines over
 # the logarithm of the frequency.
 _BANDS = 62.5 * 2.0 ** torch.arange(8)  # Hz, to 8 kHz
+_EQUALISER_SAMPLES = 4096  # length of the filter, half of it before the sound
 _QUIETEST_ROOM = 15.0  # dB by which what comes directly is louder than all echoes
 _FIRST_ECHO = 0.003  # seconds
 _LONGEST = 10  # seconds that are taken of a file for the background
@@ -73,8 +73,9 @@ class InputAugment(nn.Module):
     background_snr : list of float
         As `noise_snr`; the audio of the background counts with the level of its file.
     background : str, Path or list of them, optional
-        Folders of voices and sounds, such as the data folder of the pretraining. Parts
-        for validation and test are left out. Default: the small corpus in this package.
+        Folders of voices and sounds, such as the data folder of the pretraining. What
+        a pretraining on them validates on is left out, and so are parts for the test.
+        Default: the small corpus in this package.
     background_seconds : float
         So much of it is kept in memory (300 s: 29 MB), from files drawn from the
         folders, of each at most 10 s.
@@ -191,14 +192,14 @@ class InputAugment(nn.Module):
         """Through an equaliser and into a room; one Fourier transform for both."""
         samples = wavs.shape[1]
         tail = int(self.room_seconds[1] / 2 * SAMPLE_RATE)  # to -30 dB
-        # A multiple of a power of two, for speed. It leaves room for all echoes.
-        size = -(-(samples + tail) // 4096) * 4096
+        # A multiple of a power of two, for speed. It leaves room for all that lasts
+        # longer than the item, so what is heard does not depend on the size.
+        size = -(-(samples + tail + _EQUALISER_SAMPLES // 2) // 4096) * 4096
         spectrum = torch.fft.rfft(wavs, size)
         changed = torch.zeros_like(rms, dtype=torch.bool)
         if self.equaliser_probability:
             chosen = uniform(seeds, _EQUALISER, 1) < self.equaliser_probability
-            magnitudes = self._equaliser(size, seeds)
-            torch.view_as_real(spectrum).mul_(magnitudes[..., None])
+            spectrum.mul_(self._equaliser(size, seeds))
             changed = changed | chosen
         if self.room_probability:
             chosen = uniform(seeds, _ROOM, 1) < self.room_probability
@@ -212,17 +213,27 @@ class InputAugment(nn.Module):
         return torch.where(changed, heard, wavs)
 
     def _equaliser(self, size, seeds):
-        """Magnitudes [B, F]: all 1 where it was not chosen."""
+        """Spectrum of a filter without delay [B, F]: all 1 where it was not chosen.
+
+        The filter has a fixed length. So `size` changes nothing that is heard.
+        """
         draws = uniform(seeds, _EQUALISER, 1 + len(_BANDS))
         gains = self.equaliser_db * (2 * draws[:, 1:] - 1)
         gains = gains * (draws[:, :1] < self.equaliser_probability)
-        step = SAMPLE_RATE / size
-        frequency = step * torch.arange(size // 2 + 1, device=seeds.device)
-        place = (frequency.clamp(min=step) / _BANDS[0].item()).log2()
+        middle = _EQUALISER_SAMPLES // 2
+        frequency = torch.linspace(0, SAMPLE_RATE / 2, middle + 1, device=seeds.device)
+        place = (frequency.clamp(min=1) / _BANDS[0].item()).log2()
         place = place.clamp(min=0, max=len(_BANDS) - 1)
         bands = torch.arange(len(_BANDS), device=seeds.device)[:, None]
-        hats = (1 - (place - bands).abs()).clamp(min=0)  # [bands, F]
-        return _from_db(gains @ hats)
+        hats = (1 - (place - bands).abs()).clamp(min=0)  # [bands, frequencies]
+        impulse = torch.fft.irfft(_from_db(gains @ hats), _EQUALISER_SAMPLES)
+        # What comes before the impulse stands at the end. The window makes it smooth.
+        window = torch.hann_window(_EQUALISER_SAMPLES, device=seeds.device)
+        impulse *= window.roll(middle)
+        whole = impulse.new_zeros(len(seeds), size)
+        whole[:, :middle] = impulse[:, :middle]
+        whole[:, -middle:] = impulse[:, middle:]
+        return torch.fft.rfft(whole)
 
     def _echoes(self, samples, seeds):
         """Echoes of an impulse of power 1, [B, samples]."""
@@ -276,8 +287,11 @@ def _read_background(folders, seconds):
     """Audio with a level of 1, [samples]: the same for the same files."""
     paths = []
     for folder in check_folders(folders):
-        inside = [Path(path) for path, *_ in find_audio(folder)]
-        paths += [folder / path for path in inside if not _is_held_back(path)]
+        for path in training_files(folder):
+            # A part to validate on may also lie deeper: /data for /data/LibriSpeech.
+            inside = path.relative_to(folder).parts[:-1]
+            if "valid" not in map(part_named, inside):
+                paths.append(path)
     pieces, missing = [], int(seconds * SAMPLE_RATE)
     for number in np.random.Generator(np.random.Philox(0)).permutation(len(paths)):
         try:
@@ -297,11 +311,6 @@ def _read_background(folders, seconds):
             "background_probability: 0"
         )
     return torch.cat(pieces)
-
-
-def _is_held_back(path):
-    """Whether a file is in a part for validation or test."""
-    return bool({part_named(name) for name in path.parts[:-1]} & {"valid", "test"})
 
 
 def _check(name, value):

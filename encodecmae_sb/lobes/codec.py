@@ -3,6 +3,7 @@
 from encodecmae_sb.nnet.encodec import FrozenCodec
 from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.pretrained.codec_files import OFFICIAL, checksum, load_network
+from encodecmae_sb.pretrained.licence import targets_licence
 
 
 class Codec(FrozenCodec):
@@ -59,3 +60,8 @@ class Codec(FrozenCodec):
         if cls is not Codec:
             return super().n_codebooks_of(source, n_codebooks)
         return n_codebooks
+
+    @classmethod
+    def licence_of(cls, *args, **kwargs):
+        """That of the codec's weights."""
+        return targets_licence(cls.label_of(*args, **kwargs))

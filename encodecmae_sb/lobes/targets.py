@@ -19,12 +19,17 @@ from encodecmae_sb.nnet.targets import (
     Targets,
     build,
     identify,
+    licence_of,
     n_codebooks_of,
     weights_of,
 )
 from encodecmae_sb.pretrained.describe import module_key
 from encodecmae_sb.pretrained.published import load_encoder_source
-from encodecmae_sb.pretrained.target_files import load_targets, read_settings
+from encodecmae_sb.pretrained.target_files import (
+    load_targets,
+    read_licence,
+    read_settings,
+)
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.precision import exact_float32
@@ -234,6 +239,11 @@ class Clusters(_OfFile, ClusterTargets):
         """One."""
         return 1
 
+    @classmethod
+    def licence_of(cls, file, encoder=None):
+        """That of the encoder, which need not be there any more."""
+        return read_licence(file, cls.file_kind)
+
 
 class SeveralTargets(Targets):
     """Several targets side by side: their codebooks one after another.
@@ -311,6 +321,11 @@ class SeveralTargets(Targets):
                 own = default_weights(n_codebooks_of(part)).tolist()
             result += [share * weight / sum(own) for weight in own]
         return result
+
+    @classmethod
+    def licence_of(cls, parts, weights=None):
+        """The first that a part has."""
+        return next(filter(None, map(licence_of, parts)), None)
 
     def encode(self, wavs, lengths=None):
         """The codes of all parts, [B, T, Q]; see `Targets.encode`."""

@@ -51,8 +51,14 @@ def is_dropped(tail, num_whole):
     return num_whole > 0 and tail <= SHORTEST_TAIL
 
 
-def _chunk_sizes(samples, chunk):
-    """Samples of each chunk of an item; there is at least one."""
+def chunk_sizes(samples, chunk=CHUNK):
+    """Samples of each chunk of an item; there is at least one.
+
+    Example
+    -------
+    >>> chunk_sizes(200000), chunk_sizes(97000)
+    ([96000, 96000, 8000], [96000])
+    """
     if chunk is None:
         return [samples]
     whole, tail = divmod(samples, chunk)
@@ -85,7 +91,7 @@ def num_joined_frames(front_end, samples, chunk=CHUNK, whole_codec_frames=False)
     >>> [num_joined_frames(LogMel(), n) for n in (96000, 97000, 150000)]
     [300, 300, 469]
     """
-    sizes = _chunk_sizes(samples, chunk)
+    sizes = chunk_sizes(samples, chunk)
     return sum(_num_frames(front_end, size, whole_codec_frames) for size in sizes)
 
 
@@ -225,7 +231,7 @@ def encode_in_chunks(
     chunks, totals = [], []
     for item, length in enumerate(lengths):
         start = total = 0
-        for size in _chunk_sizes(length, chunk):
+        for size in chunk_sizes(length, chunk):
             frames = _num_frames(front_end, size, whole_codec_frames)
             if frames < 1:
                 raise UserError(

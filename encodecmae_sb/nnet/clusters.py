@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
+from torch.nn.utils.rnn import pad_sequence
 
 from encodecmae_sb.utils.digests import digest, weights_key
 from encodecmae_sb.utils.errors import UserError
@@ -19,6 +20,7 @@ from .chunks import (
     CHUNK,
     FRAMES_VERSION,
     SHORTEST_TAIL,
+    chunk_sizes,
     encode_in_chunks,
     frame_middle,
     frame_starts,
@@ -262,6 +264,9 @@ class ClusterTargets(Targets):
 def embed(teacher, layer, wavs, lengths):
     """A teacher's activations of each item of a batch.
 
+    With `normalise: level` each piece of 4 s has a level of its own, as it has where a
+    file is cut into such pieces before. So both ways give the same.
+
     Arguments
     ---------
     teacher : AudioEncoder
@@ -286,7 +291,12 @@ def embed(teacher, layer, wavs, lengths):
     shortest = shortest_item(teacher.front_end)
     lengths = [max(length, shortest) for length in lengths]
     wavs = F.pad(wavs, (0, max(0, shortest - wavs.shape[1])))
-    items = encode_in_chunks(teacher, wavs, lengths, layer, batch_size=None)
+    sizes = [chunk_sizes(length) for length in lengths]
+    items = zip(wavs, sizes, strict=True)
+    pieces = [piece for wav, own in items for piece in wav[: sum(own)].split(CHUNK)]
+    batch, counts = pad_sequence(pieces, batch_first=True), [len(p) for p in pieces]
+    frames = iter(encode_in_chunks(teacher, batch, counts, layer, batch_size=None))
+    items = [torch.cat([next(frames) for _ in own]) for own in sizes]
     if not all(torch.isfinite(item).all() for item in items):
         raise UserError(
             "The teacher gives features that are not finite (NaN or Inf). Has its "

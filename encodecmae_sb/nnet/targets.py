@@ -147,6 +147,17 @@ class Targets(nn.Module):
         """
         return None
 
+    @classmethod
+    def licence_of(cls, *args, **kwargs):
+        """The licence that a model has from what these arguments build.
+
+        Returns
+        -------
+        encodecmae_sb.pretrained.licence.Licence or None
+            None if there is none to go on.
+        """
+        return None
+
     def train(self, mode=True):
         """Stays in eval mode; `mode` is ignored on purpose."""
         return super().train(False)
@@ -238,6 +249,11 @@ def n_codebooks_of(named):
 def weights_of(named):
     """Shares of the codebooks in the loss, or None; see `Targets.weights_of`."""
     return _call(named, "weights_of")
+
+
+def licence_of(named):
+    """The licence that a model has from targets, or None; see `Targets.licence_of`."""
+    return _call(named, "licence_of")
 
 
 def _call(named, method):

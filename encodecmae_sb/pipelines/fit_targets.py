@@ -23,7 +23,7 @@ from encodecmae_sb.nnet.quantise import (
     standardise,
 )
 from encodecmae_sb.pretrained.describe import module_key
-from encodecmae_sb.pretrained.published import source_name
+from encodecmae_sb.pretrained.published import encoder_licence, source_name
 from encodecmae_sb.pretrained.target_files import save_targets
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
@@ -194,13 +194,14 @@ def fit_clusters(path, clips, encoder, layer, codebook_size, passes, device="cpu
         "encoder_key": module_key(teacher),
         "layer": layer,
     }
+    licence = encoder_licence(encoder)
     frames = clips.frames(partial(embed, teacher.to(device), layer), teacher.dim)
     found = find_clusters(
         frames, codebook_size, passes, seed=clips.seed, quiet=clips.quiet
     )
     notes = {**clips.notes, "passes": passes, "reseeded": found.reseeded}
     tensors = {"centroids": found.centroids}
-    key = save_targets(path, "clusters", settings, tensors, notes)
+    key = save_targets(path, "clusters", settings, tensors, notes, licence)
     return Fitted(key, len(frames), [found.counts])
 
 

@@ -19,10 +19,11 @@ from encodecmae_sb.data.unusable import UnusableFiles
 from encodecmae_sb.evaluation.plots import draw_curves
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.nnet.encodec import FrozenCodec
-from encodecmae_sb.nnet.targets import build, weights_of
+from encodecmae_sb.nnet.targets import build, licence_of, weights_of
 from encodecmae_sb.pretrained.codec_files import checksum
 from encodecmae_sb.pretrained.folder import export_encoder
-from encodecmae_sb.pretrained.pretraining import read_licence
+from encodecmae_sb.pretrained.licence import targets_licence
+from encodecmae_sb.pretrained.pretraining import note_licence, read_licence
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
@@ -203,6 +204,33 @@ def front_end_codec(hparams, label):
     return label.name if label.kind == FrozenCodec.kind else hparams.get("codec")
 
 
+def find_licence(hparams, label):
+    """The licence that a model has from its targets, its codec or what it starts from.
+
+    It is noted beside the checkpoints, for what starts from one of them. So make sure
+    before that they are of this run.
+
+    Arguments
+    ---------
+    hparams : dict
+    label : Label
+        Of the targets.
+
+    Returns
+    -------
+    Licence or None
+    """
+    licence = targets_licence(label) or licence_of(hparams["targets"])
+    source = front_end_codec(hparams, label)
+    if licence is None and source is not None:
+        licence = Codec.licence_of(source)
+    if licence is None and hparams.get("init") is not None:
+        licence = read_licence(hparams["save_folder"])
+    if if_main_process():
+        note_licence(hparams["save_folder"], licence)
+    return licence
+
+
 def build_crops(hparams, corpora, unusable, stored=None, command=""):
     """Random crops to train on, fixed ones to validate on.
 
@@ -336,7 +364,7 @@ def write_results(brain, output, labels, how, targets, label=None, licence=None)
     label : Label, optional
         Of the targets. With it, decoder and head are exported, too.
     licence : Licence, optional
-        That the encoder has from its targets.
+        That the encoder has.
 
     Returns
     -------
@@ -350,7 +378,6 @@ def write_results(brain, output, labels, how, targets, label=None, licence=None)
         began = {f"initial_{k}": first[k] for k in ("valid_loss", "masked_ce_1")}
         labels = {**labels, "init": str(init), **began}
         how += f", from the weights of {init}"
-        licence = licence or read_licence(brain.hparams.save_folder)
     write_metrics(output, {**row, **labels, **files})
     draw_curves(brain.history, output / "curves.png")
     trained = f"{how} for {int(row['step'])} steps on {', '.join(brain.corpora)}"

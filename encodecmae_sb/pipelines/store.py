@@ -14,7 +14,6 @@ from encodecmae_sb.data.codes import CodesInfo, StoredCodes, read_info
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.data.shards.reading import holds_shards
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.experiment import main_process_first
 from encodecmae_sb.utils.identity import named
 
 from .extract import default_batch_seconds, extract, open_folder
@@ -113,7 +112,9 @@ def store_targets(brain, targets, corpora, identity):
     folder = Path(brain.hparams.save_folder) / "targets"
     if not brain.checkpointer.list_checkpoints():
         info = CodesInfo(*targets.label, targets.n_codebooks, targets.codebook_size)
-        main_process_first(_discard_others, folder, info)
+        if if_main_process():
+            _discard_others(folder, info)
+        # The others wait in `extract_for` until the main process has made the folder.
     extract_for(brain, targets, corpora, folder)
     if if_main_process():
         choice = brain.hparams.store_targets

@@ -184,7 +184,7 @@ def _of_checkpoint(folder):
 
 
 def note_licence(folder, licence):
-    """Writes down what a run has from what it starts from, which may be gone later.
+    """Writes down the licence of a run's model, whose sources may be gone later.
 
     Arguments
     ---------

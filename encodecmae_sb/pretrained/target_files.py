@@ -10,11 +10,13 @@ from encodecmae_sb.utils.digests import digest, tensors_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import whole_file
 
+from .licence import Licence
+
 FORMAT = "1"  # raise it when the rules of encoding change
 _FIT = "python recipes/fit_targets.py"
 
 
-def save_targets(path, kind, settings, tensors, notes=None):
+def save_targets(path, kind, settings, tensors, notes=None, licence=None):
     """Writes a file of fitted targets.
 
     Arguments
@@ -27,6 +29,8 @@ def save_targets(path, kind, settings, tensors, notes=None):
     tensors : dict of str to torch.Tensor
     notes : dict, optional
         How they were fitted; nothing depends on it.
+    licence : Licence, optional
+        That a model has from them.
 
     Returns
     -------
@@ -49,6 +53,7 @@ def save_targets(path, kind, settings, tensors, notes=None):
         "fingerprint": fingerprint,
         "settings": json.dumps(settings),
         "notes": json.dumps(notes or {}),
+        "licence": json.dumps(licence),
     }
     with whole_file(path) as scratch:
         save_file(tensors, str(scratch), metadata=header)
@@ -74,6 +79,34 @@ def read_settings(path, kind):
     UserError
         If there is no such file, or it is something else.
     """
+    header = _read_header(path, kind)
+    return json.loads(header["settings"]), header["fingerprint"]
+
+
+def read_licence(path, kind):
+    """The licence that a model has from the targets of a file.
+
+    Arguments
+    ---------
+    path, kind
+        As for `read_settings`.
+
+    Returns
+    -------
+    Licence or None
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.safetensors"
+    >>> _ = save_targets(path, "clusters", {}, {}, licence=Licence("mit"))
+    >>> read_licence(path, "clusters")
+    Licence(name='mit', reason='')
+    """
+    found = json.loads(_read_header(path, kind).get("licence", "null"))
+    return found and Licence(*found)
+
+
+def _read_header(path, kind):
     path = Path(path).expanduser()
     command = f"{_FIT} {kind} {path}"
     if not path.is_file():
@@ -91,7 +124,7 @@ def read_settings(path, kind):
             f"targets: {path} has the kind and format {found[0]}, {found[1]}; "
             f"{kind}, {FORMAT} are needed. Make another file: {_FIT} {kind} FILE"
         )
-    return json.loads(header["settings"]), header["fingerprint"]
+    return header
 
 
 def load_targets(path, kind):
