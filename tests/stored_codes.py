@@ -19,6 +19,22 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
+def killed_when(monkeypatch, run, owner, name, calls):
+    """Runs until a method is called for the n-th time, which ends it."""
+    original, left = getattr(owner, name), [calls]
+
+    def method(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, method)
+        with pytest.raises(Killed):
+            run()
+
+
 def extract(folder, corpus, *options):
     """Runs extract_codes.py and returns what it stored."""
     given = ["--data_folder", str(corpus), "--codec", "bundled", "--device", "cpu"]

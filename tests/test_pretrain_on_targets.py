@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from commands import ROOT, flags, results, run_recipe
 from fitted import KINDS, fitted_targets, named, some_speech  # noqa: F401
+from stored_codes import Killed
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.lobes import CodecLatents, MaskedCodecLoss
@@ -73,10 +74,6 @@ def test_the_licence_of_the_codec_that_is_heard(fitted, tmp_path):
     for codec, licence in [("encodec_24khz", ENCODEC), ("bundled", None)]:
         assert find_licence({**hparams, "codec": codec}, label) == licence
         assert read_licence(tmp_path) == licence
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
 
 
 def test_a_killed_run_goes_on(fitted, corpus, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from commands import command, execute
+from stored_codes import Killed
 from test_brains import make_brain
 from test_scale import torchrun
 
@@ -41,10 +42,6 @@ def noises(tmp_path_factory):
 def crops(noises, tmp_path_factory):
     (corpus,) = prepare_corpora(noises, tmp_path_factory.mktemp("manifests"))
     return RandomCrops([corpus.train_csv], 0.5), FixedCrops([corpus.valid_csv], 2, 0.5)
-
-
-class Killed(Exception):
-    pass
 
 
 @dataclass

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from commands import ROOT, execute, flags, run_recipe
+from stored_codes import killed_when
 from teachers import PUBLISHED, copy_speech, make_encoder
 
 from encodecmae_sb.brains.pretrain import PretrainBrain
@@ -25,10 +27,6 @@ from encodecmae_sb.pretrained.pretraining import load_pretraining
 def corpus(tmp_path_factory):
     """A few of the bundled files, in official parts."""
     return copy_speech(tmp_path_factory.mktemp("corpus") / "speech")
-
-
-class Killed(Exception):
-    """Stands for the end of a process."""
 
 
 SETTINGS = {
@@ -100,31 +98,17 @@ def test_killed_at_every_stage_it_ends_the_same(
 ):
     output = tmp_path / "run"
 
-    def killed_when(owner, name, calls):
-        """Runs until the method is called for the n-th time."""
-        original = getattr(owner, name)
-        left = [calls]
+    kill = partial(killed_when, monkeypatch, lambda: self_train(output))
 
-        def method(*args, **kwargs):
-            left[0] -= 1
-            if not left[0]:
-                raise Killed
-            return original(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, method)
-            with pytest.raises(Killed):
-                self_train(output)
-
-    killed_when(RowFile, "append", 2)  # embedding
+    kill(RowFile, "append", 2)  # embedding
     assert list(output.glob("save/features-*"))
-    killed_when(clusters, "find_clusters", 1)  # clustering
+    kill(clusters, "find_clusters", 1)  # clustering
     assert not (output / "centroids.npz").exists()
-    killed_when(RowFile, "append", 2)  # computing targets
+    kill(RowFile, "append", 2)  # computing targets
     assert (output / "centroids.npz").exists()
     assert len(StoredCodes(output / "save/targets").entries) > 1
-    killed_when(RowFile, "append", 1)
-    killed_when(PretrainBrain, "compute_forward", 4)  # training
+    kill(RowFile, "append", 1)
+    kill(PretrainBrain, "compute_forward", 4)  # training
     assert list(output.glob("save/CKPT*"))
     assert self_train(output) == finished[1]
 

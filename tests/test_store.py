@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from commands import ROOT, flags, run_recipe
 from stored_codes import (  # noqa: F401
-    Killed,
     extracted_codes,
     few_crops_compared,
+    killed_when,
     some_speech,
 )
 
@@ -102,24 +103,12 @@ def test_killed_while_storing_and_while_training(
 ):
     output = tmp_path / "run"
 
-    def killed_when(owner, name, calls):
-        original, left = getattr(owner, name), [calls]
+    kill = partial(killed_when, monkeypatch, lambda: pretrain(output))
 
-        def method(*args, **kwargs):
-            left[0] -= 1
-            if not left[0]:
-                raise Killed
-            return original(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, method)
-            with pytest.raises(Killed):
-                pretrain(output)
-
-    killed_when(RowFile, "append", 2)
+    kill(RowFile, "append", 2)
     there = len(StoredCodes(output / "save/targets").entries)
     assert 0 < there < 13
-    killed_when(PretrainBrain, "compute_forward", 2)
+    kill(PretrainBrain, "compute_forward", 2)
     parts = sorted(path.name for path in output.glob("save/targets/part-*.codes"))
     assert parts == ["part-00000.codes", "part-00001.codes"]
     monkeypatch.setattr(RowFile, "append", never)
