@@ -106,10 +106,8 @@ def test_each_corpus_has_a_unigram_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("units", "chosen"), [(True, "bf16"), (False, "fp32")])
-def test_auto_is_a_precision_that_the_cpu_has_instructions_for(
-    tmp_path, monkeypatch, capsys, units, chosen
-):
-    monkeypatch.setattr(precision, "_cpu_has_bf16", lambda: units)
+def test_auto_is_the_faster_precision(tmp_path, monkeypatch, capsys, units, chosen):
+    monkeypatch.setattr(precision, "_cpu_is_fast_in_bf16", lambda: units)
     brain = make_brain(tmp_path)  # mini.yaml says auto
     assert brain.precision == chosen
     assert ("Precision: fp32, since cpu" in capsys.readouterr().out) == (not units)
@@ -120,6 +118,25 @@ def test_auto_is_a_precision_that_the_cpu_has_instructions_for(
         brain = ResumableBrain(hparams={"precision": "auto"}, run_opts=run_opts)
         assert brain.precision == asked
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "bf16", "amx", "fast"),
+    [
+        ("AuthenticAMD", True, False, True),
+        ("AuthenticAMD", False, False, False),
+        ("GenuineIntel", True, False, False),  # it has the instructions, and is slower
+        ("GenuineIntel", True, True, True),
+        ("", False, False, False),
+    ],
+)
+def test_which_cpus_are_fast_in_bf16(monkeypatch, words, bf16, amx, fast):
+    monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(precision, "_words_of_cpuinfo", lambda: {words})
+    cpu = precision.torch.cpu
+    monkeypatch.setattr(cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(cpu, "_is_amx_tile_supported", lambda: amx)
+    assert precision.best_precision("cpu") == ("bf16" if fast else "fp32")
 
 
 def test_silence_and_unequal_lengths_give_a_finite_loss(tmp_path):

@@ -180,9 +180,7 @@ def _choose_precision(device=None):
     device = device or infer_device()
     precision = best_precision(device)
     if precision == "fp32" and if_main_process():
-        print(
-            f"Precision: fp32, since {device} has no instructions for bf16.", flush=True
-        )
+        print(f"Precision: fp32, since bf16 is not faster on {device}.", flush=True)
     return precision
 
 

@@ -261,7 +261,7 @@ def _pytorch_rows(encoder, layer):
     in_bf16 = _encode(encoder, layer, torch.bfloat16)
     note = ""
     if best_precision("cpu") != "bf16":
-        note = "this CPU has no instructions for bf16"
+        note = "this CPU is not made for bf16"
     return [
         _row("PyTorch float32", in_float32, encoder, layer),
         _row("PyTorch bf16", in_bf16, encoder, layer, note=note),

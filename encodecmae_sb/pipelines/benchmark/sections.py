@@ -215,7 +215,7 @@ class Benchmark:
     def embedding(self):
         """Times real time by length, batch and precision; the error of bf16.
 
-        Without bf16 where the device has no instructions for it: it would take hours.
+        Without bf16 where the device is not made for it: it might take hours.
         """
         encoder = self.model.encoder.eval()
         dtypes = {"float32": torch.float32}
