@@ -110,7 +110,9 @@ def test_auto_is_the_faster_precision(tmp_path, monkeypatch, capsys, units, chos
     monkeypatch.setattr(precision, "_cpu_is_fast_in_bf16", lambda: units)
     brain = make_brain(tmp_path)  # mini.yaml says auto
     assert brain.precision == chosen
-    assert ("Precision: fp32, since cpu" in capsys.readouterr().out) == (not units)
+    assert ("fp32, since bf16 is not faster on cpu" in capsys.readouterr().out) == (
+        not units
+    )
     for asked in ("bf16", "fp32"):
         brain = make_brain(tmp_path / asked, precision=asked)
         assert brain.precision == asked
