@@ -122,6 +122,7 @@ def test_a_finished_run_can_be_made_longer(crops, tmp_path, monkeypatch):
 SEEDS = """
 import os, runpy, sys
 from encodecmae_sb.brains.pretrain import PretrainBrain
+from encodecmae_sb.utils.progress import open_bar
 
 start = PretrainBrain.on_fit_batch_start
 
@@ -217,3 +218,15 @@ def test_a_step_has_one_gradient_however_it_is_shared(tmp_path, n_codebooks):
         other, shared = gradient(batch_size)
         assert other == pytest.approx(loss, rel=1e-5)
         assert (shared - whole).norm() < 1e-5 * whole.norm()
+
+
+def test_fewer_steps_than_were_made(crops, tmp_path):
+    """The command of a shorter training, given after a longer one, trains nothing."""
+    few = {"batch_size": CROPS, "valid_interval": 2}
+    longer = train(tmp_path, crops, Log(), training_steps=4, **few)
+    log = Log()
+    brain = train(tmp_path, crops, log, training_steps=2, **few)
+    assert not log.seeds
+    assert brain.optimizer_step == longer.optimizer_step == 4
+    with open_bar(2, initial=4) as bar:  # its bar is full
+        assert bar.total == 4

@@ -39,7 +39,8 @@ def open_bar(total, what="Training", unit="steps", initial=0, quiet=False):
     if isinstance(total, float):
         total += 1e-3  # rounded parts may add up to more, of which tqdm would warn
     return tqdm(
-        total=total,
+        # A run may have gone further before: tqdm would then drop the total.
+        total=max(total, initial),
         initial=initial,
         desc=what,
         unit=f" {unit}",
