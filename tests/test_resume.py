@@ -22,6 +22,7 @@ from test_scale import torchrun
 from encodecmae_sb.brains import pretrain
 from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
+from encodecmae_sb.utils.progress import open_bar
 
 CROPS = 8  # per optimizer step
 
