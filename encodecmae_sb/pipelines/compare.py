@@ -123,36 +123,27 @@ class Vectors:
         return torch.stack([self.stored[clip.id][layer] for clip in clips])
 
 
-class Comparison:
-    """Computes vectors and probes them; both are kept in files and found again.
+class ClipVectors:
+    """Computes the vectors of clips; they are kept in files and found again.
 
     Arguments
     ---------
     hparams : dict
     run_opts : speechbrain.core.RunOptions
     data : ClipData
+    model : str or None
+        The encoder that `random` is like.
     """
 
-    def __init__(self, hparams, run_opts, data):
+    def __init__(self, hparams, run_opts, data, model):
         self.hparams = hparams
         self.device = choose_device(run_opts["device"])
         self.quiet = run_opts["noprogressbar"]
         self.data = data
         self.save = Path(hparams["save_folder"])
-        self.names, self.model = named_encoders(hparams)
-        self.grid = ProbeGrid(
-            **{field.name: hparams[field.name] for field in fields(ProbeGrid)}
-        )
-        # The metric that encoders are compared by.
-        self.score_name = "mAP" if data.multi_label else "accuracy"
+        self.model = model
         self.clips_key = clips_key(data.clips)
         self.known = {}
-
-    def check_encoders(self):
-        """Makes sure that there is every encoder, for every fold."""
-        for name in self.names:
-            if name not in (LOGMEL, RANDOM):
-                check_encoder(name, self.data.folds, "encoders")
 
     def vectors(self, name, fold, number=0):
         """The vectors of all clips from one encoder, computed once.
@@ -177,12 +168,6 @@ class Comparison:
     def _pooling(self, name):
         """How frames become a vector; for log-mel frames always in the same way."""
         return "mean_std" if name == LOGMEL else self.hparams["pooling"]
-
-    def _layer(self, name, number):
-        """The layer of the vectors `number`; log-mel frames have none."""
-        if name == LOGMEL:
-            return "-"
-        return number if self.hparams["layers"] else self.hparams["layer"]
 
     def _encode(self, name, source, number):
         hparams, pooling = self.hparams, self._pooling(name)
@@ -214,6 +199,38 @@ class Comparison:
             self.quiet,
         )
         return Vectors(stored, key)
+
+
+class Comparison(ClipVectors):
+    """Computes vectors and probes them; both are kept in files and found again.
+
+    Arguments
+    ---------
+    hparams : dict
+    run_opts : speechbrain.core.RunOptions
+    data : ClipData
+    """
+
+    def __init__(self, hparams, run_opts, data):
+        self.names, model = named_encoders(hparams)
+        super().__init__(hparams, run_opts, data, model)
+        self.grid = ProbeGrid(
+            **{field.name: hparams[field.name] for field in fields(ProbeGrid)}
+        )
+        # The metric that encoders are compared by.
+        self.score_name = "mAP" if data.multi_label else "accuracy"
+
+    def check_encoders(self):
+        """Makes sure that there is every encoder, for every fold."""
+        for name in self.names:
+            if name not in (LOGMEL, RANDOM):
+                check_encoder(name, self.data.folds, "encoders")
+
+    def _layer(self, name, number):
+        """The layer of the vectors `number`; log-mel frames have none."""
+        if name == LOGMEL:
+            return "-"
+        return number if self.hparams["layers"] else self.hparams["layer"]
 
     def probe(self, name, fold, layer):
         """Rows of `probe_vectors` for an encoder, a fold and a layer."""

@@ -22,8 +22,9 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.utils.values import is_number
 
-from .compare import LOGMEL, RANDOM, Comparison
+from .compare import LOGMEL, RANDOM, ClipVectors
 
 # Of a trial, so that little but steps is timed.
 _TRIAL = {"valid_items": 4, "monitors": False, "log_to": "null"}
@@ -61,7 +62,7 @@ class PretrainingComparison:
         if not isinstance(self.seeds, list) or not self.seeds:
             raise UserError(f'seeds={self.seeds}: give a list, --seeds "[1, 2, 3]".')
         minutes = hparams["minutes"]
-        if minutes is not None and not (_is_number(minutes) and minutes > 0):
+        if minutes is not None and not (is_number(minutes) and minutes > 0):
             raise UserError(
                 f"minutes={minutes}: a number above 0, or null for training_steps as "
                 "the variants say."
@@ -82,7 +83,7 @@ class PretrainingComparison:
                     f"tasks: {task} has {', '.join(sorted(unknown))}; known are "
                     f"{', '.join(sorted(keys))}."
                 )
-            folder = self.save / "tasks" / _file_name(task)
+            folder = self._task_folder(task)
             folder.mkdir(parents=True, exist_ok=True)
             data = find_data(keys | said, folder)
             if data.multi_label or len(data.folds) < 2:
@@ -91,6 +92,10 @@ class PretrainingComparison:
                 )
             self.data[task] = data
             print(f"{task}: {data.describe()}", flush=True)
+
+    def _task_folder(self, task):
+        """Where the clips, vectors and probes of a task are kept."""
+        return self.save / "tasks" / _file_name(task)
 
     # Training
 
@@ -127,7 +132,6 @@ class PretrainingComparison:
                 f"is {said}. Give the variant another name, or another "
                 "--output_folder."
             )
-        note.parent.mkdir(parents=True, exist_ok=True)
         write_text(note, json.dumps(said))
 
     def steps_of(self, name):
@@ -203,16 +207,10 @@ class PretrainingComparison:
         """
         data = self.data[task]
         first = next(iter(self.variants))
-        known = {
-            "encoders": [str(self.run_folder(first, self.seeds[0]) / "encoder")],
-            "save_folder": self.save / "tasks" / _file_name(task),
-            "layers": False,
-            "seed": 0,
-            # Its own probes are not used.
-            **{"hidden_layers": [0], "lrs": [0.01], "hidden_size": 1, "dropout": 0.0},
-            **{"batch_size": 2, "number_of_epochs": 1, "patience": 1},
-        }
-        comparison = Comparison({**self.hparams, **known}, self.run_opts, data)
+        model = self.run_folder(first, self.seeds[0]) / "encoder"
+        known = {"save_folder": self._task_folder(task), "layers": False, "seed": 0}
+        settings = {**self.hparams, **known}
+        clip_vectors = ClipVectors(settings, self.run_opts, data, model)
         clips = data.tested
         targets = data.targets(clips).numpy()
         groups = np.array([clip.part for clip in clips])
@@ -222,7 +220,7 @@ class PretrainingComparison:
             for fold in data.folds:
                 seeds = []
                 for number, source in enumerate(sources):
-                    vectors = comparison.vectors(source, fold, number)
+                    vectors = clip_vectors.vectors(source, fold, number)
                     seeds.append(
                         self._probe(task, vectors, clips, targets, groups, fold.name)
                     )
@@ -237,13 +235,11 @@ class PretrainingComparison:
         """A row of `linear_probe`, computed once and kept in a file."""
         strengths = self.hparams["strengths"]
         asked = [vectors.key, fold, strengths, groups.tolist(), targets.tolist()]
-        folder = self.save / "tasks" / _file_name(task) / "probes"
-        path = folder / f"{digest(asked)}.json"
+        path = self._task_folder(task) / "probes" / f"{digest(asked)}.json"
         if not path.exists():
             values = vectors.of(clips, 0).numpy()
             seed = int(digest([fold, len(clips)]), 16)
             row = linear_probe(values, targets, groups, fold, strengths, seed)
-            folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(row))
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -380,7 +376,3 @@ def _without(arguments, keys):
 
 def _file_name(name):
     return re.sub(r"[^\w.-]+", "_", name)
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
