@@ -236,6 +236,8 @@ def test_several_targets_stand_side_by_side(fitted, speech):
     assert identify(partial(several, weights=[2, 1, 1])) == targets.label
     with pytest.raises(UserError, match="a list of 3 numbers"):
         identify(partial(several, weights=[1]))
+    with pytest.raises(UserError, match="none negative"):
+        identify(partial(several, weights=[2, 1, -1]))
 
 
 def test_the_licence_of_what_targets_were_made_with(fitted):

@@ -16,6 +16,7 @@ from encodecmae_sb.nnet.schedules import layer_scales, warmed
 from encodecmae_sb.nnet.targets import on_frames_of
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.recoverables import Unigrams
+from encodecmae_sb.utils.values import is_number
 
 from .base import StepBrain
 
@@ -75,7 +76,7 @@ class PretrainBrain(StepBrain):
         steps, decay = self._option("warmup_steps"), self._option("layer_decay")
         if steps is not None and (type(steps) is not int or steps < 1):
             raise UserError(f"warmup_steps={steps}: give a whole number, or null.")
-        if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
+        if decay is not None and not (is_number(decay) and 0 < decay <= 1):
             raise UserError(
                 f"layer_decay={decay}: give a number above 0 and up to 1, or null."
             )
@@ -363,10 +364,6 @@ class PretrainBrain(StepBrain):
         if self.monitors is not None:
             row.update(self.monitors.row())
         return row
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _figures(means):

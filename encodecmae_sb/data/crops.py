@@ -7,7 +7,6 @@ numbers of workers or processes, draws the very same crops.
 
 import itertools
 from dataclasses import dataclass, replace
-from numbers import Real
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.values import are_weights
 
 from .audio import UnusableAudio, read_audio
 from .columns import read_columns
@@ -166,7 +166,7 @@ class RandomCrops(Dataset):
         weights=None,
         targets=None,
     ):
-        if weights is not None and not _are_weights(weights, len(manifests)):
+        if weights is not None and not are_weights(weights, len(manifests)):
             raise UserError(
                 f"corpus_weights={weights} for {len(manifests)} corpora: give a list "
                 "with one number per data_folder, none negative, not all zero, such as "
@@ -259,18 +259,6 @@ class RandomCrops(Dataset):
         where = rng.random() * cumulated[-1]
         file = min(int(np.searchsorted(cumulated, where)), len(cumulated) - 1)
         return corpus, file, rng.random()
-
-
-def _are_weights(weights, count):
-    """Whether these are weights of a number of corpora."""
-    return (
-        isinstance(weights, (list, tuple, np.ndarray))
-        and len(weights) == count
-        and all(isinstance(w, Real) and not isinstance(w, bool) for w in weights)
-        and bool(np.isfinite(weights).all())
-        and min(weights) >= 0
-        and sum(weights) > 0
-    )
 
 
 def _cut(path, duration, position, crop_seconds, sample_rate):

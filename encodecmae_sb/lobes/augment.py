@@ -18,6 +18,7 @@ from encodecmae_sb.nnet.level import FLOOR, measure_levels
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import SAMPLE_RATE
+from encodecmae_sb.utils.values import is_number
 
 # Turns an item's seed, which its mask is drawn from, into another one.
 _OWN_SEEDS = -1
@@ -317,10 +318,7 @@ def _check(name, value):
     """Raises a UserError if an argument of `InputAugment` has no meaning."""
     kind = name.split("_")[1]
     numbers = value if kind == "snr" or name == "room_seconds" else [value]
-    known = isinstance(numbers, list | tuple) and all(
-        isinstance(number, int | float) and not isinstance(number, bool)
-        for number in numbers
-    )
+    known = isinstance(numbers, list | tuple) and all(map(is_number, numbers))
     if kind == "probability":
         good, what = known and 0 <= value <= 1, "a number from 0 to 1"
     elif kind == "db":

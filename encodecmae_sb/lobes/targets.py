@@ -33,6 +33,7 @@ from encodecmae_sb.pretrained.target_files import (
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.precision import exact_float32
+from encodecmae_sb.utils.values import are_weights
 
 
 class _OfFile(Targets):
@@ -262,7 +263,7 @@ class SeveralTargets(Targets):
     Raises
     ------
     UserError
-        If there are no parts, or not as many weights.
+        If there are no parts, or not as many weights, or one of them is negative.
 
     Example
     -------
@@ -342,8 +343,8 @@ def _several(parts):
 def _check_parts(parts, weights):
     if not isinstance(parts, list | tuple) or not parts:
         raise UserError(f"targets: parts={parts}: give a list of targets, each !name:")
-    if weights is not None and len(weights) != len(parts):
+    if weights is not None and not are_weights(weights, len(parts)):
         raise UserError(
             f"targets: weights={weights} for {len(parts)} parts: give a list of "
-            f"{len(parts)} numbers."
+            f"{len(parts)} numbers, none negative and not all 0."
         )

@@ -4,15 +4,14 @@ Shapes: B items, T frames, Q codebooks, K classes per codebook. Where a step pre
 some of the codebooks only, all but the codes have their number in place of Q.
 """
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.values import are_weights
 
 # Share of each of EnCodec's first 8 codebooks in the loss (arXiv 2309.07391).
 CODEBOOK_WEIGHTS = (
@@ -136,12 +135,7 @@ class MaskedCodecLoss(nn.Module):
         tensor([0.7500, 0.2500])
         """
         count = len(self.weights)
-        if (
-            not isinstance(values, list | tuple)
-            or len(values) != count
-            or not all(isinstance(v, Real) and 0 <= v < math.inf for v in values)
-            or sum(values) <= 0
-        ):
+        if not are_weights(values, count):
             raise UserError(
                 f"codebook_weights={values}: give a list of {count} numbers, one for "
                 "each of the codebooks, none negative and not all 0; or null."
