@@ -180,9 +180,10 @@ class ClipVectors:
                 output_all_hiddens=hparams["layers"],
                 input_sample_rate=SAMPLE_RATE,
                 layer=hparams["layer"],
+                chunk_seconds=hparams["chunk_seconds"],
                 pretrained=name != RANDOM,
             )
-            made = describe(lobe.encoder)
+            made = [describe(lobe.encoder), lobe.chunk]
             layer = "all" if hparams["layers"] else hparams["layer"]
         # Only the pooling of the head is used, which has nothing to learn.
         head = ClipHead(lobe.dim, len(self.data.labels), pooling=pooling)
