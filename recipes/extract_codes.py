@@ -59,6 +59,7 @@ def parse(argv):
     add("--data_folder", type=yaml.safe_load, help='a folder, or a list "[/a, /b]"')
     add("--codec", help=f"{OFFICIAL} (default), {BUNDLED}, or a checkpoint file")
     add("--n_codebooks", type=int, help="default: 8, or what the yaml says")
+    add("--normalise", help="level: codes of a codec that do not depend on the level")
     add("--hparams", help="a yaml file whose key `targets` names what to store")
     add("--targets", help="what it would say: '!name:CLASS [ARGUMENT, ...]'")
     add("--batch_seconds", type=float, help="default: 16 on a CPU, 256 on a GPU")
@@ -77,13 +78,16 @@ def parse(argv):
 def choose_targets(args):
     """What builds the targets: a codec, or what a yaml names."""
     given = vars(args)
-    given = {k: given[k] for k in ("data_folder", "codec", "n_codebooks") if given[k]}
+    keys = ("data_folder", "codec", "n_codebooks", "normalise")
+    given = {key: given[key] for key in keys if given[key]}
     if args.targets:
         return load_hyperpyyaml(f"targets: {args.targets}")["targets"]
     if args.hparams:
         return load_key(args.hparams, "targets", given, demonstration_codec)
     codec = args.codec or (OFFICIAL if args.data_folder else BUNDLED)
-    return functools.partial(Codec, codec, given.get("n_codebooks", 8))
+    return functools.partial(
+        Codec, codec, given.get("n_codebooks", 8), given.get("normalise")
+    )
 
 
 def report(args, targets, corpora, manifests, device):
@@ -102,7 +106,13 @@ def report(args, targets, corpora, manifests, device):
         f"cut short (unusable_files.csv).\n{folder} takes {size / 1e6:.1f} MB."
     )
     pipeline.print_differences(targets, manifests, codes, device, args.batch_seconds)
-    options = ["--codec", targets.name] if targets.kind == "codec" else []
+    options = []
+    if targets.kind == "codec":
+        options = ["--codec", targets.name]
+        normalise = getattr(targets, "normalise", None)
+        if not args.hparams and (normalise or not args.data_folder):
+            # The yaml says something else.
+            options += ["--normalise", normalise or "null"]
     if args.targets:
         sizes = targets.n_codebooks, targets.codebook_size
         options = ["--n_codebooks", str(sizes[0]), "--codebook_size", str(sizes[1])]

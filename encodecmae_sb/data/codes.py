@@ -235,6 +235,9 @@ def _extract_command(folder, data_folder, info, named_by=NAMED_BY):
     options = named_by
     if info.kind == "codec":
         options = ["--codec", info.name, "--n_codebooks", str(info.n_codebooks)]
+        # Of the checksum and, perhaps, how the codec's input is normalised.
+        normalise = info.fingerprint.partition("-")[2]
+        options += ["--normalise", normalise] if normalise else []
     script = ["python", "recipes/extract_codes.py", str(folder)]
     return shlex.join([*script, *data_folder_option(data_folder), *options])
 

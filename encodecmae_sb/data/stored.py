@@ -259,10 +259,15 @@ class FileChunks(Dataset):
             return FileChunk(None, str(error))
 
 
+# Files of at most so much audio are kept in memory, in each process that reads them.
+_KEPT_SECONDS = 1800  # 173 MB
+
+
 class StoredTargets:
     """Stored targets of the files of a manifest, for `RandomCrops` and `FixedCrops`.
 
-    Subclasses define `read`, which gives the targets of some frames of a file.
+    Subclasses define `read`, which gives the targets of some frames of a file. Audio of
+    half an hour or less is kept in memory once it was read.
 
     Arguments
     ---------
@@ -278,11 +283,22 @@ class StoredTargets:
         self.paths = paths
         self.rates = rates
         self.frames = frames
+        self.kept = {} if self.seconds.sum() <= _KEPT_SECONDS else None
 
     @property
     def seconds(self):
         """Length of each file as far as it has targets."""
         return self.frames * (HOP / SAMPLE_RATE)
+
+    def samples(self, file, first, count):
+        """Samples of a file's frames `first` to `first + count - 1`, [320 count]."""
+        path, rate = self.paths[file], int(self.rates[file])
+        if self.kept is None:
+            return read_samples(path, rate, HOP * first, HOP * count)
+        if file not in self.kept:
+            # Of short files the whole: opening and resampling takes most of the time.
+            self.kept[file] = read_samples(path, rate, 0, HOP * int(self.frames[file]))
+        return self.kept[file][HOP * first : HOP * (first + count)]
 
     def read(self, file, first, count):
         """Targets of a file's frames `first` to `first + count - 1`, [count, Q]."""
@@ -315,7 +331,6 @@ class StoredTargets:
         if frames < 1:
             raise UnusableAudio("it has no targets: too short, or unreadable")
         first = int(position * (available - frames + 1))
-        path, rate = self.paths[file], int(self.rates[file])
-        wav = read_samples(path, rate, HOP * first, HOP * frames)
+        wav = self.samples(file, first, frames)
         targets = self.read(file, first, frames).astype(np.int64)
         return {"wav": wav, "targets": torch.from_numpy(targets)}

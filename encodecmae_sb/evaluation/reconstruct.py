@@ -14,8 +14,10 @@ from torch import nn
 from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
 from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
 from encodecmae_sb.nnet.masking import FrameMask
+from encodecmae_sb.nnet.targets import normalise_of
 from encodecmae_sb.utils.checkpointer import find_checkpoint
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.experiment import load_key
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .plots import picture
@@ -101,7 +103,9 @@ def load_run(folder, codec=None):
             "written when a run ends). Name it: --codec bundled, --codec encodec_24khz "
             "or --codec FILE"
         )
-    codec, model = Codec(source, hparams["n_codebooks"]), hparams["model"]
+    named = load_key(folder / "hyperparams.yaml", "targets", {})
+    codec = Codec(source, hparams["n_codebooks"], normalise_of(named))
+    model = hparams["model"]
     if isinstance(model.encoder.front_end, CodecLatents):
         model.encoder.front_end.use(codec)
     checkpoint = load_newest(folder, model)

@@ -1,6 +1,9 @@
 """The codec by name or by file, as a yaml asks for it."""
 
+import torch
+
 from encodecmae_sb.nnet.encodec import FrozenCodec
+from encodecmae_sb.nnet.level import at_reference, check_normalise
 from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.pretrained.codec_files import OFFICIAL, checksum, load_network
 from encodecmae_sb.pretrained.licence import targets_licence
@@ -18,12 +21,18 @@ class Codec(FrozenCodec):
         state dict with EnCodec's names (such as `encodec_24khz-d7cc33bc.th`).
     n_codebooks : int
         How many of the residual codebooks to use.
+    normalise : str, optional
+        "level": each item is brought to one level before it is encoded. This is for an
+        encoder whose front end does the same: codes that depend on the level could not
+        be predicted from frames that do not.
 
     Raises
     ------
     CodecError
         If the source is unknown, unreachable, unreadable, not a 24 kHz mono
         EnCodec, or has fewer codebooks than asked for.
+    UserError
+        If there is no such normalisation.
 
     Example
     -------
@@ -40,28 +49,44 @@ class Codec(FrozenCodec):
     False
     """
 
-    def __init__(self, source=OFFICIAL, n_codebooks=8):
+    def __init__(self, source=OFFICIAL, n_codebooks=8, normalise=None):
+        self.normalise = check_normalise(normalise)
         super().__init__(load_network(str(source)), str(source), n_codebooks)
 
+    @torch.no_grad()
+    def encode(self, wavs, lengths=None):
+        """Discrete codes; after an item's end there are zeros. See `Targets.encode`."""
+        return super().encode(at_reference(wavs) if self.normalise else wavs, lengths)
+
     def fingerprint(self):
-        """`checksum` of the file."""
-        return checksum(self.source)
+        """`checksum` of the file, and the normalisation if there is one."""
+        return _fingerprint(self.source, self.normalise)
 
     @classmethod
-    def label_of(cls, source=OFFICIAL, n_codebooks=8):
+    def label_of(cls, source=OFFICIAL, n_codebooks=8, normalise=None):
         """`Label` of a codec, without loading or fetching it."""
         if cls is not Codec:  # a subclass may give other codes
-            return super().label_of(source, n_codebooks)
-        return Label(cls.kind, str(source), checksum(str(source)))
+            return super().label_of(source, n_codebooks, normalise)
+        return Label(cls.kind, str(source), _fingerprint(source, normalise))
 
     @classmethod
-    def n_codebooks_of(cls, source=OFFICIAL, n_codebooks=8):
+    def n_codebooks_of(cls, source=OFFICIAL, n_codebooks=8, normalise=None):
         """As given."""
         if cls is not Codec:
-            return super().n_codebooks_of(source, n_codebooks)
+            return super().n_codebooks_of(source, n_codebooks, normalise)
         return n_codebooks
+
+    @classmethod
+    def normalise_of(cls, source=OFFICIAL, n_codebooks=8, normalise=None):
+        """As given."""
+        return normalise
 
     @classmethod
     def licence_of(cls, *args, **kwargs):
         """That of the codec's weights."""
         return targets_licence(cls.label_of(*args, **kwargs))
+
+
+def _fingerprint(source, normalise):
+    parts = [checksum(str(source)), normalise]
+    return "-".join(filter(None, parts))

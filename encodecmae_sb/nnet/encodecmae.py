@@ -1,6 +1,6 @@
 """EnCodecMAE: the encoder, and the masked model that pretrains it.
 
-    waveform -> front end -> projection -> positions -> [visible] -> transformer
+    waveform -> [visible] -> front end -> projection -> positions -> transformer
              -> decoder projection -> zeros at hidden frames -> decoder -> codes
 
 Shapes: B items, N samples, T frames, F channels of the front end, V most visible
@@ -68,14 +68,20 @@ class AudioEncoder(nn.Module):
             Valid frames of each item, int64, shape [B]; later ones are not attended
             to. None: all frames are valid.
         visible : VisibleFrames, optional
-            The frames to encode, as in pretraining. The others are dropped before
-            the transformer: it computes V frames in place of T.
+            The frames to encode, as in pretraining. The others are dropped: V frames
+            are computed in place of T.
 
         Returns
         -------
         TransformerOutput
         """
-        return self.encode(self.front_end(wavs), num_frames, visible)
+        if visible is None:
+            frames = self.front_end(wavs)
+        elif getattr(self.front_end, "skips_hidden", False):
+            frames = self.front_end(wavs, visible=visible)
+        else:
+            frames = visible.keep(self.front_end(wavs))
+        return self.encode(frames, num_frames, visible)
 
     def encode(self, frames, num_frames=None, visible=None, num_layers=None):
         """Encodes what the front end has given.
@@ -83,7 +89,7 @@ class AudioEncoder(nn.Module):
         Arguments
         ---------
         frames : torch.Tensor
-            Shape [B, T, F].
+            Shape [B, T, F]; with `visible` these frames alone, [B, V, F].
         num_frames, visible
             As for `forward`.
         num_layers : int, optional
@@ -93,13 +99,15 @@ class AudioEncoder(nn.Module):
         -------
         TransformerOutput
         """
-        x = self.positions(self.projection(frames).float())  # [B, T, D]
+        x = self.projection(frames).float()
         attended = None
         if visible is not None:
-            x = visible.keep(x)  # [B, V, D]
+            x = self.positions(x, visible.positions)  # [B, V, D]
             attended = visible.real if visible.padded else None
-        elif num_frames is not None:
-            attended = frame_mask(num_frames, frames.shape[1])
+        else:
+            x = self.positions(x)  # [B, T, D]
+            if num_frames is not None:
+                attended = frame_mask(num_frames, frames.shape[1])
         return self.transformer(x, attended, num_layers)
 
 

@@ -77,6 +77,7 @@ class LogMel(nn.Module):
     """
 
     needs_equal_lengths = False
+    skips_hidden = True
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class LogMel(nn.Module):
             return (num_samples + self.hop_length - 1) // self.hop_length
         return (num_samples - self.win_length) // self.hop_length + 1
 
-    def forward(self, wavs, levels=None):
+    def forward(self, wavs, levels=None, visible=None):
         """Normalised log-mel energies.
 
         Arguments
@@ -134,11 +135,13 @@ class LogMel(nn.Module):
         levels : torch.Tensor, optional
             With `normalise`: of the recordings that these are pieces of, shape [B].
             Default: each item is a whole recording, with zeros after its end.
+        visible : VisibleFrames, optional
+            The frames to compute, V of an item. Default: all.
 
         Returns
         -------
         torch.Tensor
-            float32, shape [B, T, n_mels].
+            float32, shape [B, T, n_mels]; with `visible` [B, V, n_mels].
         """
         with torch.autocast(wavs.device.type, enabled=False):
             # In near silence, single precision would make an error of 1e-4 and more in
@@ -152,6 +155,8 @@ class LogMel(nn.Module):
                 right = max(span + self.win_length - left - wavs.shape[1], 0)
                 wavs = F.pad(wavs, (left, right))
             frames = wavs.unfold(1, self.win_length, self.hop_length)  # [B, T, W]
+            if visible is not None:
+                frames = visible.keep(frames)
             frames = frames - frames.mean(-1, keepdim=True)
             previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
             frames = (frames - 0.97 * previous) * self.window

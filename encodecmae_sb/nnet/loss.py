@@ -226,7 +226,7 @@ class _CrossEntropy(torch.autograd.Function):
         result = torch.empty_like(logits)
         blocks = (t.split(ctx.rows) for t in (logits, codes[:, None], grad[:, None]))
         for out, x, code, g in zip(result.split(ctx.rows), *blocks, strict=True):
-            out.copy_((x.float().softmax(-1) * g).scatter_add_(1, code, -g))
+            out.copy_(x.float().softmax(-1).mul_(g).scatter_add_(1, code, -g))
         return result, None
 
 

@@ -285,9 +285,23 @@ class SinusoidalPositions(nn.Module):
         frequencies = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, x):
-        """Adds positions 0, 1, ... to frames [B, T, D]."""
-        time = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
-        angles = time[:, None] * self.frequencies
-        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    def forward(self, x, positions=None):
+        """Adds positions to frames [B, T, D].
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Shape [B, T, D].
+        positions : torch.Tensor, optional
+            Of each frame, int64, shape [B, T]; default: 0, 1, ...
+
+        Returns
+        -------
+        torch.Tensor
+            Shape [B, T, D].
+        """
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        angles = positions.float()[..., None] * self.frequencies
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return x + self.scale * table

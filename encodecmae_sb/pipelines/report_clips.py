@@ -13,7 +13,7 @@ from encodecmae_sb.evaluation.reconstruct import load_newest, read_hparams
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.nnet.encodec import FrozenCodec
-from encodecmae_sb.nnet.targets import build, on_frames_of
+from encodecmae_sb.nnet.targets import build, normalise_of, on_frames_of
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import load_key
 from encodecmae_sb.utils.progress import open_bar
@@ -108,12 +108,13 @@ def load_model(folder, identity, codec=None):
             if attempt == 2 or not isinstance(error.__cause__, FileNotFoundError):
                 raise
     source = codec or identity.get("codec", {}).get("value")
-    if "teacher" in hparams:
-        targets = None
-    elif source is not None:
-        targets = Codec(source, hparams["n_codebooks"])
-    else:
-        targets = build(load_key(folder / "hyperparams.yaml", "targets", {}))
+    targets = None
+    if "teacher" not in hparams:
+        named = load_key(folder / "hyperparams.yaml", "targets", {})
+        if source is not None:
+            targets = Codec(source, hparams["n_codebooks"], normalise_of(named))
+        else:
+            targets = build(named)
     if isinstance(model.encoder.front_end, CodecLatents):
         front = identity.get("front_end_codec", {}).get("value", source)
         model.encoder.front_end.use(Codec(front))
