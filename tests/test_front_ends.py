@@ -6,7 +6,14 @@ import torch.nn.functional as F
 import torchaudio
 from random_values import noise
 
-from encodecmae_sb.lobes import Codec, CodecLatents, LogMel
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    Codec,
+    CodecLatents,
+    GapMasker,
+    LogMel,
+    ResiDualTransformer,
+)
 from encodecmae_sb.nnet.front_ends import check_grid
 from encodecmae_sb.utils.errors import UserError
 
@@ -46,6 +53,21 @@ def test_centred_mel_is_kaldi_with_zeros_around():
     for t, frame in enumerate(out):
         (want,) = kaldi(padded[320 * t : 320 * t + 637])
         assert (frame * 4.82 - 6.12 - want).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("normalise", [None, "level"])
+def test_visible_frames_alone_are_the_same(normalise):
+    front_end, wavs = LogMel(normalise=normalise), noise(3, 24000)
+    num_frames = torch.tensor([75, 75, 40])
+    mask = GapMasker(0.5, 5)(num_frames, torch.arange(3), 75, padded=True)
+    visible = mask.visible_frames()
+    whole = front_end(wavs)
+    assert torch.equal(front_end(wavs, visible=visible), visible.keep(whole))
+    # Their places, too, are those in the whole.
+    encoder = AudioEncoder(front_end, ResiDualTransformer(16, 1, 2, 24))
+    placed = encoder.positions(encoder.projection(whole))
+    want = encoder.transformer(visible.keep(placed), visible.real).last
+    torch.testing.assert_close(encoder(wavs, visible=visible).last, want)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from random_values import noise, randomise
 from encodecmae_sb import hear
 from encodecmae_sb.lobes import (
     AudioEncoder,
+    Codec,
     CodecLatents,
     EnCodecMAE,
     LogMel,
@@ -21,6 +22,7 @@ from encodecmae_sb.pipelines.deploy import measure_agreement
 from encodecmae_sb.pipelines.students import start_student
 from encodecmae_sb.pretrained.folder import export_encoder, load_encoder_folder
 from encodecmae_sb.pretrained.graphs import WholeEncoder
+from encodecmae_sb.pretrained.licence import targets_licence
 from encodecmae_sb.utils.errors import UserError
 
 RATE = 24000
@@ -147,6 +149,23 @@ def test_whole_items_of_a_graph():
     assert found.largest < 1e-4
 
 
+def test_codes_that_do_not_depend_on_the_level():
+    codec, plain = Codec("bundled", 4, "level"), Codec("bundled", 4)
+    wavs = torch.stack([uneven(RATE), F.pad(uneven(9600), (0, RATE - 9600))])
+    want = codec.encode(wavs)
+    for gain in (0.125, 8.0):  # powers of 2: exact
+        assert torch.equal(codec.encode(gain * wavs), want)
+        assert not torch.equal(plain.encode(gain * wavs), plain.encode(wavs))
+    assert torch.equal(want, plain.encode(at_reference(wavs)))
+    (alone,) = codec.encode(wavs[1:, :9600])
+    assert torch.equal(alone[:20], want[1, :20])
+    # Stored codes and checkpoints of the one are not taken for those of the other.
+    assert codec.label.fingerprint == f"{plain.label.fingerprint}-level"
+    assert Codec.label_of("bundled", 4, "level") == codec.label
+    assert Codec.licence_of("encodec_24khz", normalise="level") is not None
+    assert targets_licence(codec.label) is None
+
+
 def test_a_student_and_its_teacher_agree():
     """A student is not given a front end that its yaml did not ask for."""
     teacher, student = make(), make(normalise=None)
@@ -161,6 +180,6 @@ def test_a_student_and_its_teacher_agree():
 
 @pytest.mark.parametrize("wrong", ["mean", "Level", True, 1])
 def test_no_such_normalisation(wrong):
-    for front_end in (LogMel, CodecLatents):
+    for made in (LogMel, CodecLatents, Codec):
         with pytest.raises(UserError, match="allowed are level .* and null"):
-            front_end(normalise=wrong)
+            made(normalise=wrong)

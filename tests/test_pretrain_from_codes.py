@@ -41,6 +41,7 @@ def pretrain(corpus, extracted):
             "ckpt_interval_minutes": 0,
             "ckpt_interval_steps": 1,
             "precision": "fp32",
+            "normalise": "null",
             **options,
         }
         arguments = [str(ROOT / f"hparams/{yaml}.yaml"), *flags(output, **given)]
@@ -106,6 +107,7 @@ def test_codes_that_do_not_fit(pretrain, mine, tmp_path, capsys):
         ({"n_codebooks": 9}, "--n_codebooks 8"),
         ({"codebook_size": 512}, "--codebook_size 1024"),
         ({"codes_folder": tmp_path}, "extract_codes.py"),
+        ({"normalise": "level"}, "--n_codebooks 8 --normalise level"),
     ]:
         with pytest.raises(SystemExit, match=message):
             pretrain(output, **{"codes_folder": folder, **options})

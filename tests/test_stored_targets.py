@@ -45,9 +45,11 @@ def test_a_row_file_goes_on_after_any_kill(tmp_path):
     assert np.array_equal(whole.rows, np.concatenate(items))
 
 
+@pytest.mark.parametrize("kept", [0, 1800])
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
-def test_crops_begin_on_a_frame(tmp_path, rate):
+def test_crops_begin_on_a_frame(tmp_path, rate, kept, monkeypatch):
     """A crop starts at the sample that its targets say, at any rate."""
+    monkeypatch.setattr("encodecmae_sb.data.stored._KEPT_SECONDS", kept)
     samples = np.random.default_rng(0).normal(size=3 * rate) * 0.1
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, "FLOAT")
@@ -74,6 +76,12 @@ def test_crops_begin_on_a_frame(tmp_path, rate):
         expected = whole[320 * first : 320 * (first + 38)]
         assert (item["wav"] - expected).abs().max() < 1e-5
     assert len(firsts) > 10
+    if kept:  # short audio is read once
+        (tmp_path / "a.wav").unlink()
+        (tmp_path / "b.wav").unlink()
+        assert crops[0]["wav"].shape == (12160,)
+        return
+    assert targets.kept is None
     (item,) = FixedCrops([corpus.train_csv], 1, 0.5, targets=[targets])
     assert item["targets"][0] in (93, 94)  # in the middle
     assert read_samples(tmp_path / "a.wav", rate, 71999, 1).shape == (1,)

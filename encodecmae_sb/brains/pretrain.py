@@ -314,13 +314,10 @@ class PretrainBrain(StepBrain):
         counts = drawn = None
         if stage == Stage.TRAIN:
             counts, drawn = self.step_counts, self.drawn
-        loss = self.modules.loss_fn(logits, codes, mask, counts, drawn)
-        if stage == Stage.TRAIN:
-            accuracy = loss.masked_accuracy
-            if drawn is not None:  # in the mean that of all codebooks
-                share = len(accuracy) / self.hparams.n_codebooks
-                accuracy = accuracy * drawn.factors * share
-            self.shown = {"loss": loss.loss.detach(), "acc": accuracy.mean()}
+        training = stage == Stage.TRAIN
+        loss = self.modules.loss_fn(logits, codes, mask, counts, drawn, not training)
+        if training:
+            self.shown = {"loss": loss.loss.detach()}
         else:
             self.add_to_sums(loss, codes, mask.hidden, batch.corpus)
             if self.hparams.n_codebooks == 1:

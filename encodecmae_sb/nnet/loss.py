@@ -70,11 +70,11 @@ class MaskedLoss:
         Weighted cross-entropy on hidden and on visible frames, scalars.
     masked_ce, visible_ce : torch.Tensor
         Cross-entropy of each codebook, unweighted, in nats, shape [Q].
-    masked_accuracy : torch.Tensor
+    masked_accuracy : torch.Tensor or None
         Share of hidden frames whose most probable code is right, shape [Q].
     ce : torch.Tensor
         Cross-entropy of every frame and codebook, in nats, shape [B, T, Q].
-    right : torch.Tensor
+    right : torch.Tensor or None
         Whether its most probable code is right, bool, shape [B, T, Q].
     """
 
@@ -83,9 +83,9 @@ class MaskedLoss:
     visible_loss: torch.Tensor
     masked_ce: torch.Tensor
     visible_ce: torch.Tensor
-    masked_accuracy: torch.Tensor
+    masked_accuracy: torch.Tensor | None
     ce: torch.Tensor
-    right: torch.Tensor
+    right: torch.Tensor | None
 
 
 class MaskedCodecLoss(nn.Module):
@@ -143,7 +143,9 @@ class MaskedCodecLoss(nn.Module):
         weights = torch.tensor(values, dtype=torch.float64)
         self.weights.copy_(weights / weights.sum())
 
-    def forward(self, logits, codes, mask, counts=None, drawn=None):
+    def forward(
+        self, logits, codes, mask, counts=None, drawn=None, with_accuracy=True
+    ):
         """Computes the loss, in float32 whatever autocast says.
 
         Arguments
@@ -162,6 +164,8 @@ class MaskedCodecLoss(nn.Module):
         drawn : DrawnCodebooks, optional
             The codebooks of the logits; default: all Q. The loss is then in the mean
             over draws that of all codebooks, and its gradient, too.
+        with_accuracy : bool
+            Whether to find the most probable codes, which takes a while on a CPU.
 
         Returns
         -------
@@ -173,8 +177,11 @@ class MaskedCodecLoss(nn.Module):
             codes = codes.index_select(-1, drawn.numbers)
             weights = weights.index_select(0, drawn.numbers) * drawn.factors
         with torch.autocast(logits.device.type, enabled=False):
-            ce, right = _CrossEntropy.apply(logits.flatten(0, 2), codes.flatten())
-            ce, right = ce.view(codes.shape), right.view(codes.shape)
+            logits, flat = logits.flatten(0, 2), codes.flatten()
+            ce = _CrossEntropy.apply(logits, flat).view(codes.shape)
+            right = None
+            if with_accuracy:
+                right = _most_probable(logits.detach()).eq(flat).view(codes.shape)
 
             def mean(values, where, count):
                 total = (values * where[..., None]).sum((0, 1))
@@ -191,7 +198,9 @@ class MaskedCodecLoss(nn.Module):
                 visible_loss=visible_loss,
                 masked_ce=masked_ce.detach(),
                 visible_ce=visible_ce.detach(),
-                masked_accuracy=mean(right, hidden, hidden.sum().float()),
+                masked_accuracy=None
+                if right is None
+                else mean(right, hidden, hidden.sum().float()),
                 ce=ce.detach(),
                 right=right,
             )
@@ -206,21 +215,18 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits, codes):
-        """Logits [N, K], codes [N] -> cross-entropy [N], and which are right [N]."""
+        """Logits [N, K], codes [N] -> cross-entropy [N]."""
         ctx.save_for_backward(logits, codes)
         ctx.rows = _rows_at_once(logits)
-        entropy, right = [], []
+        entropy = []
         for x, code in zip(logits.split(ctx.rows), codes.split(ctx.rows), strict=True):
-            x = x.float()  # also for argmax, which is several times slower in bf16
-            entropy.append(-x.log_softmax(-1).gather(1, code[:, None])[:, 0])
-            right.append(x.argmax(-1) == code)
-        right = torch.cat(right)
-        ctx.mark_non_differentiable(right)
-        return torch.cat(entropy), right
+            log_probs = x.float().log_softmax(-1)
+            entropy.append(-log_probs.gather(1, code[:, None])[:, 0])
+        return torch.cat(entropy)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx, grad):
         """Gradient of each cross-entropy [N] -> of the logits [N, K]."""
         logits, codes = ctx.saved_tensors
         result = torch.empty_like(logits)
@@ -228,6 +234,12 @@ class _CrossEntropy(torch.autograd.Function):
         for out, x, code, g in zip(result.split(ctx.rows), *blocks, strict=True):
             out.copy_(x.float().softmax(-1).mul_(g).scatter_add_(1, code, -g))
         return result, None
+
+
+def _most_probable(logits):
+    """Logits [N, K] -> numbers of the largest, int64, [N]."""
+    # In float32, because argmax is several times slower in bf16.
+    return torch.cat([x.float().argmax(-1) for x in logits.split(_rows_at_once(logits))])
 
 
 def _rows_at_once(logits):
