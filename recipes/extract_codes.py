@@ -59,7 +59,12 @@ def parse(argv):
     add("--data_folder", type=yaml.safe_load, help='a folder, or a list "[/a, /b]"')
     add("--codec", help=f"{OFFICIAL} (default), {BUNDLED}, or a checkpoint file")
     add("--n_codebooks", type=int, help="default: 8, or what the yaml says")
-    add("--normalise", help="level: codes of a codec that do not depend on the level")
+    add(
+        "--normalise",
+        type=yaml.safe_load,
+        default=argparse.SUPPRESS,
+        help="level: codes of a codec that do not depend on the level; null: they do",
+    )
     add("--hparams", help="a yaml file whose key `targets` names what to store")
     add("--targets", help="what it would say: '!name:CLASS [ARGUMENT, ...]'")
     add("--batch_seconds", type=float, help="default: 16 on a CPU, 256 on a GPU")
@@ -78,8 +83,9 @@ def parse(argv):
 def choose_targets(args):
     """What builds the targets: a codec, or what a yaml names."""
     given = vars(args)
-    keys = ("data_folder", "codec", "n_codebooks", "normalise")
-    given = {key: given[key] for key in keys if given[key]}
+    keys = ("data_folder", "codec", "n_codebooks")
+    chosen = {key: given[key] for key in keys if given[key]}
+    given = chosen | {k: given[k] for k in ("normalise",) if k in given}
     if args.targets:
         return load_hyperpyyaml(f"targets: {args.targets}")["targets"]
     if args.hparams:
@@ -110,8 +116,8 @@ def report(args, targets, corpora, manifests, device):
     if targets.kind == "codec":
         options = ["--codec", targets.name]
         normalise = getattr(targets, "normalise", None)
-        if not args.hparams and (normalise or not args.data_folder):
-            # The yaml says something else.
+        # Where the yaml of the command below may say something else.
+        if "normalise" in args or not (args.hparams or args.data_folder):
             options += ["--normalise", normalise or "null"]
     if args.targets:
         sizes = targets.n_codebooks, targets.codebook_size

@@ -28,10 +28,12 @@ from pathlib import Path
 
 import yaml
 
+from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.data.shards.indexing import index_shards
 from encodecmae_sb.pipelines.pack import pack
 from encodecmae_sb.pretrained.codec_files import BUNDLED
+from encodecmae_sb.utils.digests import without_normalisation
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
@@ -66,6 +68,16 @@ def parse(argv):
     return args
 
 
+def normalise_option(codes_folder, demonstration):
+    """What a pretraining must be told to take the codes of this folder, if any."""
+    if codes_folder is None or StoredCodes(codes_folder).info.kind != "codec":
+        return []
+    normalise = without_normalisation(StoredCodes(codes_folder).info.fingerprint)[1]
+    # The yaml of the demonstration says level, the other one null.
+    wanted = "level" if demonstration else None
+    return [] if normalise == wanted else ["--normalise", normalise or "null"]
+
+
 def main(argv):
     """Packs or indexes, and says what is there."""
     args = parse(argv)
@@ -88,6 +100,7 @@ def main(argv):
         f"hparams/{'mini' if demonstration else 'base'}.yaml",
         *("--data_folder", str(args.shards_folder)),
         *(("--codec", BUNDLED) if demonstration else ()),
+        *normalise_option(args.codes_folder, demonstration),
     ]
     print(
         f"\n{len(shards)} shards with {sum(shard['items'] for shard in shards)} files, "

@@ -62,8 +62,9 @@ def main(argv):
         hidden = given_gaps(args.gaps, len(wav), run.codec.sample_rate)
     done = fill_in(run, wav, hidden, args.temperature, args.seed)
 
+    gains = done.gains.repeat_interleave(HOP)
     codec, filled = (
-        run.codec.decode(codes[None])[0, : len(wav)]
+        (run.codec.decode(codes[None])[0] * gains)[: len(wav)]
         for codes in (done.codes, done.filled)
     )
     sounds = {"codec": codec, "masked": silence(codec, hidden), "filled": filled}

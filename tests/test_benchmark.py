@@ -150,7 +150,7 @@ def test_operations_are_counted_right():
         return depth * length * (linear + attention)
 
     products = (
-        frames * 256 * dim
+        visible * 256 * dim
         + transformer(layers, visible)
         + visible * dim * dim
         + transformer(1, frames)

@@ -49,7 +49,7 @@ def test_a_row_file_goes_on_after_any_kill(tmp_path):
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 24000, 44100, 48000])
 def test_crops_begin_on_a_frame(tmp_path, rate, kept, monkeypatch):
     """A crop starts at the sample that its targets say, at any rate."""
-    monkeypatch.setattr("encodecmae_sb.data.stored._KEPT_SECONDS", kept)
+    monkeypatch.setattr("encodecmae_sb.data.crops._KEPT_SECONDS", kept)
     samples = np.random.default_rng(0).normal(size=3 * rate) * 0.1
     for name in ("a", "b"):
         soundfile.write(tmp_path / f"{name}.wav", samples, rate, "FLOAT")

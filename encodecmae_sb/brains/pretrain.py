@@ -315,7 +315,9 @@ class PretrainBrain(StepBrain):
         if stage == Stage.TRAIN:
             counts, drawn = self.step_counts, self.drawn
         training = stage == Stage.TRAIN
-        loss = self.modules.loss_fn(logits, codes, mask, counts, drawn, not training)
+        loss = self.modules.loss_fn(
+            logits, codes, mask, counts, drawn, with_accuracy=not training
+        )
         if training:
             self.shown = {"loss": loss.loss.detach()}
         else:

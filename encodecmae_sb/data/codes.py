@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from encodecmae_sb.utils.digests import without_normalisation
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_text
 
@@ -235,8 +236,7 @@ def _extract_command(folder, data_folder, info, named_by=NAMED_BY):
     options = named_by
     if info.kind == "codec":
         options = ["--codec", info.name, "--n_codebooks", str(info.n_codebooks)]
-        # Of the checksum and, perhaps, how the codec's input is normalised.
-        normalise = info.fingerprint.partition("-")[2]
+        normalise = without_normalisation(info.fingerprint)[1]
         options += ["--normalise", normalise] if normalise else []
     script = ["python", "recipes/extract_codes.py", str(folder)]
     return shlex.join([*script, *data_folder_option(data_folder), *options])
@@ -402,6 +402,9 @@ class StoredCodes:
         if there.fingerprint != wanted.fingerprint:
             advice = "Name these targets in the yaml"
             if there.kind == "codec":
+                own, normalise = without_normalisation(there.fingerprint)
+                if own == without_normalisation(wanted.fingerprint)[0]:
+                    option = f"--normalise {normalise or 'null'}"
                 advice = f"Give {option}"
             raise UserError(
                 f"codes_folder={self.folder} holds codes of {there}, and {wanted} is "

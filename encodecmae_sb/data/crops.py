@@ -22,6 +22,10 @@ from .procedural.corpus import cut_procedural
 
 _MAX_ATTEMPTS = 20
 
+# With stored targets, audio of at most so much is kept in memory, in each process that
+# reads it.
+_KEPT_SECONDS = 1800  # 173 MB
+
 # Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding, at
 # the deepest layer 6 frames of it. In a shorter batch the codes of a crop would depend
 # on the length of the batch, and so on the other crops in it.
@@ -195,6 +199,9 @@ class RandomCrops(Dataset):
         by_duration = totals if len(totals) > 1 else [1.0]
         shares = np.array(by_duration if weights is None else weights, dtype=float)
         self.cumulated_shares = np.cumsum(shares / shares.sum())
+        if targets is not None and self.total_seconds <= _KEPT_SECONDS:
+            for part in targets:
+                part.keep_audio()
 
     @property
     def total_seconds(self):

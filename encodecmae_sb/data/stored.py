@@ -259,15 +259,10 @@ class FileChunks(Dataset):
             return FileChunk(None, str(error))
 
 
-# Files of at most so much audio are kept in memory, in each process that reads them.
-_KEPT_SECONDS = 1800  # 173 MB
-
-
 class StoredTargets:
     """Stored targets of the files of a manifest, for `RandomCrops` and `FixedCrops`.
 
-    Subclasses define `read`, which gives the targets of some frames of a file. Audio of
-    half an hour or less is kept in memory once it was read.
+    Subclasses define `read`, which gives the targets of some frames of a file.
 
     Arguments
     ---------
@@ -283,7 +278,15 @@ class StoredTargets:
         self.paths = paths
         self.rates = rates
         self.frames = frames
-        self.kept = {} if self.seconds.sum() <= _KEPT_SECONDS else None
+        self.kept = None
+
+    def keep_audio(self):
+        """From now on keeps the audio of each file in memory once it was read."""
+        self.kept = {}
+
+    def __getstate__(self):
+        # A worker reads for itself, where it does not share memory from the start.
+        return {**vars(self), "kept": None if self.kept is None else {}}
 
     @property
     def seconds(self):

@@ -14,10 +14,9 @@ from torch import nn
 from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
 from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
 from encodecmae_sb.nnet.masking import FrameMask
-from encodecmae_sb.nnet.targets import normalise_of
 from encodecmae_sb.utils.checkpointer import find_checkpoint
+from encodecmae_sb.utils.digests import without_normalisation
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.experiment import load_key
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 
 from .plots import picture
@@ -103,8 +102,7 @@ def load_run(folder, codec=None):
             "written when a run ends). Name it: --codec bundled, --codec encodec_24khz "
             "or --codec FILE"
         )
-    named = load_key(folder / "hyperparams.yaml", "targets", {})
-    codec = Codec(source, hparams["n_codebooks"], normalise_of(named))
+    codec = Codec(source, hparams["n_codebooks"], codec_normalisation(folder))
     model = hparams["model"]
     if isinstance(model.encoder.front_end, CodecLatents):
         model.encoder.front_end.use(codec)
@@ -117,6 +115,25 @@ def load_run(folder, codec=None):
         metrics=metrics,
         checkpoint=checkpoint,
     )
+
+
+def codec_normalisation(folder):
+    """How the codec of a run normalises audio, or None.
+
+    Arguments
+    ---------
+    folder : Path
+        The output folder of recipes/pretrain.py.
+
+    Returns
+    -------
+    str or None
+    """
+    path = folder / "save" / "identity.json"
+    if not path.is_file():
+        return None
+    codec = json.loads(path.read_text(encoding="utf-8")).get("codec", {})
+    return without_normalisation(codec.get("digest", ""))[1]
 
 
 def newest_checkpoint(folder):
@@ -246,12 +263,15 @@ class Reconstruction:
         Most probable codes where hidden, the codec's elsewhere, shape [T, Q].
     filled : torch.Tensor
         The same, or with a temperature drawn codes where hidden, shape [T, Q].
+    gains : torch.Tensor
+        See `FrozenCodec.gains`; of each frame, shape [T].
     """
 
     codes: torch.Tensor
     hidden: torch.Tensor
     predicted: torch.Tensor
     filled: torch.Tensor
+    gains: torch.Tensor
 
     @property
     def accuracy(self):
@@ -374,13 +394,14 @@ def fill_in(run, wav, hidden, temperature=0.0, seed=0):
     if not temperature >= 0:
         raise UserError(f"temperature={temperature}: 0 or more is allowed.")
     generator = torch.Generator().manual_seed(seed)
-    codes, predicted, filled = [], [], []
+    codes, predicted, filled, gains = [], [], [], []
     for start in range(0, len(wav), run.crop):
         chunk = wav[start : start + run.crop]
         masked = hidden[start // HOP :][: -(-len(chunk) // HOP)][None]  # [1, T]
         padded = F.pad(chunk, (0, -len(chunk) % HOP))[None]
         true = run.codec.encode(padded)[0]  # [T, Q]
         codes.append(true)
+        gains.append(run.codec.gains(padded).expand(len(true)))
         best = drawn = true
         if masked.any():
             frames = torch.tensor([len(chunk) // HOP]) if len(chunk) % HOP else None
@@ -401,7 +422,11 @@ def fill_in(run, wav, hidden, temperature=0.0, seed=0):
         predicted.append(best)
         filled.append(drawn)
     return Reconstruction(
-        torch.cat(codes), hidden, torch.cat(predicted), torch.cat(filled)
+        torch.cat(codes),
+        hidden,
+        torch.cat(predicted),
+        torch.cat(filled),
+        torch.cat(gains),
     )
 
 

@@ -3,10 +3,16 @@
 import torch
 
 from encodecmae_sb.nnet.encodec import FrozenCodec
-from encodecmae_sb.nnet.level import at_reference, check_normalise
+from encodecmae_sb.nnet.level import (
+    REFERENCE,
+    at_reference,
+    check_normalise,
+    measure_levels,
+)
 from encodecmae_sb.nnet.targets import Label
 from encodecmae_sb.pretrained.codec_files import OFFICIAL, checksum, load_network
 from encodecmae_sb.pretrained.licence import targets_licence
+from encodecmae_sb.utils.digests import with_normalisation
 
 
 class Codec(FrozenCodec):
@@ -58,28 +64,33 @@ class Codec(FrozenCodec):
         """Discrete codes; after an item's end there are zeros. See `Targets.encode`."""
         return super().encode(at_reference(wavs) if self.normalise else wavs, lengths)
 
+    def gains(self, wavs):
+        """See `FrozenCodec.gains`."""
+        if not self.normalise:
+            return super().gains(wavs)
+        return measure_levels(wavs) / REFERENCE
+
     def fingerprint(self):
         """`checksum` of the file, and the normalisation if there is one."""
-        return _fingerprint(self.source, self.normalise)
+        return with_normalisation(checksum(self.source), self.normalise)
 
     @classmethod
-    def label_of(cls, source=OFFICIAL, n_codebooks=8, normalise=None):
+    def label_of(cls, *args, **kwargs):
         """`Label` of a codec, without loading or fetching it."""
         if cls is not Codec:  # a subclass may give other codes
-            return super().label_of(source, n_codebooks, normalise)
-        return Label(cls.kind, str(source), _fingerprint(source, normalise))
+            return super().label_of(*args, **kwargs)
+        given = _arguments(*args, **kwargs)
+        own = checksum(given["source"])
+        return Label(
+            cls.kind, given["source"], with_normalisation(own, given["normalise"])
+        )
 
     @classmethod
-    def n_codebooks_of(cls, source=OFFICIAL, n_codebooks=8, normalise=None):
+    def n_codebooks_of(cls, *args, **kwargs):
         """As given."""
         if cls is not Codec:
-            return super().n_codebooks_of(source, n_codebooks, normalise)
-        return n_codebooks
-
-    @classmethod
-    def normalise_of(cls, source=OFFICIAL, n_codebooks=8, normalise=None):
-        """As given."""
-        return normalise
+            return super().n_codebooks_of(*args, **kwargs)
+        return _arguments(*args, **kwargs)["n_codebooks"]
 
     @classmethod
     def licence_of(cls, *args, **kwargs):
@@ -87,6 +98,9 @@ class Codec(FrozenCodec):
         return targets_licence(cls.label_of(*args, **kwargs))
 
 
-def _fingerprint(source, normalise):
-    parts = [checksum(str(source)), normalise]
-    return "-".join(filter(None, parts))
+def _arguments(source=OFFICIAL, n_codebooks=8, normalise=None):
+    return {
+        "source": str(source),
+        "n_codebooks": n_codebooks,
+        "normalise": check_normalise(normalise),
+    }

@@ -156,6 +156,21 @@ class FrozenCodec(Targets):
             codes = self.net.quantizer.vq.encode(latents, n_q=self.n_codebooks)
         return codes.permute(1, 2, 0)
 
+    def gains(self, wavs):
+        """What to multiply decoded audio by, so that it is as loud as what was encoded.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            What was encoded, shape [B, N].
+
+        Returns
+        -------
+        torch.Tensor
+            Shape [B]; 1 unless audio is normalised before it is encoded.
+        """
+        return torch.ones(len(wavs), device=wavs.device)
+
     @torch.no_grad()
     def decode(self, codes):
         """Waveform from codes.

@@ -77,7 +77,13 @@ class LogMel(nn.Module):
     """
 
     needs_equal_lengths = False
-    skips_hidden = True
+    skips_hidden = True  # `forward` takes `visible`
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # A `forward` of its own may not take it, unless the class says so.
+        if "forward" in vars(cls) and "skips_hidden" not in vars(cls):
+            cls.skips_hidden = False
 
     def __init__(
         self,

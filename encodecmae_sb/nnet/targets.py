@@ -148,11 +148,6 @@ class Targets(nn.Module):
         return None
 
     @classmethod
-    def normalise_of(cls, *args, **kwargs):
-        """How the audio is normalised before it is encoded, or None."""
-        return None
-
-    @classmethod
     def licence_of(cls, *args, **kwargs):
         """The licence that a model has from what these arguments build.
 
@@ -259,11 +254,6 @@ def weights_of(named):
 def licence_of(named):
     """The licence that a model has from targets, or None; see `Targets.licence_of`."""
     return _call(named, "licence_of")
-
-
-def normalise_of(named):
-    """How targets normalise their input, or None; see `Targets.normalise_of`."""
-    return _call(named, "normalise_of")
 
 
 def _call(named, method):

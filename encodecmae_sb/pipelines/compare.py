@@ -180,7 +180,7 @@ class ClipVectors:
                 output_all_hiddens=hparams["layers"],
                 input_sample_rate=SAMPLE_RATE,
                 layer=hparams["layer"],
-                chunk_seconds=hparams["chunk_seconds"],
+                chunk_seconds=hparams.get("chunk_seconds", 4.0),
                 pretrained=name != RANDOM,
             )
             made = [describe(lobe.encoder), lobe.chunk]

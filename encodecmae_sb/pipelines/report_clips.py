@@ -9,11 +9,15 @@ import torch
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.corpora import find_clips
 from encodecmae_sb.data.crops import CropCollator, FixedCrops
-from encodecmae_sb.evaluation.reconstruct import load_newest, read_hparams
+from encodecmae_sb.evaluation.reconstruct import (
+    codec_normalisation,
+    load_newest,
+    read_hparams,
+)
 from encodecmae_sb.lobes import Codec, CodecLatents
 from encodecmae_sb.nnet.chunks import encode_in_chunks
 from encodecmae_sb.nnet.encodec import FrozenCodec
-from encodecmae_sb.nnet.targets import build, normalise_of, on_frames_of
+from encodecmae_sb.nnet.targets import build, on_frames_of
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import load_key
 from encodecmae_sb.utils.progress import open_bar
@@ -110,11 +114,11 @@ def load_model(folder, identity, codec=None):
     source = codec or identity.get("codec", {}).get("value")
     targets = None
     if "teacher" not in hparams:
-        named = load_key(folder / "hyperparams.yaml", "targets", {})
         if source is not None:
-            targets = Codec(source, hparams["n_codebooks"], normalise_of(named))
+            normalise = codec_normalisation(folder)
+            targets = Codec(source, hparams["n_codebooks"], normalise)
         else:
-            targets = build(named)
+            targets = build(load_key(folder / "hyperparams.yaml", "targets", {}))
     if isinstance(model.encoder.front_end, CodecLatents):
         front = identity.get("front_end_codec", {}).get("value", source)
         model.encoder.front_end.use(Codec(front))

@@ -75,8 +75,9 @@ def fill_clips(page, run, measured, count, kind):
                     ),
                 ):
                     with torch.no_grad():
-                        wav = codec.decode(codes[None].to(device))[0]
-                    sounds.append((name, about, wav.cpu()[: len(clip.wav)]))
+                        wav = codec.decode(codes[None].to(device))[0].cpu()
+                    wav = wav[: len(clip.wav)] * codec.gains(clip.wav[None])
+                    sounds.append((name, about, wav))
         except CodecError as error:
             codec = None
             page["clips_about"].append(f"There is no codec audio: {error}")

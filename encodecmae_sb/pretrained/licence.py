@@ -7,6 +7,7 @@ from typing import NamedTuple
 import yaml
 
 from encodecmae_sb.nnet.encodec import FrozenCodec
+from encodecmae_sb.utils.digests import without_normalisation
 
 from .codec_files import OFFICIAL, checksum
 
@@ -96,9 +97,8 @@ def targets_licence(label):
     """
     if label.kind != FrozenCodec.kind:
         return None
-    # A codec's fingerprint is its checksum, and perhaps how its input is normalised.
-    weights = label.fingerprint.partition("-")[0]
-    if label.name == OFFICIAL or weights == checksum(OFFICIAL):
+    own, _ = without_normalisation(label.fingerprint)
+    if label.name == OFFICIAL or own == checksum(OFFICIAL):
         return ENCODEC
     # The codec inside published weights lies beside their encoder.
     return recorded_licence(Path(label.name).parent) if "/" in label.name else None

@@ -39,6 +39,32 @@ def digest_each(items, *before):
     return content.hexdigest()[:12]
 
 
+_LEVELLED = "-level"
+
+
+def with_normalisation(fingerprint, normalise):
+    """A codec's fingerprint, and how its input is normalised.
+
+    Example
+    -------
+    >>> with_normalisation("d7cc33bc", "level"), with_normalisation("d7cc33bc", None)
+    ('d7cc33bc-level', 'd7cc33bc')
+    """
+    return fingerprint + (_LEVELLED if normalise else "")
+
+
+def without_normalisation(fingerprint):
+    """A codec's own fingerprint, and how its input is normalised.
+
+    Example
+    -------
+    >>> without_normalisation("d7cc33bc-level"), without_normalisation("my-codec")
+    (('d7cc33bc', 'level'), ('my-codec', None))
+    """
+    own = fingerprint.removesuffix(_LEVELLED)
+    return own, None if own == fingerprint else "level"
+
+
 def weights_key(module):
     """A digest of the weights of a module, as hexadecimal text."""
     return tensors_key(module.state_dict())

@@ -189,7 +189,11 @@ def count_flops(model, masker, samples, codebooks=None):
 
     chosen = None if codebooks is None else torch.arange(codebooks, device=device)
     whole = counted(lambda: model(wavs, mask, chosen))
-    return 3 * (whole - counted(lambda: model.encoder.front_end(wavs)))
+    front_end = model.encoder.front_end
+    some = {}
+    if getattr(front_end, "skips_hidden", False):
+        some = {"visible": mask.visible_frames()}
+    return 3 * (whole - counted(lambda: front_end(wavs, **some)))
 
 
 class Clock:
