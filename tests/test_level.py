@@ -159,6 +159,12 @@ def test_codes_that_do_not_depend_on_the_level():
     assert torch.equal(want, plain.encode(at_reference(wavs)))
     (alone,) = codec.encode(wavs[1:, :9600])
     assert torch.equal(alone[:20], want[1, :20])
+    # What is decoded is made as loud as the recording.
+    soft = 0.01 * wavs[:1]
+    decoded = codec.decode(codec.encode(soft)) * codec.gains(soft)[:, None]
+    ratio = measure_levels(decoded[:, :RATE]) / measure_levels(soft)
+    assert 0.3 < ratio.item() < 3
+    assert torch.equal(plain.gains(wavs), torch.ones(2))
     # Stored codes and checkpoints of the one are not taken for those of the other.
     assert codec.label.fingerprint == f"{plain.label.fingerprint}-level"
     assert Codec.label_of("bundled", 4, "level") == codec.label

@@ -143,9 +143,7 @@ class MaskedCodecLoss(nn.Module):
         weights = torch.tensor(values, dtype=torch.float64)
         self.weights.copy_(weights / weights.sum())
 
-    def forward(
-        self, logits, codes, mask, counts=None, drawn=None, with_accuracy=True
-    ):
+    def forward(self, logits, codes, mask, counts=None, drawn=None, with_accuracy=True):
         """Computes the loss, in float32 whatever autocast says.
 
         Arguments
@@ -239,7 +237,9 @@ class _CrossEntropy(torch.autograd.Function):
 def _most_probable(logits):
     """Logits [N, K] -> numbers of the largest, int64, [N]."""
     # In float32, because argmax is several times slower in bf16.
-    return torch.cat([x.float().argmax(-1) for x in logits.split(_rows_at_once(logits))])
+    return torch.cat(
+        [x.float().argmax(-1) for x in logits.split(_rows_at_once(logits))]
+    )
 
 
 def _rows_at_once(logits):
