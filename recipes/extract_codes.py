@@ -112,19 +112,17 @@ def report(args, targets, corpora, manifests, device):
         f"cut short (unusable_files.csv).\n{folder} takes {size / 1e6:.1f} MB."
     )
     pipeline.print_differences(targets, manifests, codes, device, args.batch_seconds)
+    default = f"hparams/{'base' if args.data_folder else 'mini'}.yaml"
     options = []
     if targets.kind == "codec":
         options = ["--codec", targets.name]
-        normalise = getattr(targets, "normalise", None)
-        # Where the yaml of the command below may say something else.
-        if "normalise" in args or not (args.hparams or args.data_folder):
-            options += ["--normalise", normalise or "null"]
+        yaml_file = args.hparams or Path(__file__).parents[1] / default
+        options += pipeline.normalise_option(stored.info, yaml_file)
     if args.targets:
         sizes = targets.n_codebooks, targets.codebook_size
         options = ["--n_codebooks", str(sizes[0]), "--codebook_size", str(sizes[1])]
         options += ["--targets", args.targets]
     options = [*data_folder_option(args.data_folder), *options]
-    default = f"hparams/{'base' if args.data_folder else 'mini'}.yaml"
     command = [args.hparams or default, *options, "--codes_folder", str(folder)]
     print(f"\nNext:\n  python recipes/pretrain.py {shlex.join(command)}")
 

@@ -31,9 +31,9 @@ import yaml
 from encodecmae_sb.data.codes import StoredCodes
 from encodecmae_sb.data.manifest import check_folders
 from encodecmae_sb.data.shards.indexing import index_shards
+from encodecmae_sb.pipelines.extract import normalise_option
 from encodecmae_sb.pipelines.pack import pack
 from encodecmae_sb.pretrained.codec_files import BUNDLED
-from encodecmae_sb.utils.digests import without_normalisation
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import (
     announce_demonstration,
@@ -68,16 +68,6 @@ def parse(argv):
     return args
 
 
-def normalise_option(codes_folder, demonstration):
-    """What a pretraining must be told to take the codes of this folder, if any."""
-    if codes_folder is None or StoredCodes(codes_folder).info.kind != "codec":
-        return []
-    normalise = without_normalisation(StoredCodes(codes_folder).info.fingerprint)[1]
-    # The yaml of the demonstration says level, the other one null.
-    wanted = "level" if demonstration else None
-    return [] if normalise == wanted else ["--normalise", normalise or "null"]
-
-
 def main(argv):
     """Packs or indexes, and says what is there."""
     args = parse(argv)
@@ -95,13 +85,16 @@ def main(argv):
         shards, unusable = pack(*folders, args.shard_mb, *options)
     size = sum(shard["bytes"] for shard in shards)
     hours = sum(shard["seconds"] for shard in shards) / 3600
+    yaml_file = f"hparams/{'mini' if demonstration else 'base'}.yaml"
     command = [
-        *("python", "recipes/pretrain.py"),
-        f"hparams/{'mini' if demonstration else 'base'}.yaml",
+        *("python", "recipes/pretrain.py", yaml_file),
         *("--data_folder", str(args.shards_folder)),
         *(("--codec", BUNDLED) if demonstration else ()),
-        *normalise_option(args.codes_folder, demonstration),
     ]
+    if args.codes_folder is not None:
+        repository = Path(__file__).parents[1]
+        info = StoredCodes(args.codes_folder).info
+        command += normalise_option(info, repository / yaml_file)
     print(
         f"\n{len(shards)} shards with {sum(shard['items'] for shard in shards)} files, "
         f"{hours:.2f} h, {size / 1e6:.1f} MB; {len(unusable)} files left out "

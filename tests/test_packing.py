@@ -15,11 +15,14 @@ from commands import ROOT, execute
 from shard_folders import MB, packed_shards, two_corpora, write_noise  # noqa: F401
 
 from encodecmae_sb.data.audio import read_audio
+from encodecmae_sb.data.codes import CodesInfo
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
 from encodecmae_sb.data.shards import reading as shards_module
 from encodecmae_sb.data.shards.packing import PackItems, deal
 from encodecmae_sb.data.shards.reading import prepare_shards
 from encodecmae_sb.data.tars import Member
+from encodecmae_sb.lobes import Codec
+from encodecmae_sb.pipelines.extract import normalise_option
 from encodecmae_sb.pipelines.pack import pack
 from encodecmae_sb.utils.errors import UserError
 
@@ -123,3 +126,21 @@ def test_flac_loses_nothing(tmp_path):
             assert Member.at(row["wav"]).name.endswith(packed)
             original = read_audio(audio / f"{row['ID']}.wav", 24000)
             assert torch.equal(read_audio(row["wav"], 24000), original)
+
+
+def test_what_a_pretraining_must_be_told_to_take_codes(tmp_path):
+    plain, level = (
+        CodesInfo(*Codec.label_of("bundled", normalise=normalise), 8, 1024)
+        for normalise in (None, "level")
+    )
+    yamls = {None: "normalise: null", "level": "normalise: level"}
+    for name, text in yamls.items():
+        yamls[name] = tmp_path / f"{name}.yaml"
+        yamls[name].write_text(text)
+    assert normalise_option(plain, yamls["level"]) == ["--normalise", "null"]
+    assert normalise_option(level, yamls["level"]) == []
+    assert normalise_option(plain, yamls[None]) == []
+    assert normalise_option(level, yamls[None]) == ["--normalise", "level"]
+    yamls["level"].write_text("seed: 1")
+    assert normalise_option(plain, yamls["level"]) == []
+    assert normalise_option(CodesInfo("mel_rvq", "a", "b", 8, 9), yamls["level"]) == []

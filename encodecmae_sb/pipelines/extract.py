@@ -22,8 +22,13 @@ from encodecmae_sb.data.codes import (
 )
 from encodecmae_sb.data.crops import CropCollator, RandomCrops
 from encodecmae_sb.data.stored import FileChunks
+from encodecmae_sb.utils.digests import without_normalisation
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.experiment import main_process_first, patient_barrier
+from encodecmae_sb.utils.experiment import (
+    load_key,
+    main_process_first,
+    patient_barrier,
+)
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
@@ -316,6 +321,30 @@ def extract(
                     "there? If so, repair or remove them, or raise --max_unusable."
                 )
     wait()
+
+
+def normalise_option(info, yaml_file):
+    """What a pretraining by a yaml must be told to take stored codes.
+
+    Arguments
+    ---------
+    info : CodesInfo
+        Of the codes.
+    yaml_file : str or Path
+
+    Returns
+    -------
+    list of str
+        Options for the command line; none if the yaml says it.
+    """
+    normalise = without_normalisation(info.fingerprint)[1]
+    try:
+        said = load_key(yaml_file, "normalise", {})
+    except UserError:  # a yaml of one's own need not have the key
+        said = None
+    if info.kind != "codec" or said == normalise:
+        return []
+    return ["--normalise", normalise or "null"]
 
 
 @torch.no_grad()
