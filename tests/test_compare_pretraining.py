@@ -21,7 +21,7 @@ SMALL = (
 YAML = ROOT / "hparams/mini.yaml"
 VARIANTS = [
     {"as it is": f"{YAML} {SMALL}"},
-    {"gaps": f"{YAML} {SMALL} --mask_gap 15"},
+    {"gaps": f"{YAML} {SMALL} --mask_gap 5"},
 ]
 
 
@@ -109,7 +109,7 @@ def test_two_variants(tmp_path, trained, tasks):
     table = (output / "table.md").read_text()
     assert f"| gaps | {found['gaps']['mean']:.3f} |" in table
     assert (output / "noise.png").is_file()
-    other = [{"gaps": f"{YAML} {SMALL} --mask_gap 16"}]
+    other = [{"gaps": f"{YAML} {SMALL} --mask_gap 6"}]
     with pytest.raises(SystemExit, match="Give the variant another name"):
         compare(output, tasks=tasks, variants=json.dumps(other))
 

@@ -41,7 +41,6 @@ def pretrain(corpus, extracted):
             "ckpt_interval_minutes": 0,
             "ckpt_interval_steps": 1,
             "precision": "fp32",
-            "normalise": "null",
             **options,
         }
         arguments = [str(ROOT / f"hparams/{yaml}.yaml"), *flags(output, **given)]
@@ -82,7 +81,6 @@ def test_pretraining_from_codes_killed_and_resumed(pretrain, tmp_path, monkeypat
 def test_it_measures_what_training_from_audio_measures(pretrain, tmp_path):
     """Crops are the same up to a frame, and codes are nearly the same."""
     options = {"training_steps": 2, "n_codebooks": 3, "crop_seconds": 0.8}
-    options["mask_gap"] = 15
     _, stored = pretrain(tmp_path / "codes", **options)
     computed = {"codes_folder": "null", "store_targets": False}
     _, audio = pretrain(tmp_path / "audio", **options, **computed)

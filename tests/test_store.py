@@ -46,7 +46,6 @@ def pretrain(corpus):
             "ckpt_interval_steps": 1,
             "precision": "fp32",
             "store_targets": "auto",
-            "normalise": "null",
             **options,
         }
         arguments = [ROOT / "hparams/mini.yaml", *flags(output, **given), *more]
