@@ -83,9 +83,9 @@ def parse(argv):
 def choose_targets(args):
     """What builds the targets: a codec, or what a yaml names."""
     given = vars(args)
-    keys = ("data_folder", "codec", "n_codebooks")
-    chosen = {key: given[key] for key in keys if given[key]}
-    given = chosen | {k: given[k] for k in ("normalise",) if k in given}
+    given = {k: given[k] for k in ("data_folder", "codec", "n_codebooks") if given[k]}
+    if "normalise" in args:  # null, too, says something
+        given["normalise"] = args.normalise
     if args.targets:
         return load_hyperpyyaml(f"targets: {args.targets}")["targets"]
     if args.hparams:

@@ -123,7 +123,6 @@ def test_a_finished_run_can_be_made_longer(crops, tmp_path, monkeypatch):
 SEEDS = """
 import os, runpy, sys
 from encodecmae_sb.brains.pretrain import PretrainBrain
-from encodecmae_sb.utils.progress import open_bar
 
 start = PretrainBrain.on_fit_batch_start
 

@@ -20,6 +20,7 @@ from encodecmae_sb.data.crops import CropCollator, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora
 from encodecmae_sb.data.stored import FileChunks, RowFile, read_samples
 from encodecmae_sb.pipelines.extract import join
+from encodecmae_sb.utils.errors import UserError
 
 
 def test_a_row_file_goes_on_after_any_kill(tmp_path):
@@ -76,15 +77,16 @@ def test_crops_begin_on_a_frame(tmp_path, rate, kept, monkeypatch):
         expected = whole[320 * first : 320 * (first + 38)]
         assert (item["wav"] - expected).abs().max() < 1e-5
     assert len(firsts) > 10
-    if kept:  # short audio is read once
-        (tmp_path / "a.wav").unlink()
-        (tmp_path / "b.wav").unlink()
-        assert crops[0]["wav"].shape == (12160,)
-        return
-    assert targets.kept is None
     (item,) = FixedCrops([corpus.train_csv], 1, 0.5, targets=[targets])
     assert item["targets"][0] in (93, 94)  # in the middle
     assert read_samples(tmp_path / "a.wav", rate, 71999, 1).shape == (1,)
+    for name in ("a", "b"):  # short audio was read once, other audio is read again
+        (tmp_path / f"{name}.wav").unlink()
+    if kept:
+        assert crops[0]["wav"].shape == (12160,)
+    else:
+        with pytest.raises(UserError, match="could not be read"):
+            crops[0]
 
 
 def test_targets_of_a_batch_are_padded(tmp_path):

@@ -310,11 +310,11 @@ class PretrainBrain(StepBrain):
     def compute_objectives(self, predictions, batch, stage):
         """The loss. In validation it also adds to the sums behind the metrics."""
         logits, codes, mask = predictions
+        training = stage == Stage.TRAIN
         # In validation every process sees all items.
         counts = drawn = None
-        if stage == Stage.TRAIN:
+        if training:
             counts, drawn = self.step_counts, self.drawn
-        training = stage == Stage.TRAIN
         loss = self.modules.loss_fn(
             logits, codes, mask, counts, drawn, with_accuracy=not training
         )

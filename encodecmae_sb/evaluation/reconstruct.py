@@ -14,7 +14,7 @@ from torch import nn
 from encodecmae_sb.lobes import Codec, CodecLatents, GapMasker
 from encodecmae_sb.nnet.encodecmae import MaskedCodecModel
 from encodecmae_sb.nnet.masking import FrameMask
-from encodecmae_sb.utils.checkpointer import find_checkpoint
+from encodecmae_sb.utils.checkpointer import find_checkpoint, read_identity
 from encodecmae_sb.utils.digests import without_normalisation
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
@@ -102,8 +102,8 @@ def load_run(folder, codec=None):
             "written when a run ends). Name it: --codec bundled, --codec encodec_24khz "
             "or --codec FILE"
         )
-    codec = Codec(source, hparams["n_codebooks"], codec_normalisation(folder))
-    model = hparams["model"]
+    normalise = codec_normalisation(read_identity(folder / "save"))
+    codec, model = Codec(source, hparams["n_codebooks"], normalise), hparams["model"]
     if isinstance(model.encoder.front_end, CodecLatents):
         model.encoder.front_end.use(codec)
     checkpoint = load_newest(folder, model)
@@ -117,23 +117,19 @@ def load_run(folder, codec=None):
     )
 
 
-def codec_normalisation(folder):
-    """How the codec of a run normalises audio, or None.
+def codec_normalisation(identity):
+    """How the codec of a pretraining normalises audio, or None.
 
     Arguments
     ---------
-    folder : Path
-        The output folder of recipes/pretrain.py.
+    identity : dict
+        From `read_identity`.
 
     Returns
     -------
     str or None
     """
-    path = folder / "save" / "identity.json"
-    if not path.is_file():
-        return None
-    codec = json.loads(path.read_text(encoding="utf-8")).get("codec", {})
-    return without_normalisation(codec.get("digest", ""))[1]
+    return without_normalisation(identity.get("codec", {}).get("digest", ""))[1]
 
 
 def newest_checkpoint(folder):

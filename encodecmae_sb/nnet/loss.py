@@ -177,9 +177,6 @@ class MaskedCodecLoss(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             logits, flat = logits.flatten(0, 2), codes.flatten()
             ce = _CrossEntropy.apply(logits, flat).view(codes.shape)
-            right = None
-            if with_accuracy:
-                right = _most_probable(logits.detach()).eq(flat).view(codes.shape)
 
             def mean(values, where, count):
                 total = (values * where[..., None]).sum((0, 1))
@@ -190,15 +187,17 @@ class MaskedCodecLoss(nn.Module):
             masked_loss = (weights * masked_ce).sum()
             visible_loss = (weights * visible_ce).sum()
             share = self.masked_weight
+            right = accuracy = None
+            if with_accuracy:
+                right = _most_probable(logits.detach()).eq(flat).view(codes.shape)
+                accuracy = mean(right, hidden, hidden.sum().float())
             return MaskedLoss(
                 loss=share * masked_loss + (1 - share) * visible_loss,
                 masked_loss=masked_loss,
                 visible_loss=visible_loss,
                 masked_ce=masked_ce.detach(),
                 visible_ce=visible_ce.detach(),
-                masked_accuracy=None
-                if right is None
-                else mean(right, hidden, hidden.sum().float()),
+                masked_accuracy=accuracy,
                 ce=ce.detach(),
                 right=right,
             )

@@ -115,7 +115,7 @@ def load_model(folder, identity, codec=None):
     targets = None
     if "teacher" not in hparams:
         if source is not None:
-            normalise = codec_normalisation(folder)
+            normalise = codec_normalisation(identity)
             targets = Codec(source, hparams["n_codebooks"], normalise)
         else:
             targets = build(load_key(folder / "hyperparams.yaml", "targets", {}))
