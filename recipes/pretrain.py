@@ -90,10 +90,10 @@ def main(argv):
     train, valid = build_crops(hparams, corpora, unusable, stored, command)
     content = training_identity(hparams, label, corpora, train, valid)
     brain.identify(**content, **start)
-    licence = find_licence(hparams, label)
+    brain.licence = find_licence(hparams, label)
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
-        finish(brain, label, licence, output, argv)
+        finish(brain, label, output, argv)
 
 
 def longer(argv, steps):
@@ -104,11 +104,11 @@ def longer(argv, steps):
     return shlex.join([*argv, "--training_steps", str(steps)])
 
 
-def finish(brain, label, licence, output, argv):
+def finish(brain, label, output, argv):
     """Writes metrics, curves and the encoder, and says what to do next."""
     how, labels = f"Pretrained with {Path(argv[0]).name}", {label.kind: label.name}
     whole = label if getattr(brain.hparams, "export_pretraining", False) else None
-    row = write_results(brain, output, labels, how, str(label), whole, licence)
+    row = write_results(brain, output, labels, how, str(label), whole)
     n_codebooks = brain.hparams.n_codebooks
     print("\nHidden frames of the validation set (nats; accuracy in %):")
     print("  codebook   cross-entropy   unigram   accuracy")

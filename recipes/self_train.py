@@ -96,12 +96,13 @@ def main(argv):
     )
     if if_main_process():
         note_licence(hparams["save_folder"], licence)
+    brain.licence = licence
     brain.fit_crops(train, valid)
     if if_main_process() and brain.history.rows:
-        finish(brain, continued, reseeded, output, licence)
+        finish(brain, continued, reseeded, output)
 
 
-def finish(brain, continued, reseeded, output, licence):
+def finish(brain, continued, reseeded, output):
     """Writes metrics, curves and the encoder, and says what to do next."""
     hparams = brain.hparams
     labels = {
@@ -114,7 +115,7 @@ def finish(brain, continued, reseeded, output, licence):
     start = "goes on from" if continued else "starts apart from"
     targets = f"{hparams.n_clusters} clusters of {hparams.teacher}, layer "
     targets += f"{hparams.layer}; it {start} the teacher's weights"
-    row = write_results(brain, output, labels, "Self-trained", targets, licence=licence)
+    row = write_results(brain, output, labels, "Self-trained", targets)
     print(
         "\nHidden frames of the validation set:\n"
         f"  accuracy                  {100 * row['masked_accuracy_1']:6.1f} %\n"

@@ -1,19 +1,16 @@
 """The probing recipe as a user runs it."""
 
-import contextlib
-import io
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import speechbrain as sb
 import torch
 from classification import read_rows, write_rows
-from commands import ROOT, run_recipe
+from commands import ROOT
 from hyperpyyaml import load_hyperpyyaml
+from probing import HEADER, QUICK, make_home, metrics_of, run
 
 from encodecmae_sb.data.clip_data import ClipData
 from encodecmae_sb.data.clips import inspect_clips
@@ -22,52 +19,11 @@ from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
 from encodecmae_sb.pipelines.compare import Comparison
 from encodecmae_sb.pretrained.folder import export_encoder
 
-RATE = 8000
-HEADER = ("ID", "wav", "label", "fold")
-QUICK = {"hidden_layers": "[0, 1]", "lrs": "[0.02]", "number_of_epochs": 15}
-QUICK |= {"hidden_size": 16, "batch_size": 6, "repeats": 2, "num_workers": 0}
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a tiny encoder for each of 3 folds and two kinds of sounds."""
-    folder = tmp_path_factory.mktemp("probe")
-    for fold in range(3):
-        torch.manual_seed(fold)
-        encoder = AudioEncoder(LogMel(), ResiDualTransformer(32, 2, 2, 64))
-        export_encoder(encoder.eval(), folder / f"{fold}/encoder")
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(24):
-        label = ("tone", "noise")[i % 2]
-        wav = 0.1 * rng.standard_normal(2000)
-        if label == "tone":
-            hz = rng.uniform(200, 300)
-            wav = 0.3 * np.sin(2 * np.pi * hz * np.arange(2000) / RATE)
-        soundfile.write(folder / f"{i}.wav", wav, RATE)
-        rows.append((f"{i}", f"{folder}/{i}.wav", label, f"{i // 8}"))
-    write_rows(folder / "clips.csv", rows, HEADER)
-    return folder
-
-
-def run(home, output, **options):
-    given = {
-        "encoders": f"[logmel, random, '{home}/{{fold}}/encoder']",
-        "csv": home / "clips.csv",
-        "output_folder": output,
-        **QUICK,
-        **options,
-    }
-    flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
-    yaml = ROOT / "hparams/probe_mini.yaml"
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        run_recipe("probe", yaml, "--device", "cpu", "--noprogressbar", *flags)
-    return said.getvalue()
-
-
-def metrics_of(output):
-    return json.loads((output / "metrics.json").read_text())
+    """A folder with tiny encoders and sounds."""
+    return make_home(tmp_path_factory.mktemp("probe"))
 
 
 def widths(rows):
@@ -88,34 +44,35 @@ def test_a_run_compares_encoders(home, finished):
     rows = read_rows(output / "probes.csv")
     for name in ("logmel", "random", each):
         assert name in text
-        assert metrics[f"{name}/accuracy"] > 0.8
-        folds = [metrics[f"{name}/fold_{i}/accuracy"] for i in range(3)]
-        assert metrics[f"{name}/accuracy"] == pytest.approx(np.mean(folds))
+        assert metrics[f"{name}/mlp/accuracy"] > 0.8
+        folds = [metrics[f"{name}/mlp/fold_{i}/accuracy"] for i in range(3)]
+        assert metrics[f"{name}/mlp/accuracy"] == pytest.approx(np.mean(folds))
         deviation = np.std(folds, ddof=1)
-        assert metrics[f"{name}/accuracy_std_folds"] == pytest.approx(deviation)
+        assert metrics[f"{name}/mlp/accuracy_std_folds"] == pytest.approx(deviation)
         expected = deviation / math.sqrt(3)
-        assert metrics[f"{name}/accuracy_stderr_folds"] == pytest.approx(expected)
-        low, high = (metrics[f"{name}/accuracy_{end}"] for end in ("low", "high"))
-        assert low <= metrics[f"{name}/accuracy"] <= high
+        assert metrics[f"{name}/mlp/accuracy_stderr_folds"] == pytest.approx(expected)
+        low, high = (metrics[f"{name}/mlp/accuracy_{end}"] for end in ("low", "high"))
+        assert low <= metrics[f"{name}/mlp/accuracy"] <= high
         own = [row for row in rows if row["encoder"] == name]
         assert len(own) == 3 * QUICK["repeats"]
         # Probes are chosen once for each fold.
-        assert len({(row["fold"], row["hidden_layers"]) for row in own}) == 3
+        assert len({(row["fold"], row["choice"].partition(",")[0]) for row in own}) == 3
     names = ("logmel", "random", each)
-    best = max(names, key=lambda name: metrics[f"{name}/accuracy"])
-    assert f"{best}/accuracy_behind_best" not in metrics
+    best = max(names, key=lambda name: metrics[f"{name}/mlp/accuracy"])
+    assert f"{best}/mlp/accuracy_behind_best" not in metrics
     for name in set(names) - {best}:
         differences = [
-            metrics[f"{best}/fold_{i}/accuracy"] - metrics[f"{name}/fold_{i}/accuracy"]
+            metrics[f"{best}/mlp/fold_{i}/accuracy"]
+            - metrics[f"{name}/mlp/fold_{i}/accuracy"]
             for i in range(3)
         ]
-        behind = metrics[f"{name}/accuracy_behind_best"]
+        behind = metrics[f"{name}/mlp/accuracy_behind_best"]
         assert behind == pytest.approx(np.mean(differences))
         stderr = np.std(differences, ddof=1) / math.sqrt(3)
-        measured = metrics[f"{name}/accuracy_behind_best_stderr_folds"]
+        measured = metrics[f"{name}/mlp/accuracy_behind_best_stderr_folds"]
         assert measured == pytest.approx(stderr, abs=1e-9)
-        low = metrics[f"{name}/accuracy_behind_best_low"]
-        assert low <= behind <= metrics[f"{name}/accuracy_behind_best_high"]
+        low = metrics[f"{name}/mlp/accuracy_behind_best_low"]
+        assert low <= behind <= metrics[f"{name}/mlp/accuracy_behind_best_high"]
     assert metrics["most_frequent_class"] == 0.5
     assert widths(rows) == {"logmel": "512", "random": "64", each: "64"}
     for name in ("metrics.json", "probes.csv", "probe.png", "clips.csv"):
@@ -161,20 +118,20 @@ def test_layer_by_layer(home, tmp_path):
     metrics = metrics_of(tmp_path / "all")
     assert "of each layer" in text
     assert (tmp_path / "all/layers.png").exists()
-    assert metrics[f"{first}/accuracy"] == metrics[f"{first}/layer_1/accuracy"]
-    assert "logmel/layer_0/accuracy" not in metrics
-    assert f"{first}/accuracy_std_repeats" not in metrics
+    assert metrics[f"{first}/mlp/accuracy"] == metrics[f"{first}/mlp/layer_1/accuracy"]
+    assert "logmel/mlp/layer_0/accuracy" not in metrics
+    assert f"{first}/mlp/accuracy_std_repeats" not in metrics
     rows = read_rows(tmp_path / "all/probes.csv")
     for layer, chosen in ((1, "last"), (0, 0)):
         # What is probed alone is the same as among all.
         run(home, tmp_path / f"{layer}", layer=chosen, **options)
         alone = [
-            row["valid"] + row["epoch"] + row["macro_f1"]
+            row["valid"] + row["choice"] + row["macro_f1"]
             for row in read_rows(tmp_path / f"{layer}/probes.csv")
             if row["encoder"] == first
         ]
         among = [
-            row["valid"] + row["epoch"] + row["macro_f1"]
+            row["valid"] + row["choice"] + row["macro_f1"]
             for row in rows
             if row["encoder"] == first and row["layer"] == str(layer)
         ]
@@ -193,11 +150,11 @@ def test_several_labels_a_clip(home, tmp_path):
     rows = read_rows(tmp_path / "run/probes.csv")
     assert widths(rows) == {"logmel": "512", first: "32"}
     metrics = metrics_of(tmp_path / "run")
-    assert 0 < metrics["logmel/mAP"] <= 1
-    assert metrics["logmel/mAP_low"] <= metrics["logmel/mAP"]
-    assert metrics["logmel/mAP_low"] < metrics["logmel/mAP_high"]
-    assert "logmel/mAP_std_folds" not in metrics
-    assert "logmel/mAP_stderr_folds" not in metrics
+    assert 0 < metrics["logmel/mlp/mAP"] <= 1
+    assert metrics["logmel/mlp/mAP_low"] <= metrics["logmel/mlp/mAP"]
+    assert metrics["logmel/mlp/mAP_low"] < metrics["logmel/mlp/mAP_high"]
+    assert "logmel/mlp/mAP_std_folds" not in metrics
+    assert "logmel/mlp/mAP_stderr_folds" not in metrics
     # Log-mel frames are pooled in their own way, and have no layer.
     assert (metrics["logmel/pooling"], metrics["logmel/layer"]) == ("mean_std", "-")
     assert (metrics[f"{first}/pooling"], metrics[f"{first}/layer"]) == ("mean", "last")
@@ -219,8 +176,8 @@ def test_an_official_split_says_what_other_test_clips_would_change(home, tmp_pat
     options = {"csv": tmp_path / "clips.csv", "encoders": "[logmel]", "repeats": 1}
     text = run(home, tmp_path / "run", **options)
     metrics = metrics_of(tmp_path / "run")
-    accuracy = metrics["logmel/accuracy"]
-    low, high = metrics["logmel/accuracy_low"], metrics["logmel/accuracy_high"]
+    accuracy = metrics["logmel/mlp/accuracy"]
+    low, high = metrics["logmel/mlp/accuracy_low"], metrics["logmel/mlp/accuracy_high"]
     assert 0 < low < accuracy < high <= 1
     (row,) = read_rows(tmp_path / "run/probes.csv")
     assert (row["low"], row["high"]) == (f"{low:.4f}", f"{high:.4f}")
@@ -243,7 +200,7 @@ def test_random_is_another_encoder_in_each_repeat(home, tmp_path, finished):
     ]
     assert {row["repeat"] for row in own} == {"0", "1", "2"}
     for fold in ("0", "1", "2"):
-        chosen = {(r["hidden_layers"], r["lr"]) for r in own if r["fold"] == fold}
+        chosen = {r["choice"] for r in own if r["fold"] == fold}
         assert len(chosen) == 1
     assert "for random also other weights" in text
     covers = metrics_of(output)["interval_covers"]
@@ -284,6 +241,14 @@ def test_a_gpu_is_used_where_there_is_one(monkeypatch):
         ({"layer": "last_no_norm", "layers": True}, "give one of the two"),
         ({"layers": "yes please"}, "allowed are True, False"),
         ({"lrs": "[0.1, 10]"}, "up to 1"),
+        ({"probes": "[linear, svm]"}, "probes=.*linear, mlp, knn"),
+        ({"probes": "[knn, knn]"}, "each once"),
+        ({"strengths": "[0]"}, "strengths=.*above 0"),
+        ({"neighbours": "[1.5]"}, "neighbours=.*whole numbers"),
+        ({"labels_per_class": "[1, some]"}, "labels_per_class=.*and all"),
+        ({"normalise": "level"}, "normalise=level: allowed are True"),
+        ({"resample": "speakers"}, "resample=speakers: allowed"),
+        ({"resample": "groups"}, "no clip has a group"),
     ],
 )
 def test_bad_settings_end_with_a_message(home, tmp_path, options, message):

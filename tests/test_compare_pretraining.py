@@ -9,7 +9,7 @@ import pytest
 from commands import ROOT, run_recipe
 from recordings import RATE, noise, write
 
-from encodecmae_sb.evaluation.linear_probe import linear_probe
+from encodecmae_sb.evaluation.simple_probes import linear_probe
 from encodecmae_sb.pipelines import compare_pretraining
 from encodecmae_sb.pipelines.compare_pretraining import PretrainingComparison
 from encodecmae_sb.utils.errors import UserError
@@ -179,10 +179,10 @@ def test_the_strength_is_chosen_on_training_clips():
     strong = linear_probe(vectors, targets, groups, "a", (1e-4,))
     assert strong["accuracy"] < 0.8
     row = linear_probe(vectors, targets, groups, "a", (1e-4, 100.0))
-    assert row["strength"] == 100.0
+    assert row["choice"] == 100.0
     assert row["accuracy"] > 0.95
     # The test clips have no part in the choice.
     flipped = np.where(groups == "a", 1 - targets, targets)
     other = linear_probe(vectors, flipped, groups, "a", (1e-4, 100.0))
-    assert other["strength"] == 100.0
+    assert other["choice"] == 100.0
     assert other["accuracy"] == pytest.approx(1 - row["accuracy"])

@@ -105,7 +105,10 @@ def test_both_yamls_have_the_same_keys_and_each_is_read():
     assert keys("probe_mini.yaml") == keys("probe_fsdd.yaml")
     source = "".join(
         (ROOT / "encodecmae_sb" / name).read_text()
-        for name in ("pipelines/compare.py", "data/clip_data.py", "commands/probe.py")
+        for name in (
+            *("pipelines/compare.py", "pipelines/clip_vectors.py"),
+            *("pipelines/compare_results.py", "data/clip_data.py", "commands/probe.py"),
+        )
     )
     for key in keys("probe_mini.yaml"):
         assert f'"{key}"' in source or key in ProbeGrid.__dataclass_fields__

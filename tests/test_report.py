@@ -254,8 +254,8 @@ def test_results_of_other_runs(tmp_path):
     found = {
         "probe": (
             "encoders: [a]\nrepeats: 1\n",
-            {"a<b/accuracy": 0.5, "a<b/accuracy_low": 0.4, "a<b/accuracy_high": 0.6}
-            | {"a<b/layer": "last"},
+            {"a<b/knn/accuracy": 0.5, "a<b/knn/accuracy_low": 0.4}
+            | {"a<b/knn/accuracy_high": 0.6, "a<b/layer": "last"},
         ),
         "classify": (
             "features: encodecmae\nhead: linear\n",

@@ -1,6 +1,7 @@
 """Masked pretraining: hide half of the frames, predict their codes."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from encodecmae_sb.nnet.codebooks import CodebookSampler
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.nnet.schedules import layer_scales, warmed
 from encodecmae_sb.nnet.targets import on_frames_of
+from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.recoverables import Unigrams
 from encodecmae_sb.utils.values import is_number
@@ -59,6 +61,9 @@ class PretrainBrain(StepBrain):
     * `clusters_used`: the share of the codes that occur in the validation set.
     * `cluster_perplexity`: e to the entropy of their distribution there.
 
+    With `keep_encoders: True` in the yaml each validation also exports the encoder, to
+    `steps/step_N` in the output folder.
+
     With `monitors: True` in the yaml it also measures what `evaluation.monitors`
     describes, on frames of the whole crops, with nothing hidden.
     """
@@ -73,6 +78,7 @@ class PretrainBrain(StepBrain):
         self.corpora = list(corpora)
         self.unigram = None
         self.transcripts = None  # of the validation set, once it is known
+        self.licence = None  # that the encoder has, once it is known
         steps, decay = self._option("warmup_steps"), self._option("layer_decay")
         if steps is not None and (type(steps) is not int or steps < 1):
             raise UserError(f"warmup_steps={steps}: give a whole number, or null.")
@@ -247,6 +253,20 @@ class PretrainBrain(StepBrain):
             if self._option("monitors") and self.transcripts is not None:
                 sizes = self.hparams.n_codebooks, size
                 self.monitors = Monitors(self.transcripts, self.corpora, *sizes)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """As `StepBrain`; after a validation it keeps the encoder, if it is to."""
+        super().on_stage_end(stage, stage_loss, epoch)
+        if stage == Stage.VALID and self._option("keep_encoders") and if_main_process():
+            row = self.history.rows[-1]
+            step = int(row["step"])
+            export_encoder(
+                self.hparams.model.encoder,
+                Path(self.hparams.output_folder) / f"steps/step_{step}",
+                f"Kept at step {step} of a training on {', '.join(self.corpora)}.",
+                row,
+                licence=self.licence,
+            )
 
     def on_fit_batch_start(self, batches, should_step):
         """Counts frames, draws codebooks and sets the learning rate of the step."""

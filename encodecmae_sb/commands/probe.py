@@ -6,20 +6,26 @@ r"""Probes frozen representations: what is an encoder worth?
     python recipes/probe.py hparams/probe_mini.yaml --layers True
 
 Every clip becomes one vector, mean and deviation of its frames over time (`pooling`).
-Linear and MLP probes are trained on the vectors, chosen on the validation set, and
-tested, as in HEAREval. `encoders` are any number of folders that a recipe exported,
-names of published weights, `random` (the architecture of the first encoder named, with
-new weights, others for each of the `repeats`) and `logmel` (mean and deviation over
-time of log-mel frames). "{fold}" in a folder's path stands for the name of the test
-fold.
+The vectors are judged by `probes`: linear (logistic regression), mlp (chosen on the
+validation set among a grid, as in HEAREval) and knn (the nearest training clips).
+`encoders` are any number of folders that a recipe exported, names of published weights,
+`random` (the architecture of the first encoder named, with new weights, others for each
+of the `repeats`) and `logmel` (mean and deviation over time of log-mel frames).
+"{fold}" in a folder's path stands for the name of the test fold. `normalise` adds a row
+for each encoder from clips at equal level: it shows what only the level does.
 
-Each score has a 95 % interval: what other test clips, other seeds of the probes and,
-for `random`, other weights would change. It does not cover other training clips, other
-pretrainings of an encoder and other folds.
+Each score has a 95 % interval: what other test clips (or groups of clips, or folds, see
+`resample`), other seeds of the probes and, for `random`, other weights would change. It
+does not cover other training clips and other pretrainings of an encoder.
+
+Three pictures help to choose a model: with `--layers True` the score layer by layer;
+with `--encoders "[..., results/mini/1234/steps]"` over the steps of a pretraining with
+`--keep_encoders True`; with `--labels_per_class "[1, 5, 20, all]"` over the number of
+labelled clips.
 
 Makes, in the output folder: `metrics.json`; `probes.csv`, every probe that was
-tested; `probe.png`; with `--layers True` `layers.png`; `clips.csv`;
-`unusable_files.csv`; vectors and finished folds in `save/`. A run that was
+tested; `probe.png`; with the options above `layers.png`, `steps.png` and `labels.png`;
+`clips.csv`; `unusable_files.csv`; vectors and finished folds in `save/`. A run that was
 interrupted goes on when the same command is given again. If encoders are added, the
 others are not computed again.
 
@@ -33,7 +39,8 @@ from pathlib import Path
 from encodecmae_sb.bundled import hparams_folder
 from encodecmae_sb.data.clip_data import find_data
 from encodecmae_sb.evaluation.comparison import spread
-from encodecmae_sb.pipelines.compare import Comparison, check_settings, write_results
+from encodecmae_sb.pipelines.compare import Comparison, check_settings
+from encodecmae_sb.pipelines.compare_results import write_results
 from encodecmae_sb.utils.experiment import start_experiment
 
 
@@ -50,12 +57,14 @@ def main(argv):
     comparison.check_encoders()
     print(
         f"{data.describe()}\n"
-        f"{len(comparison.names)} encoders, {len(comparison.grid.choices)} probes to "
-        f"choose from, {hparams['repeats']} repeats, on {comparison.device}.",
+        f"{len(comparison.names)} rows, probes {', '.join(comparison.probes)}, "
+        f"{hparams['repeats']} repeats, on {comparison.device}.",
         flush=True,
     )
-    results = write_results(comparison, comparison.compare(), output)
-    report(*results, comparison.score_name, hparams["layers"], output)
+    rows = comparison.compare()
+    few = comparison.compare_labels() if hparams["labels_per_class"] else {}
+    results = write_results(comparison, rows, few, output)
+    report(results, comparison.score_name, few, output)
     return 0
 
 
@@ -75,9 +84,10 @@ def find_yaml(name):
     return str(shipped)
 
 
-def report(metrics, encoders, curves, key, layers, output):
-    """Prints the table, what was made, and what to do next."""
-    wide = max(map(len, [*encoders, "encoder"]))
+def report(results, key, few_labels, output):
+    """Prints the tables, what was made, and what to do next."""
+    metrics, names = results.metrics, [name for _, name in results.rows]
+    wide = max(map(len, [*names, "encoder"]))
 
     def cell(name, width=12):
         return f"{metrics[name]:{width}.3f}" if name in metrics else f"{'-':>{width}}"
@@ -87,36 +97,47 @@ def report(metrics, encoders, curves, key, layers, output):
             return f"{'-':>18}"
         return f"{metrics[f'{name}_low']:9.3f} to {metrics[f'{name}_high']:.3f}"
 
-    print(
-        f"\n{'encoder':{wide}}{'width':>7}{'layer':>14}{'pooling':>10}{key:>10}"
-        f"{'95 % interval':>18}{'dev. folds':>12}{'dev. seeds':>12}"
-        f"{'behind best':>13}{'95 % interval':>18}"
-    )
-    for name, (row, *_) in encoders.items():
-        score = f"{name}/{key}"
+    for probe in results.curves:
         print(
-            f"{name:{wide}}{row['width']:7d}{row['layer']:>14}{row['pooling']:>10}"
-            f"{cell(score, 10)}{interval(score)}"
-            f"{cell(f'{score}_std_folds')}{cell(f'{score}_std_repeats')}"
-            f"{cell(f'{score}_behind_best', 13)}{interval(f'{score}_behind_best')}"
+            f"\n{probe}\n{'encoder':{wide}}{'width':>7}{'layer':>14}{'pooling':>10}"
+            f"{key:>10}{'95 % interval':>18}{'dev. folds':>12}{'dev. seeds':>12}"
+            f"{'behind best':>13}{'95 % interval':>18}"
         )
+        for (kind, name), row in results.rows.items():
+            if kind == probe:
+                at = f"{name}/{probe}/{key}"
+                print(
+                    f"{name:{wide}}{row['width']:7d}{row['layer']:>14}"
+                    f"{row['pooling']:>10}{cell(at, 10)}{interval(at)}"
+                    f"{cell(f'{at}_std_folds')}{cell(f'{at}_std_repeats')}"
+                    f"{cell(f'{at}_behind_best', 13)}{interval(f'{at}_behind_best')}"
+                )
     print(f"(interval, {metrics['interval_covers']})")
     if "most_frequent_class" in metrics:
         print(f"(always the most frequent class: {metrics['most_frequent_class']:.3f})")
-    picture, more = "", "  --layers True        layer by layer\n"
-    if layers:
-        print(f"\n{key} of each layer, counted from 0")
-        for name, tables in curves.items():
-            means = "".join(f"{spread(scores)['mean']:8.3f}" for scores, _ in tables)
-            print(f"{name:{wide}}{means}")
-        picture, more = "\n  layers.png           the layers as a picture", ""
+    if "layers.png" in results.pictures:
+        for probe, curves in results.curves.items():
+            print(f"\n{probe}: {key} of each layer, counted from 0")
+            for name, tables in curves.items():
+                means = [f"{spread(scores)['mean']:8.3f}" for scores, _ in tables]
+                print(f"{name:{wide}}{''.join(means)}")
+    if few_labels:
+        print(f"\nlinear: {key} with few labelled clips per class")
+        for i, (name, numbers) in enumerate(few_labels.items()):
+            if i == 0:
+                heads = "".join(f"{number:>8}" for number in numbers)
+                print(f"{'encoder':{wide}}{heads}")
+            means = [f"{spread(scores)['mean']:8.3f}" for scores, _ in numbers.values()]
+            print(f"{name:{wide}}{''.join(means)}")
+    print(f"\nMade in {output}:\n  metrics.json         the metrics above, and others")
+    for name, what in results.pictures.items():
+        print(f"  {name:20} {what}")
     print(
-        f"\nMade in {output}:\n"
-        "  metrics.json         the metrics above, and those of every fold\n"
-        f"  probe.png            the same as a picture{picture}\n"
         "  probes.csv           every probe that was tested\n"
         "  clips.csv            the clips as a manifest, to change and give as --csv\n"
-        f"Next, the same command with\n{more}"
+        "Next, the same command with\n"
+        "  --layers True        layer by layer\n"
+        '  --labels_per_class "[1, 5, 20, all]"   with few labels\n'
         '  --encoders "[A, B]"  other encoders; what was computed is kept\n'
         "  --csv FILE           your own recordings: ID,wav,duration,label,fold\n"
         "or train and export a classifier: python recipes/classify.py"

@@ -34,6 +34,9 @@ class Clip:
         "train", "valid" or "test", or, for cross-validation, the name of a fold.
     duration : float
         Length in seconds; 0 until `inspect_clips` has read it.
+    group : str
+        What clips share that belong together, such as a speaker or a recording; empty
+        if that is not known.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Clip:
     labels: tuple
     part: str
     duration: float = 0.0
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,9 @@ def read_manifests(multi_label=False, **manifests):
     r"""Reads clips from CSV files.
 
     Columns: ID, wav (absolute, or relative to the CSV file), label, and, in a
-    single `csv`, fold: names of folds, or train, valid and test. Other columns, such as
-    duration, are ignored; lengths are read from the files. Labels of a clip in a
-    multi-label manifest are separated by ";".
+    single `csv`, fold: names of folds, or train, valid and test. A column group is read
+    where it is there. Other columns, such as duration, are ignored; lengths are read
+    from the files. Labels of a clip in a multi-label manifest are separated by ";".
 
     Arguments
     ---------
@@ -138,6 +142,7 @@ def _read_manifest(path, part, multi_label):
                 wav=str(path.parent / Path(row["wav"].strip()).expanduser()),
                 labels=tuple(dict.fromkeys(names)),
                 part=part or row["fold"].strip(),
+                group=(row.get("group") or "").strip(),
             )
         )
     return clips
@@ -152,10 +157,11 @@ def write_manifest(path, clips):
             "wav": clip.wav,
             "label": SEPARATOR.join(clip.labels),
             "fold": clip.part,
+            "group": clip.group,
         }
         for clip in clips
     )
-    write_csv(path, rows, ["ID", "duration", "wav", "label", "fold"])
+    write_csv(path, rows, ["ID", "duration", "wav", "label", "fold", "group"])
 
 
 def inspect_clips(clips, rate=None):

@@ -1,6 +1,7 @@
 """Compares encoders by the scores of their probes, and says how sure that is.
 
-A row is what `probe.probe_vectors` returns, with `encoder`, `layer` and `fold`.
+A row is the score of a probe, with `encoder`, `layer` and `fold`; see
+`pipelines.compare.Comparison.compare`.
 """
 
 import math
@@ -74,28 +75,59 @@ def main_rows(layers, layer):
     return layers[layer]
 
 
-def table_of(rows, folds, key):
-    """A metric of one encoder and layer, [folds, repeats]."""
-    return [[row[key] for row in rows if row["fold"] == fold] for fold in folds]
+def tables_of(rows, folds, key, draw_folds=False):
+    """Scores and draws of one encoder and layer, as for `spread`.
+
+    Arguments
+    ---------
+    rows : list of dict
+    folds : list of str
+    key : str
+        Name of the score.
+    draw_folds : bool
+        Each set of draws has folds that are drawn anew, the same for all encoders, with
+        their clips. Otherwise each set has all folds.
+
+    Returns
+    -------
+    scores : numpy.ndarray
+        Shape [folds, repeats].
+    draws : numpy.ndarray
+        Shape [folds, repeats, sets].
+    """
+    own = [[row for row in rows if row["fold"] == fold] for fold in folds]
+    scores = np.array([[row[key] for row in each] for each in own])
+    draws = np.array([[row["draws"] for row in each] for each in own])
+    if draw_folds:
+        sets = np.arange(draws.shape[2])
+        drawn = np.random.default_rng(1).integers(
+            len(folds), size=(len(folds), len(sets))
+        )
+        # [folds, sets, repeats] -> [folds, repeats, sets]
+        draws = draws[drawn, :, sets].swapaxes(1, 2)
+    return scores, draws
 
 
-def tables_of(rows, folds, key):
-    """Scores and draws of one encoder and layer, as for `spread`."""
-    return table_of(rows, folds, key), table_of(rows, folds, "draws")
-
-
-def covered(folds, repeats, random_weights=False):
+def covered(folds, repeats, random_weights=False, resample="clips"):
     """What a 95 % interval covers, in words.
 
     Example
     -------
     >>> covered(["test"], repeats=1)
     '95 %: other test clips; not other seeds, training clips, pretrainings'
+    >>> covered(["a", "b"], repeats=1, resample="folds")
+    '95 %: other folds and test clips; not other seeds, training clips, pretrainings'
     """
     several = len(folds) > 1
-    clips = f"test clips of each of the {len(folds)} folds" if several else "test clips"
-    text = f"95 %: other {clips}"
-    left_out = "training clips, pretrainings" + (", folds" if several else "")
+    text = "95 %: other " + (
+        "groups of test clips" if resample == "groups" else "test clips"
+    )
+    left_out = "training clips, pretrainings"
+    if resample == "folds":
+        text = "95 %: other folds and test clips"
+    elif several:
+        text += f" of each of the {len(folds)} folds"
+        left_out += ", folds"
     if repeats == 1:
         return f"{text}; not other seeds, {left_out}"
     text += f" and seeds ({repeats} were tried"
@@ -113,7 +145,7 @@ def with_interval(row, folds):
     return {**row, "low": own["low"], "high": own["high"], "interval_covers": covers}
 
 
-def layer_metrics(prefix, rows, folds, key, others=()):
+def layer_metrics(prefix, rows, folds, key, others=(), draw_folds=False):
     """Metrics of one encoder and layer, by name.
 
     Arguments
@@ -126,6 +158,8 @@ def layer_metrics(prefix, rows, folds, key, others=()):
         The main metric, given with its interval.
     others : list of str
         Other metrics.
+    draw_folds : bool
+        See `tables_of`.
 
     Returns
     -------
@@ -133,8 +167,8 @@ def layer_metrics(prefix, rows, folds, key, others=()):
     """
     metrics = {}
     for name in (key, *others):
-        scores = table_of(rows, folds, name)
-        draws = table_of(rows, folds, "draws") if name == key else None
+        scores, draws = tables_of(rows, folds, name, draw_folds)
+        draws = draws if name == key else None
         for what, value in spread(scores, draws).items():
             metrics[f"{prefix}{name}{'' if what == 'mean' else f'_{what}'}"] = value
         if len(folds) > 1:

@@ -125,11 +125,12 @@ def average_precision(scores, wanted):
     return float(average_precision_score(wanted > 0.5, scores.nan_to_num()))
 
 
-def resampled_scores(probabilities, targets, draws=1000, seed=0):
+def resampled_scores(probabilities, targets, draws=1000, seed=0, groups=None):
     """Accuracy, or mAP, on sets of clips that are drawn with replacement.
 
-    This is the bootstrap. Each set has as many clips as there are. How much the scores
-    of the sets differ says how much another test set of this size would change.
+    This is the bootstrap. Each set has as many clips, or groups of clips, as there are.
+    How much the scores of the sets differ says how much another test set of this size
+    would change.
 
     Arguments
     ---------
@@ -138,7 +139,10 @@ def resampled_scores(probabilities, targets, draws=1000, seed=0):
     draws : int
         Sets, D.
     seed : int
-        The same seed and number of clips give the same sets.
+        The same seed and number of clips, or of groups, give the same sets.
+    groups : array-like, optional
+        The group of each clip, such as its speaker, shape [clips]. Clips of one group
+        are alike, so they are drawn together; default: each clip by itself.
 
     Returns
     -------
@@ -153,17 +157,20 @@ def resampled_scores(probabilities, targets, draws=1000, seed=0):
     (3,)
     """
     rng = np.random.default_rng(seed)
-    clips = len(targets)
+    units, members = len(targets), slice(None)
+    if groups is not None:
+        names, members = np.unique(groups, return_inverse=True)
+        units = len(names)
     scores = []
     for start in range(0, draws, _DRAWS_AT_ONCE):
         number = min(_DRAWS_AT_ONCE, draws - start)
         # How often each clip is in each set, [clips, sets]. Contiguous by clip, because
         # rows of clips are taken below.
-        counts = rng.multinomial(clips, np.full(clips, 1 / clips), size=number)
-        counts = np.ascontiguousarray(counts.T, dtype=np.int32)
+        counts = rng.multinomial(units, np.full(units, 1 / units), size=number)
+        counts = np.ascontiguousarray(counts.T[members], dtype=np.int32)
         if targets.dim() == 1:
             right = (probabilities.argmax(1) == targets).numpy()
-            scores.append(counts[right].sum(0) / clips)
+            scores.append(counts[right].sum(0) / counts.sum(0))
         else:
             scores.append(_resampled_precision(probabilities, targets, counts))
     return np.concatenate(scores)

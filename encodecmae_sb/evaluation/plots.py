@@ -159,72 +159,84 @@ def draw_confusion(predicted, targets, labels, path, title):
         figure.colorbar(image, shrink=0.7, label="share of the label's clips")
 
 
-def draw_bars(names, scores, draws, path, score_name, chance=None):
+def draw_bars(panels, path, score_name, chance=None):
     """Draws a bar for each encoder, with its 95 % interval and its folds.
 
     Arguments
     ---------
-    names : list of str
-    scores, draws : list of array-like
-        Of each, as for `comparison.spread`.
+    panels : dict of str to dict of str to (array-like, array-like)
+        Title of a panel -> name of a bar -> scores and draws, as for
+        `comparison.spread`. All panels have the same bars.
     path : str or Path
         The PNG file to write.
     score_name : str
     chance : float, optional
         The score that is reached without listening, drawn as a line.
     """
-    spreads = [spread(*tables) for tables in zip(scores, draws, strict=True)]
-    with picture(path, figsize=(8, 1.2 + 0.5 * len(names))) as (_, axes):
-        axes.barh(
-            range(len(names)),
-            [row["mean"] for row in spreads],
-            xerr=_errors(spreads),
-            color="C0",
-            alpha=0.6,
-            capsize=4,
-        )
-        for i, table in enumerate(scores):
-            points = np.mean(table, 1) if len(table) > 1 else np.asarray(table)[0]
-            axes.plot(points, [i] * len(points), ".", color="black", markersize=4)
-        if chance is not None:
-            axes.axvline(chance, color="grey", linestyle=":")
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
-        axes.invert_yaxis()
-        dots = "folds" if len(scores[0]) > 1 else "repeats"
-        axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})")
+    names = list(next(iter(panels.values())))
+    size = {"figsize": (3 + 5 * len(panels), 1.2 + 0.5 * len(names)), "squeeze": False}
+    with picture(path, columns=len(panels), sharey=True, **size) as (_, all_axes):
+        for (title, bars), axes in zip(panels.items(), all_axes[0], strict=True):
+            spreads = [spread(*tables) for tables in bars.values()]
+            axes.barh(
+                range(len(bars)),
+                [row["mean"] for row in spreads],
+                xerr=_errors(spreads),
+                color="C0",
+                alpha=0.6,
+                capsize=4,
+            )
+            for i, (table, _) in enumerate(bars.values()):
+                points = np.mean(table, 1) if len(table) > 1 else np.asarray(table)[0]
+                axes.plot(points, [i] * len(points), ".", color="black", markersize=4)
+                dots = "folds" if len(table) > 1 else "repeats"
+            if chance is not None:
+                axes.axvline(chance, color="grey", linestyle=":")
+            label = f"{score_name} (bar: 95 % interval; dots: {dots})"
+            axes.set(xlim=(0, 1), xlabel=label, title=title)
+        all_axes[0, 0].set_yticks(range(len(names)), [_short(name) for name in names])
+        all_axes[0, 0].invert_yaxis()
 
 
-def draw_layers(curves, path, score_name):
-    """Draws the score over the layers of each encoder.
+def draw_lines(panels, path, label, score_name):
+    """Draws the score over layers, steps or labels: a line for each encoder.
 
     Arguments
     ---------
-    curves : dict of str to list of (array-like, array-like)
-        Name -> for each layer scores and draws, as for `comparison.spread`. An encoder
-        with a single layer is drawn as a line across.
+    panels : dict of str to dict of str to dict
+        Title of a panel -> name of a line -> place -> scores and draws, as for
+        `comparison.spread`. Places are numbers, or names in their order. A line whose
+        only place is None is drawn across.
     path : str or Path
         The PNG file to write.
+    label : str
+        What the places are.
     score_name : str
     """
-    with picture(path, figsize=(7, 4.5)) as (_, axes):
-        for i, (name, layers) in enumerate(curves.items()):
-            line = {"color": f"C{i}", "label": _short(name)}
-            spreads = [spread(*tables) for tables in layers]
-            means = [row["mean"] for row in spreads]
-            if len(layers) == 1:
-                axes.axhline(means[0], linestyle="--", **line)
-            else:
+    size = {"figsize": (1 + 6 * len(panels), 4.5), "squeeze": False}
+    with picture(path, columns=len(panels), sharey=True, **size) as (_, all_axes):
+        for (title, lines), axes in zip(panels.items(), all_axes[0], strict=True):
+            for i, (name, points) in enumerate(lines.items()):
+                style = {"color": f"C{i}", "label": _short(name)}
+                spreads = [spread(*tables) for tables in points.values()]
+                means = [row["mean"] for row in spreads]
+                if list(points) == [None]:
+                    axes.axhline(means[0], linestyle="--", **style)
+                    continue
                 axes.errorbar(
-                    *(range(len(layers)), means, _errors(spreads)),
+                    *(list(points), means, _errors(spreads)),
                     marker="o",
                     capsize=3,
-                    **line,
+                    **style,
                 )
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(
-            xlabel="layer, counted from 0", ylabel=f"{score_name}, with 95 % interval"
-        )
-        axes.legend()
+            if not any(
+                isinstance(place, str) for line in lines.values() for place in line
+            ):
+                axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set(
+                xlabel=label, ylabel=f"{score_name}, with 95 % interval", title=title
+            )
+            axes.legend(fontsize="small")
 
 
 def _errors(spreads):

@@ -242,7 +242,16 @@ def _score(logits, targets):
 
 
 def probe_vectors(
-    train, valid, test, num_classes, grid, repeats=1, seed=0, choice=None, draws_seed=0
+    train,
+    valid,
+    test,
+    num_classes,
+    grid,
+    repeats=1,
+    seed=0,
+    choice=None,
+    draws_seed=0,
+    groups=None,
 ):
     """Chooses a probe on the validation set and tests it.
 
@@ -264,6 +273,8 @@ def probe_vectors(
     draws_seed : int
         Of the sets that are drawn from the test clips. Encoders that are compared need
         the same.
+    groups : list of str, optional
+        The group of each test clip, see `resampled_scores`.
 
     Returns
     -------
@@ -328,7 +339,7 @@ def probe_vectors(
                 "epoch": probe.epoch,
                 "valid": probe.score,
                 **clip_scores(*outcome),
-                "draws": resampled_scores(*outcome, DRAWS, draws_seed).tolist(),
+                "draws": resampled_scores(*outcome, DRAWS, draws_seed, groups).tolist(),
             }
         )
     return rows

@@ -10,6 +10,7 @@ from encodecmae_sb.utils.errors import UserError
 
 from .front_ends import LogMel
 from .lengths import absolute_lengths
+from .level import at_reference, measure_levels
 from .masking import frame_mask
 
 POOLINGS = ("mean", "mean_std", "attentive")
@@ -63,6 +64,40 @@ class LogMelFrames(nn.Module):
         num_samples = num_samples.to(wavs.device)
         frames = self.front_end(wavs * frame_mask(num_samples, wavs.shape[1]))
         return frames, self.front_end.num_frames(num_samples).clamp(min=1)
+
+
+class EqualLevel(nn.Module):
+    """A frozen lobe that hears all clips at one level.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        With `encode`, see `LogMelFrames`.
+
+    Example
+    -------
+    >>> lobe = EqualLevel(LogMelFrames())
+    >>> wavs = torch.randn(1, 24000) * torch.tensor([[1.0], [0.1]])
+    >>> loud, soft = lobe.encode(wavs, torch.tensor([24000, 24000]))[0]
+    >>> bool((loud - soft).abs().max() < 1e-3)
+    True
+    """
+
+    freeze = True
+
+    def __init__(self, lobe):
+        super().__init__()
+        self.lobe = lobe
+
+    @property
+    def dim(self):
+        """Width of the frames."""
+        return self.lobe.dim
+
+    def encode(self, wavs, num_samples):
+        """As the lobe's, of clips at the level of `nnet.level.at_reference`."""
+        levels = measure_levels(wavs, num_samples.tolist())
+        return self.lobe.encode(at_reference(wavs, levels), num_samples)
 
 
 class AttentivePooling(nn.Module):

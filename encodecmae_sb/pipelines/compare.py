@@ -1,44 +1,34 @@
 """Probes several encoders on the same clips, and finds finished work again."""
 
 import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, fields
 
+import numpy as np
 import torch
 
-from encodecmae_sb.evaluation.comparison import (
-    behind_best,
-    by_layer,
-    covered,
-    layer_metrics,
-    main_rows,
-    spread,
-    tables_of,
-    with_interval,
+from encodecmae_sb.evaluation.comparison import by_layer, main_rows, spread
+from encodecmae_sb.evaluation.probe import ProbeGrid, check_whole, probe_vectors
+from encodecmae_sb.evaluation.simple_probes import (
+    KNN,
+    LINEAR,
+    few_of_each,
+    folds_within_classes,
+    leave_one_out,
+    simple_probe,
 )
-from encodecmae_sb.evaluation.metrics import write_rows
-from encodecmae_sb.evaluation.plots import draw_bars, draw_layers
-from encodecmae_sb.evaluation.probe import DRAWS, ProbeGrid, check_whole, probe_vectors
-from encodecmae_sb.lobes import EnCodecMAE
-from encodecmae_sb.nnet.chunks import FRAMES_VERSION
-from encodecmae_sb.nnet.pooling import ClipClassifier, ClipHead, LogMelFrames
-from encodecmae_sb.pretrained.describe import describe
-from encodecmae_sb.utils.digests import digest, weights_key
+from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.experiment import choose_device, write_metrics
 from encodecmae_sb.utils.files import write_text
-from encodecmae_sb.utils.grid import SAMPLE_RATE
 from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.utils.values import is_number
 
-from .clip_features import (
-    StoredSummaries,
-    check_encoder,
-    clips_key,
-    in_fold,
-    store_summaries,
-)
+from .clip_features import check_encoder
+from .clip_vectors import LOGMEL, RANDOM, ClipVectors, named_encoders
 
-LOGMEL, RANDOM = "logmel", "random"
+MLP = "mlp"
+PROBES = (LINEAR, MLP, KNN)
+ALL = "all"  # of `labels_per_class`
+LEVELLED = ", equal level"  # at the end of a row's name
 
 
 def check_settings(hparams):
@@ -66,144 +56,36 @@ def check_settings(hparams):
     if torch.distributed.is_initialized():
         raise UserError("Probing runs in one process: start without torchrun.")
     named_encoders(hparams)
-
-
-def named_encoders(hparams):
-    """The encoders to compare, and the one that `random` is like.
-
-    Returns
-    -------
-    names : list of str
-    model : str or None
-        The first that is neither `random` nor `logmel`.
-    """
-    names = hparams["encoders"]
-    names = [str(name) for name in (names if isinstance(names, list) else [names])]
-    if not names or len(set(names)) < len(names):
-        raise UserError(
-            f"encoders={names}: give one or more, each once, for example\n"
-            f'  --encoders "[{LOGMEL}, {RANDOM}, results/mini/1234/encoder]"'
+    if not isinstance(hparams["normalise"], bool):
+        raise UserError(f"normalise={hparams['normalise']}: allowed are True, False.")
+    _check_list(hparams, "probes", PROBES.__contains__, ", ".join(PROBES))
+    rates = "numbers above 0, such as [0.001, 0.01, 0.1]"
+    _check_list(hparams, "strengths", lambda c: is_number(c) and c > 0, rates)
+    counts = "whole numbers from 1, such as [1, 3, 10]"
+    _check_list(hparams, "neighbours", _is_count, counts)
+    if hparams["labels_per_class"] is not None:
+        counts += ", and all"
+        _check_list(
+            hparams, "labels_per_class", lambda n: n == ALL or _is_count(n), counts
         )
-    models = [name for name in names if name not in (LOGMEL, RANDOM)]
-    if RANDOM in names and not models:
-        raise UserError(
-            f"encoders={names}: {RANDOM} has the architecture of the first encoder "
-            "named, and there is none. Name one, such as results/mini/1234/encoder."
-        )
-    return names, models[0] if models else None
 
 
-@dataclass
-class Vectors:
-    """The vectors of all clips from one encoder.
-
-    Arguments
-    ---------
-    stored : StoredSummaries
-        Clip ID -> vectors, float32, [L, W].
-    key : str
-        A name for all that they depend on.
-    """
-
-    stored: StoredSummaries
-    key: str
-
-    @property
-    def num_layers(self):
-        """Layers that were stored, L."""
-        return self.stored.values.shape[1]
-
-    @property
-    def width(self):
-        """Of a vector, W."""
-        return self.stored.values.shape[2]
-
-    def of(self, clips, layer):
-        """Vectors of some clips, [clips, W]."""
-        return torch.stack([self.stored[clip.id][layer] for clip in clips])
+def _is_count(value):
+    return type(value) is int and value >= 1
 
 
-class ClipVectors:
-    """Computes the vectors of clips; they are kept in files and found again.
-
-    Arguments
-    ---------
-    hparams : dict
-    run_opts : speechbrain.core.RunOptions
-    data : ClipData
-    model : str or None
-        The encoder that `random` is like.
-    """
-
-    def __init__(self, hparams, run_opts, data, model):
-        self.hparams = hparams
-        self.device = choose_device(run_opts["device"])
-        self.quiet = run_opts["noprogressbar"]
-        self.data = data
-        self.save = Path(hparams["save_folder"])
-        self.model = model
-        self.clips_key = clips_key(data.clips)
-        self.known = {}
-
-    def vectors(self, name, fold, number=0):
-        """The vectors of all clips from one encoder, computed once.
-
-        Arguments
-        ---------
-        name : str
-        fold : Fold
-        number : int
-            The repeat; in each, `random` has other weights.
-
-        Returns
-        -------
-        Vectors
-        """
-        source = in_fold(self.model if name == RANDOM else name, fold)
-        wanted = (source, number if name == RANDOM else None)
-        if wanted not in self.known:
-            self.known[wanted] = self._encode(name, source, number)
-        return self.known[wanted]
-
-    def _pooling(self, name):
-        """How frames become a vector; for log-mel frames always in the same way."""
-        return "mean_std" if name == LOGMEL else self.hparams["pooling"]
-
-    def _encode(self, name, source, number):
-        hparams, pooling = self.hparams, self._pooling(name)
-        if name == LOGMEL:
-            lobe, made, layer = LogMelFrames(), LOGMEL, None
-        else:
-            torch.manual_seed(hparams["seed"] + number)  # of the random weights
-            lobe = EnCodecMAE(
-                source,
-                output_all_hiddens=hparams["layers"],
-                input_sample_rate=SAMPLE_RATE,
-                layer=hparams["layer"],
-                chunk_seconds=hparams.get("chunk_seconds", 4.0),
-                pretrained=name != RANDOM,
-            )
-            made = [describe(lobe.encoder), lobe.chunk]
-            layer = "all" if hparams["layers"] else hparams["layer"]
-        # Only the pooling of the head is used, which has nothing to learn.
-        head = ClipHead(lobe.dim, len(self.data.labels), pooling=pooling)
-        # With the weights in its name, a file belongs to one initialisation only.
-        weights = weights_key(lobe)
-        key = digest([made, weights, FRAMES_VERSION, self.clips_key, pooling, layer])
-        stored = store_summaries(
-            ClipClassifier(lobe, head).to(self.device),
-            self.data.clips,
-            self.save / "features" / f"{key}.bin",
-            hparams["encode_batch_size"],
-            hparams["num_workers"],
-            self.device,
-            self.quiet,
-        )
-        return Vectors(stored, key)
+def _check_list(hparams, key, allows, allowed):
+    values = hparams[key]
+    good = isinstance(values, list) and values and all(map(allows, values))
+    if not good or len(set(values)) < len(values):
+        raise UserError(f"{key}={values}: give a list, each once, of: {allowed}.")
 
 
 class Comparison(ClipVectors):
     """Computes vectors and probes them; both are kept in files and found again.
+
+    A row of its results is called as its encoder is in the yaml. With `normalise` there
+    is a second one, "NAME, equal level", from clips that were brought to one level.
 
     Arguments
     ---------
@@ -213,48 +95,75 @@ class Comparison(ClipVectors):
     """
 
     def __init__(self, hparams, run_opts, data):
-        self.names, model = named_encoders(hparams)
+        self.encoders, model = named_encoders(hparams)
         super().__init__(hparams, run_opts, data, model)
+        levels = ("", LEVELLED) if hparams["normalise"] else ("",)
+        self.names = [name + level for name in self.encoders for level in levels]
+        self.probes = hparams["probes"]
         self.grid = ProbeGrid(
             **{field.name: hparams[field.name] for field in fields(ProbeGrid)}
         )
         # The metric that encoders are compared by.
         self.score_name = "mAP" if data.multi_label else "accuracy"
+        if hparams["labels_per_class"] and data.multi_label:
+            raise UserError(
+                "labels_per_class is for clips with one label: with several there is "
+                "no fair draw. Give labels_per_class=null."
+            )
+        self.resample = _resampling(hparams["resample"], data)
 
     def check_encoders(self):
         """Makes sure that there is every encoder, for every fold."""
-        for name in self.names:
+        for name in self.encoders:
             if name not in (LOGMEL, RANDOM):
                 check_encoder(name, self.data.folds, "encoders")
 
-    def _layer(self, name, number):
+    def _vectors(self, name, fold, number=0):
+        equal = name.endswith(LEVELLED)
+        return self.vectors(name.removesuffix(LEVELLED), fold, number, equal)
+
+    def _main_layer(self, vectors):
+        """The place of the layer that the yaml names among those that are stored."""
+        layer = self.hparams["layer"]
+        several = vectors.num_layers > 1 and isinstance(layer, int)
+        return layer if several else vectors.num_layers - 1
+
+    def _layer(self, encoder, number):
         """The layer of the vectors `number`; log-mel frames have none."""
-        if name == LOGMEL:
+        if encoder == LOGMEL:
             return "-"
         return number if self.hparams["layers"] else self.hparams["layer"]
 
-    def probe(self, name, fold, layer):
-        """Rows of `probe_vectors` for an encoder, a fold and a layer."""
+    def probe(self, kind, name, fold, layer):
+        """Rows of one probe for an encoder, a fold and a layer: one for each repeat.
+
+        A repeat of an MLP has another seed, a repeat of `random` other weights. Linear
+        probes and neighbours have no seed: of other encoders there is one row.
+        """
+        random = name.removesuffix(LEVELLED) == RANDOM
         repeats, seed = self.hparams["repeats"], self.hparams["seed"]
-        if name != RANDOM:
-            return self._probe(self.vectors(name, fold), fold, layer, repeats, seed)
-        # Each repeat has weights of its own; the probe is chosen for the first.
+        if kind == MLP and not random:
+            vectors = self._vectors(name, fold)
+            return self._mlp(vectors, fold, layer, repeats, seed)
         rows, choice = [], None
-        for number in range(repeats):
-            vectors = self.vectors(name, fold, number)
-            (row,) = self._probe(vectors, fold, layer, 1, seed + number, choice)
-            choice = row["hidden_layers"], row["lr"]
+        for number in range(repeats if random else 1):
+            vectors = self._vectors(name, fold, number)
+            if kind == MLP:  # it is chosen for the first weights
+                (row,) = self._mlp(vectors, fold, layer, 1, seed + number, choice)
+                choice = row["hidden_layers"], row["lr"]
+            else:
+                row = self._simple(kind, vectors, fold, layer)
             rows.append({**row, "repeat": number})
         return rows
 
-    def _probe(self, vectors, fold, layer, repeats, seed, choice=None):
+    def _mlp(self, vectors, fold, layer, repeats, seed, choice=None):
         """Rows of `probe_vectors`, computed once and kept in a file."""
         parts = (fold.train, fold.valid, fold.test)
-        ids = [[clip.id for clip in part] for part in parts]
-        asked = [vectors.key, layer, ids, asdict(self.grid)]
-        asked += [repeats, seed, self.data.multi_label, choice, DRAWS]
-        path = self.save / "probes" / f"{digest(asked)}.json"
-        if not path.exists():
+        groups = self._groups(fold)
+        asked = [vectors.key, layer, [_ids(part) for part in parts], asdict(self.grid)]
+        asked += [repeats, seed, self.data.multi_label, choice, groups]
+
+        def compute():
             tensors = [
                 (
                     vectors.of(part, layer).to(self.device),
@@ -262,16 +171,87 @@ class Comparison(ClipVectors):
                 )
                 for part in parts
             ]
-            rows = probe_vectors(
+            return probe_vectors(
                 *tensors,
                 len(self.data.labels),
                 self.grid,
                 repeats,
                 seed,
                 choice,
-                int(digest(ids[2]), 16),
+                _draws_seed(fold),
+                groups,
             )
-            write_text(path, json.dumps(rows))
+
+        return [
+            {**row, "choice": f"{row['hidden_layers']} hidden, lr {row['lr']:g}"}
+            for row in self._kept(asked, compute)
+        ]
+
+    def _simple(self, kind, vectors, fold, layer, labels=None, seed=0):
+        """The row of `simple_probe`, computed once and kept in a file.
+
+        In cross-validation all clips outside the test fold are for training, and the
+        probe is chosen by leaving out each of the other folds in turn. With an official
+        split it is chosen on the validation clips, and trained without them.
+
+        Arguments
+        ---------
+        kind : str
+        vectors : Vectors
+        fold : Fold
+        layer : int
+        labels : int, optional
+            Training clips per class; default: all.
+        seed : int
+            Of the draw of these clips.
+        """
+        split = len(self.data.folds) == 1
+        clips = fold.train + fold.valid + fold.test
+        ends = np.cumsum([len(fold.train), len(fold.valid), len(fold.test)])
+        train = np.arange(ends[0 if split else 1])
+        choices = self.hparams["strengths" if kind == LINEAR else "neighbours"]
+        groups = self._groups(fold)
+        asked = [kind, vectors.key, layer, _ids(clips), ends.tolist(), split]
+        asked += [choices, labels, seed, self.data.multi_label, groups]
+
+        def compute():
+            targets, chosen = self.data.targets(clips).numpy(), train
+            if labels:
+                chosen = few_of_each(targets, train, labels, seed)
+                folds = folds_within_classes(targets, chosen)
+                inner = leave_one_out(chosen, folds) if labels > 1 else []
+            elif split:
+                inner = [(train, np.arange(ends[0], ends[1]))]
+            else:
+                parts = np.array([clips[place].part for place in train])
+                inner = leave_one_out(train, parts)
+            return simple_probe(
+                kind,
+                vectors.of(clips, layer).numpy(),
+                targets,
+                chosen,
+                np.arange(ends[1], ends[2]),
+                inner,
+                choices,
+                _draws_seed(fold),
+                groups,
+            )
+
+        row = self._kept(asked, compute)
+        name = "C" if kind == LINEAR else "k"
+        return {**row, "choice": f"{name} {row['choice']:g}"}
+
+    def _groups(self, fold):
+        """The group of each test clip, where groups are resampled; else None."""
+        if self.resample != "groups":
+            return None
+        return [clip.group or clip.id for clip in fold.test]
+
+    def _kept(self, asked, compute):
+        """What was computed for this before, or is now."""
+        path = self.save / "probes" / f"{digest(asked)}.json"
+        if not path.exists():
+            write_text(path, json.dumps(compute()))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def compare(self):
@@ -280,8 +260,10 @@ class Comparison(ClipVectors):
         Returns
         -------
         list of dict
-            Rows of `probe_vectors` with `encoder`, `width`, `layer` (as in the yaml;
-            with `layers` counted from 0), `pooling` and `fold`.
+            `encoder`, `probe`, `width`, `layer` (as in the yaml; with `layers` counted
+            from 0), `pooling`, `fold`, `repeat`, `choice`, `valid` (the main metric
+            where the choice was made), the metrics of `clip_scores` on the test clips,
+            and `draws`, the main metric on sets drawn from the test clips.
         """
         folds = self.data.folds
         work = [(name, fold) for name in self.names for fold in folds]
@@ -289,86 +271,112 @@ class Comparison(ClipVectors):
         with open_bar(len(work), "Probing", "folds", quiet=self.quiet) as bar:
             for name, fold in work:
                 bar.set_postfix_str(f"{name}, {fold.name}", refresh=False)
-                vectors = self.vectors(name, fold)
-                own = []
-                for layer in range(vectors.num_layers):
-                    about = {
-                        "encoder": name,
-                        "width": vectors.width,
-                        "layer": self._layer(name, layer),
-                        "pooling": self._pooling(name),
-                        "fold": fold.name,
-                    }
-                    own.append([about | row for row in self.probe(name, fold, layer)])
-                    rows += own[-1]
-                shown = main_rows(own, self.hparams["layer"])
-                score = spread([[row[self.score_name] for row in shown]])["mean"]
+                own = self._rows(name, fold)
+                rows += own
+                said = []
+                for kind in self.probes:
+                    (layers,) = by_layer(
+                        [row for row in own if row["probe"] == kind]
+                    ).values()
+                    shown = main_rows(layers, self.hparams["layer"])
+                    score = spread([[row[self.score_name] for row in shown]])["mean"]
+                    said.append(f"{kind} {score:.3f}")
                 which = f", fold {fold.name}" if len(folds) > 1 else ""
                 bar.update(1)
-                bar.write(f"{name}{which}: {self.score_name} {score:.3f}")
+                bar.write(f"{name}{which}: {self.score_name} {', '.join(said)}")
         return rows
 
+    def _rows(self, name, fold):
+        encoder = name.removesuffix(LEVELLED)
+        vectors, rows = self._vectors(name, fold), []
+        for layer in range(vectors.num_layers):
+            about = {
+                "encoder": name,
+                "probe": None,
+                "width": vectors.width,
+                "layer": self._layer(encoder, layer),
+                "pooling": self.pooling(encoder),
+                "fold": fold.name,
+            }
+            for kind in self.probes:
+                for row in self.probe(kind, name, fold, layer):
+                    kept = {key: row[key] for key in row if key not in _OF_MLP}
+                    start = {key: kept.pop(key) for key in ("repeat", "choice")}
+                    rows.append({**about, "probe": kind, **start, **kept})
+        return rows
 
-def write_results(comparison, rows, output):
-    """Writes metrics, the table of all probes, and pictures.
+    def compare_labels(self):
+        """Linear probes trained on a few clips of each class.
 
-    Arguments
-    ---------
-    comparison : Comparison
-    rows : list of dict
-        From `Comparison.compare`.
-    output : Path
-        The folder to write to.
+        Clips are drawn `repeats` times, the same for all encoders.
 
-    Returns
-    -------
-    metrics : dict
-        What `metrics.json` says.
-    encoders : dict of str to list of dict
-        Of each encoder the rows of the layer that the yaml names.
-    curves : dict of str to list of (list, list)
-        Of each encoder and layer scores and draws, as for `spread`.
-    """
-    hparams, data, key = comparison.hparams, comparison.data, comparison.score_name
-    folds = [fold.name for fold in data.folds]
-    write_rows(output / "probes.csv", [with_interval(row, folds) for row in rows])
-    layers_of = by_layer(rows)
-    encoders = {
-        name: main_rows(layers, hparams["layer"]) for name, layers in layers_of.items()
-    }
-    columns = list(rows[0])
-    others = columns[columns.index(key) + 1 : columns.index("draws")]
-    metrics = {}
-    for name, layers in layers_of.items():
-        metrics |= layer_metrics(f"{name}/", encoders[name], folds, key, others)
-        if len(layers) > 1:
-            for i, own in enumerate(layers):
-                metrics |= layer_metrics(f"{name}/layer_{i}/", own, folds, key)
-        for about in ("layer", "pooling"):
-            metrics[f"{name}/{about}"] = encoders[name][0][about]
-    chance = None
-    if not data.multi_label:
-        chance = metrics["most_frequent_class"] = data.most_frequent_class()
-    metrics |= {
-        "clips": len(data.clips),
-        "classes": len(data.labels),
-        "folds": len(folds),
-        "repeats": hparams["repeats"],
-        "interval_covers": covered(folds, hparams["repeats"], RANDOM in encoders),
-        "unusable_files": data.unusable,
-    }
-    tables = [tables_of(own, folds, key) for own in encoders.values()]
-    metrics |= behind_best(list(encoders), tables, key)
-    write_metrics(output, metrics)
+        Returns
+        -------
+        dict of str to dict of int or str to (list, list)
+            Name -> `labels_per_class` -> scores and draws, as for `spread`.
+        """
+        numbers, folds = self.hparams["labels_per_class"], self.data.folds
+        repeats, found = self.hparams["repeats"], {}
+        total = len(self.names) * len(numbers)
+        with open_bar(total, "Few labels", "curves", quiet=self.quiet) as bar:
+            for name in self.names:
+                random = name.removesuffix(LEVELLED) == RANDOM
+                for labels in numbers:
+                    tables = []
+                    for fold in folds:
+                        rows = []
+                        for number in range(repeats):
+                            vectors = self._vectors(name, fold, random * number)
+                            layer = self._main_layer(vectors)
+                            draw = (None, 0) if labels == ALL else (labels, number)
+                            rows.append(
+                                self._simple(LINEAR, vectors, fold, layer, *draw)
+                            )
+                        tables.append(rows)
+                    found.setdefault(name, {})[labels] = tuple(
+                        [[row[key] for row in rows] for rows in tables]
+                        for key in (self.score_name, "draws")
+                    )
+                    bar.update(1)
+        return found
 
-    scores, draws = zip(*tables, strict=True)
-    draw_bars(list(encoders), scores, draws, output / "probe.png", key, chance)
-    curves = {
-        name: [tables_of(own, folds, key) for own in layers]
-        for name, layers in layers_of.items()
-    }
-    picture = output / "layers.png"
-    picture.unlink(missing_ok=True)
-    if hparams["layers"]:
-        draw_layers(curves, picture, key)
-    return metrics, encoders, curves
+
+# What only the rows of MLPs have; `choice` says it.
+_OF_MLP = ("hidden_layers", "lr", "epoch")
+
+
+def _ids(clips):
+    return [clip.id for clip in clips]
+
+
+def _draws_seed(fold):
+    """The same for all encoders that are tested on the same clips."""
+    return int(digest(_ids(fold.test)), 16)
+
+
+def _resampling(said, data):
+    """What is drawn anew for the intervals: "clips", "groups" or "folds"."""
+    allowed = ("auto", "clips", "groups", "folds")
+    if said not in allowed:
+        raise UserError(f"resample={said}: allowed are {', '.join(allowed)}.")
+    counts = [len({clip.group or clip.id for clip in fold.test}) for fold in data.folds]
+    grouped = any(clip.group for clip in data.tested)
+    if said == "groups" and not grouped:
+        raise UserError(
+            "resample=groups: no clip has a group. Give the manifest a column group, "
+            "such as the speaker of each clip, or give resample=clips."
+        )
+    if said == "groups" and min(counts) == 1:
+        raise UserError(
+            "resample=groups: the test clips of a fold are one group, so there is "
+            "nothing to draw. Give resample=folds."
+        )
+    if said == "folds" and len(data.folds) == 1:
+        raise UserError(
+            "resample=folds: there is one test set. Give resample=clips or groups."
+        )
+    if said != "auto":
+        return said
+    if not grouped or min(counts) == len(data.folds) == 1:
+        return "clips"
+    return "folds" if min(counts) == 1 else "groups"

@@ -15,8 +15,8 @@ import numpy as np
 from encodecmae_sb.data.clip_data import AUTO, find_data
 from encodecmae_sb.data.columns import read_columns
 from encodecmae_sb.evaluation.comparison import spread
-from encodecmae_sb.evaluation.linear_probe import linear_probe
 from encodecmae_sb.evaluation.plots import draw_bars
+from encodecmae_sb.evaluation.simple_probes import linear_probe
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
@@ -24,7 +24,7 @@ from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
-from .compare import LOGMEL, RANDOM, ClipVectors
+from .clip_vectors import LOGMEL, RANDOM, ClipVectors
 
 # Of a trial, so that little but steps is timed.
 _TRIAL = {"valid_items": 4, "monitors": False, "log_to": "null"}
@@ -273,10 +273,9 @@ class PretrainingComparison:
                 }
                 for name, (accuracy, draws) in rows.items()
             }
-            scores, draws = zip(*rows.values(), strict=True)
             picture = self.output / f"{_file_name(task)}.png"
             chance = self.data[task].most_frequent_class()
-            draw_bars(list(rows), scores, draws, picture, "accuracy", chance)
+            draw_bars({"linear": rows}, picture, "accuracy", chance)
         table = "\n".join(lines)
         write_text(self.output / "table.md", table + "\n")
         write_text(self.output / "results.json", json.dumps(found, indent=2))

@@ -349,7 +349,7 @@ def make_brain(hparams, run_opts, modules, corpora, unusable):
     )
 
 
-def write_results(brain, output, labels, how, targets, label=None, licence=None):
+def write_results(brain, output, labels, how, targets, label=None):
     """Writes metrics, curves and the encoder of a finished run.
 
     Arguments
@@ -363,8 +363,6 @@ def write_results(brain, output, labels, how, targets, label=None, licence=None)
         How the encoder was trained, and to predict what, for its README.
     label : Label, optional
         Of the targets. With it, decoder and head are exported, too.
-    licence : Licence, optional
-        That the encoder has.
 
     Returns
     -------
@@ -384,6 +382,6 @@ def write_results(brain, output, labels, how, targets, label=None, licence=None)
     origin = f"{trained}; targets: {targets}."
     model = brain.hparams.model
     more = {} if label is None else {"model": model, "label": label}
-    more["licence"] = licence
+    more["licence"] = brain.licence
     export_encoder(model.encoder, output / "encoder", origin, row, **more)
     return row

@@ -201,9 +201,11 @@ def _classification(folder, metrics):
 
 
 def _probe(folder, metrics):
-    scores = ("accuracy", "mAP")
-    found = [k.rpartition("/") for k in metrics if k.rpartition("/")[2] in scores]
-    found = [(name, key) for name, _, key in found if f"{name}/layer" in metrics]
+    scores, found = ("accuracy", "mAP"), []
+    for name, _, key in (k.rpartition("/") for k in metrics):
+        encoder = name.rpartition("/")[0]  # NAME/PROBE/SCORE
+        if key in scores and f"{encoder}/layer" in metrics:
+            found.append((name, key))
     bars = []
     for name, key in found:
         value = metrics[f"{name}/{key}"]

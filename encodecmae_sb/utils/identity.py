@@ -38,7 +38,7 @@ MAY_CHANGE = frozenset(
         # How the start was made. What was loaded is in the identity.
         "init_strict",
         # What is exported, and what is measured in validation and after training.
-        *("export_pretraining", "monitors"),
+        *("export_pretraining", "keep_encoders", "monitors"),
         *("test_csv", "test_splits", "beam_search", "kenlm_model_path"),
     ]
 )

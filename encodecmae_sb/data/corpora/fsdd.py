@@ -18,9 +18,9 @@ _NAME = re.compile(r"(\d)_([^_]+)_(\d+)")
 
 
 def find_clips(folder):
-    """Clips with the speaker as fold."""
+    """Clips with the speaker as fold and as group."""
     clips = []
     for path in sorted(need(folder, "recordings", LAYOUT).glob("*.wav")):
         if name := _NAME.fullmatch(path.stem):
-            clips.append(Clip(path.stem, str(path), (name[1],), name[2]))
+            clips.append(Clip(path.stem, str(path), (name[1],), name[2], group=name[2]))
     return clips

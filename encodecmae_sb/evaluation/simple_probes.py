@@ -1,0 +1,277 @@
+"""Linear and nearest-neighbour probes, chosen within the training clips.
+
+Neither has a random seed: logistic regression has one minimum, and neighbours are what
+they are. So two encoders differ by their vectors only, and not by the luck of a
+training.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsRegressor
+
+from encodecmae_sb.utils.errors import UserError
+
+from .metrics import clip_scores, resampled_scores
+from .probe import DRAWS
+
+LINEAR, KNN = "linear", "knn"
+# Inverse strengths of the regularisation to choose from.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Numbers of neighbours to choose from.
+NEIGHBOURS = (1, 3, 10, 30)
+_INNER_FOLDS = 3  # where the training clips have no groups of their own
+
+
+def simple_probe(
+    kind, vectors, targets, train, test, inner, choices, draws_seed=0, groups=None
+):
+    """Chooses a probe within the training clips, fits it on all of them and tests it.
+
+    Each channel is normalised to mean 0 and deviation 1 of the training clips. The
+    choice is that with the best mean score over the inner splits; the first of equals.
+
+    Arguments
+    ---------
+    kind : str
+        "linear": logistic regression, one for each label of multi-label targets.
+        "knn": the labels of the nearest training clips, by the cosine of the vectors'
+        angle, each weighted by the inverse of its distance.
+    vectors : numpy.ndarray
+        float, shape [clips, width].
+    targets : numpy.ndarray
+        See `data.clips.targets_of`: int, shape [clips], or 0 and 1, shape
+        [clips, classes].
+    train, test : numpy.ndarray of int
+        Places of the clips to fit and to test on.
+    inner : list of (numpy.ndarray, numpy.ndarray)
+        Splits to choose on: places of clips to fit and to check on.
+    choices : sequence
+        Inverse strengths of the regularisation, or numbers of neighbours.
+    draws_seed : int
+        Of the sets that are drawn from the test clips. Encoders that are compared need
+        the same.
+    groups : numpy.ndarray, optional
+        The group of each test clip, such as its speaker: the sets are drawn by groups.
+
+    Returns
+    -------
+    dict
+        `choice`; `valid`, its mean score over the inner splits; the metrics of
+        `clip_scores` on the test clips; `draws`, the first of them on `DRAWS` sets
+        drawn from the test clips.
+
+    Raises
+    ------
+    UserError
+        If vectors are not finite, or the training clips have a single class.
+
+    Example
+    -------
+    >>> rng = np.random.default_rng(0)
+    >>> targets = np.arange(60) % 2
+    >>> vectors = np.where(targets, 1.0, -1.0)[:, None] + 0.1 * rng.normal(size=(60, 3))
+    >>> train, test = np.arange(40), np.arange(40, 60)
+    >>> inner = [(train[:20], train[20:])]
+    >>> row = simple_probe("knn", vectors, targets, train, test, inner, [1, 3])
+    >>> row["choice"], row["accuracy"]
+    (1, 1.0)
+    """
+    if not np.isfinite(vectors).all():
+        bad = int((~np.isfinite(vectors).all(1)).sum())
+        raise UserError(
+            f"{bad} of the {len(vectors)} vectors are not finite (NaN or Inf): the "
+            "encoder that gave them is damaged."
+        )
+    if targets.ndim == 1 and len(set(targets[train])) < 2:
+        raise UserError("The training clips have one class: give clips of others.")
+    vectors = _normalised(vectors, train)
+    scores = [
+        _inner_score(kind, vectors, targets, inner, choice) if inner else 0.0
+        for choice in choices
+    ]
+    best = int(np.argmax(scores))
+    predicted = _predict(kind, vectors, targets, train, test, choices[best])
+    outcome = torch.from_numpy(predicted), torch.from_numpy(targets[test])
+    return {
+        "choice": choices[best],
+        "valid": float(scores[best]),
+        **clip_scores(*outcome),
+        "draws": resampled_scores(*outcome, DRAWS, draws_seed, groups).tolist(),
+    }
+
+
+def leave_one_out(places, groups):
+    """Splits in which each group is left out once.
+
+    Arguments
+    ---------
+    places : numpy.ndarray of int
+        Of the clips.
+    groups : numpy.ndarray
+        The fold, the speaker or another unit of each, which is left out whole. If all
+        are in one group, three parts of the clips are left out in turn.
+
+    Returns
+    -------
+    list of (numpy.ndarray, numpy.ndarray)
+        Places of clips to fit and to check on.
+
+    Example
+    -------
+    >>> [(fit.tolist(), check.tolist()) for fit, check in
+    ...     leave_one_out(np.array([4, 5, 6]), np.array(["a", "a", "b"]))]
+    [([6], [4, 5]), ([4, 5], [6])]
+    """
+    if len(set(groups)) == 1:
+        groups = np.arange(len(places)) % _INNER_FOLDS
+    names = sorted(set(groups))
+    return [(places[groups != name], places[groups == name]) for name in names]
+
+
+def few_of_each(targets, places, number, seed):
+    """Draws some clips of each class.
+
+    Arguments
+    ---------
+    targets : numpy.ndarray of int
+        Shape [clips].
+    places : numpy.ndarray of int
+        Of the clips to draw from.
+    number : int
+        Clips per class; classes with fewer give all they have.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray of int
+        Their places; the same for the same seed. Those of a smaller number are among
+        those of a larger one.
+
+    Example
+    -------
+    >>> drawn = few_of_each(np.arange(9) % 3, np.arange(9), 2, seed=0)
+    >>> sorted((drawn % 3).tolist())
+    [0, 0, 1, 1, 2, 2]
+    """
+    rng = np.random.default_rng(seed)
+    mixed = rng.permutation(places)
+    classes = targets[mixed]
+    return np.concatenate(
+        [mixed[classes == label][:number] for label in sorted(set(classes))]
+    )
+
+
+def folds_within_classes(targets, places):
+    """A fold for each clip, such that each class is in as many folds as can be.
+
+    Example
+    -------
+    >>> folds_within_classes(np.array([0, 0, 1, 1]), np.array([0, 2, 1, 3]))
+    array([0, 0, 1, 1])
+    """
+    counted, folds = {}, []
+    for label in targets[places]:
+        folds.append(counted.get(label, 0) % _INNER_FOLDS)
+        counted[label] = counted.get(label, 0) + 1
+    return np.array(folds)
+
+
+def linear_probe(vectors, targets, groups, fold, strengths=STRENGTHS, draws_seed=0):
+    """Tests a linear probe on one group of clips, trained on all others.
+
+    The strength is chosen when each group of the training clips is left out in turn.
+
+    Arguments
+    ---------
+    vectors : numpy.ndarray
+        float, shape [clips, width].
+    targets : numpy.ndarray of int
+        Shape [clips].
+    groups : numpy.ndarray of str
+        The fold, the speaker or another unit that is left out whole, shape [clips].
+    fold : str
+        The group to test on.
+    strengths : sequence of float
+        Inverse strengths of the regularisation to choose from.
+    draws_seed : int
+        See `simple_probe`.
+
+    Returns
+    -------
+    dict
+        See `simple_probe`.
+
+    Raises
+    ------
+    UserError
+        As `simple_probe`.
+
+    Example
+    -------
+    >>> rng = np.random.default_rng(0)
+    >>> targets = np.arange(60) % 2
+    >>> vectors = targets[:, None] + 0.1 * rng.normal(size=(60, 3))
+    >>> groups = np.array(list("abc")).repeat(20)
+    >>> linear_probe(vectors, targets, groups, "a")["accuracy"]
+    1.0
+    """
+    train, test = np.flatnonzero(groups != fold), np.flatnonzero(groups == fold)
+    inner = leave_one_out(train, groups[train])
+    return simple_probe(
+        LINEAR, vectors, targets, train, test, inner, strengths, draws_seed
+    )
+
+
+def _normalised(vectors, train):
+    mean, deviation = vectors[train].mean(0), vectors[train].std(0)
+    # A channel that hardly varies holds rounding errors only.
+    scale = np.maximum(deviation, max(1e-3 * deviation.mean(), 1e-12))
+    return (vectors - mean) / scale
+
+
+def _inner_score(kind, vectors, targets, inner, choice):
+    """Mean of the main score over the splits that can be used."""
+    scores = []
+    for fit, check in inner:
+        if targets.ndim == 1 and len(set(targets[fit])) < 2:
+            continue
+        predicted = _predict(kind, vectors, targets, fit, check, choice)
+        outcome = torch.from_numpy(predicted), torch.from_numpy(targets[check])
+        scores.append(next(iter(clip_scores(*outcome).values())))
+    return np.mean(scores) if scores else 0.0
+
+
+def _predict(kind, vectors, targets, fit, test, choice):
+    """Probabilities of the classes, float64, shape [test clips, classes]."""
+    return (_linear if kind == LINEAR else _neighbours)(
+        vectors[fit], targets[fit], vectors[test], choice, 1 + targets.max()
+    )
+
+
+def _linear(vectors, targets, heard, strength, classes):
+    model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
+    if targets.ndim == 2:
+        model, classes = OneVsRestClassifier(model), targets.shape[1]
+    with warnings.catch_warnings():
+        # With weak regularisation and classes that a plane divides there is no end.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # A label that all clips of an inner split have, or none.
+        warnings.filterwarnings("ignore", message="Label .* is present")
+        model.fit(vectors, targets)
+    known = slice(None) if targets.ndim == 2 else model.classes_
+    probabilities = np.zeros((len(heard), classes))
+    probabilities[:, known] = model.predict_proba(heard)
+    return probabilities
+
+
+def _neighbours(vectors, targets, heard, number, classes):
+    # As a regression of 0 and 1, one for each class: for several labels as for one.
+    wanted = targets if targets.ndim == 2 else np.eye(classes)[targets]
+    number = min(number, len(vectors))
+    model = KNeighborsRegressor(number, metric="cosine", weights="distance")
+    return model.fit(vectors, wanted.astype(np.float64)).predict(heard)
