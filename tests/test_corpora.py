@@ -144,8 +144,20 @@ def librispeech(folder):
     return parts, ["103", "1034"], "train-clean-100"
 
 
+def esc10(folder):
+    names = ("Dog bark", "Rain", "Waves", "Baby", "Clock", "Sneeze", "Helicopter")
+    names = [*names, "Chainsaw", "Rooster", "Fire"]
+    for number, name in enumerate(names, 1):
+        takes = [f"{fold}-1003{number}-{take}" for fold in range(1, 6) for take in "AB"]
+        files = [f"{number:03d} - {name}/{take}.ogg" for take in takes]
+        write(folder, *files)
+    (folder / "README.md").write_text("")
+    return {str(fold): 20 for fold in range(1, 6)}, sorted(names), "003 - Waves"
+
+
 TREES = {
     "speech_commands": speech_commands,
+    "esc10": esc10,
     "esc50": esc50,
     "gtzan": gtzan_tree,
     "crema_d": crema_d,
@@ -179,6 +191,28 @@ def test_true_layout(corpus, tmp_path):
         find_clips(corpus, tmp_path)
     assert needed.split("/")[-1].split("-")[0] in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "corpus", ["esc10", "esc50", "crema_d", "fsdd", "speech_commands"]
+)
+def test_clips_that_belong_together_are_known(corpus, tmp_path):
+    TREES[corpus](tmp_path)
+    clips = find_clips(corpus, tmp_path)
+    groups = {}
+    for clip in clips:
+        groups.setdefault(clip.group, []).append(clip)
+    assert "" not in groups
+    assert max(map(len, groups.values())) > 1
+    read = read_manifests(csv=write_manifest_of(tmp_path, clips))
+    assert [clip.group for clip in read] == [clip.group for clip in clips]
+    if corpus in ("crema_d", "fsdd"):  # folds of speakers
+        assert all(len({clip.part for clip in own}) == 1 for own in groups.values())
+
+
+def write_manifest_of(folder, clips):
+    write_manifest(folder / "clips.csv", clips)
+    return folder / "clips.csv"
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_corpus_is_one_file(by_name, tmp_path, monkeypatch):
 def test_an_unknown_corpus_names_the_known_ones(tmp_path):
     yaml = ROOT / "hparams/classify.yaml"
     given = ["--corpus", "esc51", "--output_folder", tmp_path]
-    with pytest.raises(SystemExit, match="corpus=esc51: there are crema_d, esc50, "):
+    with pytest.raises(SystemExit, match="corpus=esc51: there are crema_d, esc10, "):
         run_recipe("classify", yaml, *given)
 
 

@@ -2,7 +2,8 @@
 
 To add a corpus, add one such file, or keep it elsewhere and give its path. It has
 
-- `find_clips(folder)`, which returns the clips (`encodecmae_sb.data.clips.Clip`);
+- `find_clips(folder)`, which returns the clips (`encodecmae_sb.data.clips.Clip`), with
+  a `group`, such as the speaker, where clips belong together;
 - `LAYOUT`, what the corpus looks like on disk, shown when something is missing;
 - `RATE`, the sample rate in Hz that every file must have; without it: any rate;
 - `MULTI_LABEL = True` if clips have several labels;

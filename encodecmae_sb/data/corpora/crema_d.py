@@ -26,12 +26,16 @@ _EMOTIONS = {
 
 
 def find_clips(folder):
-    """Clips with a fold by actor: 1001 is in fold 1, 1002 in fold 2, ..."""
+    """Clips with a fold by actor: 1001 is in fold 1, 1002 in fold 2, ...
+
+    The actor is the group.
+    """
     clips = []
     for path in sorted(need(folder, "AudioWAV", LAYOUT).glob("*.wav")):
         name = _NAME.fullmatch(path.stem)
         if name is None or name[2] not in _EMOTIONS:
             continue
         fold = (int(name[1]) - 1001) % 5 + 1
-        clips.append(Clip(path.stem, str(path), (_EMOTIONS[name[2]],), str(fold)))
+        label = (_EMOTIONS[name[2]],)
+        clips.append(Clip(path.stem, str(path), label, str(fold), group=name[1]))
     return clips

@@ -15,7 +15,7 @@ LAYOUT = """\
 
 
 def find_clips(folder):
-    """Clips with their official folds.
+    """Clips with their official folds; the takes of a recording are a group.
 
     Corpora of the same layout, such as the sounds in this package, have another
     name for the table: any single CSV file in `meta` will do.
@@ -35,6 +35,7 @@ def find_clips(folder):
             wav=str(audio / row["filename"]),
             labels=(row["category"],),
             part=row["fold"],
+            group=row.get("src_file") or "",
         )
         for row in rows
     ]

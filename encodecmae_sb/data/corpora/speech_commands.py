@@ -31,6 +31,7 @@ def find_clips(folder):
             wav=str(folder / name),
             labels=(name.split("/")[0],),
             part=part_of.get(name, "train"),
+            group=name.split("/")[1].split("_")[0],  # who speaks
         )
         for name in sorted(names)
     ]
