@@ -4,6 +4,7 @@ r"""Probes frozen representations: what is an encoder worth?
     python recipes/probe.py hparams/probe_fsdd.yaml --data_folder /data/fsdd \
         --encoders "[logmel, random, results/base/1234/encoder]"
     python recipes/probe.py hparams/probe_mini.yaml --layers True
+    python recipes/probe.py hparams/verify_fsdd.yaml --data_folder /data/fsdd
 
 Every clip becomes one vector, mean and deviation of its frames over time (`pooling`).
 Linear and MLP probes are trained on the vectors, chosen on the validation set, and
@@ -34,7 +35,11 @@ from encodecmae_sb.bundled import hparams_folder
 from encodecmae_sb.data.clip_data import find_data
 from encodecmae_sb.evaluation.comparison import spread
 from encodecmae_sb.pipelines.compare import Comparison, check_settings, write_results
+from encodecmae_sb.pipelines.compare_trials import compare_trials
+from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import start_experiment
+
+TASKS = {"verification": compare_trials}  # besides classes
 
 
 def main(argv):
@@ -43,6 +48,12 @@ def main(argv):
         print(__doc__)
         return 0 if argv else 2
     hparams, run_opts, _ = start_experiment([find_yaml(argv[0]), *argv[1:]])
+    task = hparams.get("task", "classes")
+    if task not in ("classes", *TASKS):
+        raise UserError(f"task={task}: allowed are classes, {', '.join(TASKS)}.")
+    if task in TASKS:
+        TASKS[task](hparams, run_opts)
+        return 0
     output = Path(hparams["output_folder"])
     check_settings(hparams)
     data = find_data(hparams, output)

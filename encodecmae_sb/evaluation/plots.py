@@ -159,7 +159,7 @@ def draw_confusion(predicted, targets, labels, path, title):
         figure.colorbar(image, shrink=0.7, label="share of the label's clips")
 
 
-def draw_bars(names, scores, draws, path, score_name, chance=None):
+def draw_bars(names, scores, draws, path, score_name, chance=None, limit=1):
     """Draws a bar for each encoder, with its 95 % interval and its folds.
 
     Arguments
@@ -172,6 +172,8 @@ def draw_bars(names, scores, draws, path, score_name, chance=None):
     score_name : str
     chance : float, optional
         The score that is reached without listening, drawn as a line.
+    limit : float
+        Where the axis ends.
     """
     spreads = [spread(*tables) for tables in zip(scores, draws, strict=True)]
     with picture(path, figsize=(8, 1.2 + 0.5 * len(names))) as (_, axes):
@@ -191,7 +193,9 @@ def draw_bars(names, scores, draws, path, score_name, chance=None):
         axes.set_yticks(range(len(names)), [_short(name) for name in names])
         axes.invert_yaxis()
         dots = "folds" if len(scores[0]) > 1 else "repeats"
-        axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})")
+        axes.set(
+            xlim=(0, limit), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})"
+        )
 
 
 def draw_layers(curves, path, score_name):
