@@ -47,7 +47,9 @@ def block():
 def adapted(task, folder, more=""):
     """The yaml of a task with our block; returns its path."""
     text = Path(FOLDER, task, "hparams/ssl.yaml").read_text()
-    text, count = re.subn(r"weighted_ssl_model: .*\n(?: +.*\n)+", block(), text, 1)
+    text, count = re.subn(
+        r"weighted_ssl_model: .*\n(?: +.*\n)+", block(), text, count=1
+    )
     assert count == 1
     path = folder / "ssl.yaml"
     path.write_text(more + text)
