@@ -5,6 +5,7 @@ r"""Probes frozen representations: what is an encoder worth?
         --encoders "[logmel, random, results/base/1234/encoder]"
     python recipes/probe.py hparams/probe_mini.yaml --layers True
     python recipes/probe.py hparams/verify_fsdd.yaml --data_folder /data/fsdd
+    python recipes/probe.py hparams/words_mini.yaml
 
 Every clip becomes one vector, mean and deviation of its frames over time (`pooling`).
 Linear and MLP probes are trained on the vectors, chosen on the validation set, and
@@ -24,6 +25,10 @@ tested; `probe.png`; with `--layers True` `layers.png`; `clips.csv`;
 interrupted goes on when the same command is given again. If encoders are added, the
 others are not computed again.
 
+The yaml's `task` may also be `verification` (do two clips have one speaker?) and
+`words` (what words are recognised from the frames?): docs/verification.md,
+docs/words.md.
+
 `python -m encodecmae_sb probe` takes the same arguments where the package is installed
 without its repository. A yaml that is not there, such as hparams/probe_mini.yaml, is
 then the one in the package.
@@ -36,10 +41,12 @@ from encodecmae_sb.data.clip_data import find_data
 from encodecmae_sb.evaluation.comparison import spread
 from encodecmae_sb.pipelines.compare import Comparison, check_settings, write_results
 from encodecmae_sb.pipelines.compare_trials import compare_trials
+from encodecmae_sb.pipelines.compare_words import compare_words
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import start_experiment
 
-TASKS = {"verification": compare_trials}  # besides classes
+# Besides classes.
+TASKS = {"verification": compare_trials, "words": compare_words}
 
 
 def main(argv):

@@ -42,3 +42,33 @@ def resampled_groups(groups, draws=1000, seed=0):
         raise ValueError(f"groups={groups}: there must be one or more.")
     rng = np.random.default_rng(seed)
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+
+
+def resampled_rates(errors, totals, groups, draws=1000, seed=0):
+    """Error rates on sets of groups of clips that are drawn with replacement.
+
+    Arguments
+    ---------
+    errors, totals : array-like
+        Of each clip, such as word errors and words, [clips].
+    groups : list of str
+        The group of each clip, such as its speaker, [clips].
+    draws : int
+        Sets, D.
+    seed : int
+
+    Returns
+    -------
+    numpy.ndarray
+        Errors of a set by its total, float64, [D].
+
+    Example
+    -------
+    >>> rates = resampled_rates([1, 1, 3], [4, 4, 4], ["a", "a", "b"])
+    >>> np.unique(rates).tolist()  # a twice, both (b has one clip), b twice
+    [0.25, 0.4166666666666667, 0.75]
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    counts = resampled_groups(len(names), draws, seed)
+    errors, totals = (counts @ np.bincount(numbers, x) for x in (errors, totals))
+    return errors / totals

@@ -6,6 +6,7 @@ from encodecmae_sb.evaluation.comparison import (
     layer_metrics,
     main_rows,
     spread,
+    table_of,
     tables_of,
     with_interval,
 )
@@ -14,6 +15,7 @@ from encodecmae_sb.evaluation.plots import draw_bars, draw_layers
 from encodecmae_sb.utils.experiment import write_metrics
 
 PART = ["test"]  # error rates are of one test set, without folds
+ENDS = ("low", "high")
 
 
 def write_errors(output, rows, key, others, about, hparams, chance=None):
@@ -24,7 +26,8 @@ def write_errors(output, rows, key, others, about, hparams, chance=None):
     output : Path
     rows : list of dict
         With `encoder`, `layer`, `fold` ("test"), an error rate in per cent, `draws` of
-        it, and what else belongs into the CSV file.
+        it, and what else belongs into the CSV file. Another metric may have draws, too,
+        such as `draws_cer`.
     key : str
         The error rate by which encoders are compared; lower is better.
     others : list of str
@@ -43,9 +46,13 @@ def write_errors(output, rows, key, others, about, hparams, chance=None):
         Of each encoder the rows of the layer that the yaml names.
     """
     covers = {"interval_covers": about["interval_covers"]}
-    write_rows(
-        output / "probes.csv", [with_interval(row, PART) | covers for row in rows]
-    )
+    table = []
+    for row in rows:
+        row = with_interval(row, PART) | covers
+        for other in others:
+            row.pop(f"draws_{other}", None)
+        table.append(row)
+    write_rows(output / "probes.csv", table)
     layers_of = by_layer(rows)
     encoders = {
         name: main_rows(layers, hparams["layer"]) for name, layers in layers_of.items()
@@ -56,6 +63,12 @@ def write_errors(output, rows, key, others, about, hparams, chance=None):
         if len(layers) > 1:
             for i, own in enumerate(layers):
                 metrics |= layer_metrics(f"{name}/layer_{i}/", own, PART, key)
+        for other in others:
+            if f"draws_{other}" in encoders[name][0]:
+                columns = other, f"draws_{other}"
+                pair = (table_of(encoders[name], PART, column) for column in columns)
+                found = spread(*pair)
+                metrics |= {f"{name}/{other}_{end}": found[end] for end in ENDS}
         metrics[f"{name}/layer"] = encoders[name][0]["layer"]
     tables = [tables_of(own, PART, key) for own in encoders.values()]
     metrics |= about | behind_best(list(encoders), tables, key, lower_is_better=True)
@@ -95,12 +108,12 @@ def error_table(metrics, encoders, key, other, decimals=1):
 
     Example
     -------
-    >>> metrics = {"logmel/eer": 8.0, "logmel/eer_low": 7.0, "logmel/eer_high": 9.5}
-    >>> metrics |= {"logmel/min_dcf": 0.01, "interval_covers": "95 %: other speakers"}
-    >>> rows = {"logmel": [{"width": 512, "layer": "-"}]}
-    >>> print(error_table(metrics, rows, "eer", "min_dcf", 3))
-    encoder  width layer   EER %  95 % interval   MIN_DCF   behind best  95 % interval
-    logmel     512     -     8.0     7.0 to 9.5     0.010             -              -
+    >>> metrics = {"fbank/wer": 8.0, "fbank/wer_low": 7.0, "fbank/wer_high": 9.5}
+    >>> metrics |= {"fbank/cer": 3.0, "interval_covers": "95 %: other speakers"}
+    >>> rows = {"fbank": [{"width": 512, "layer": "-"}]}
+    >>> print(error_table(metrics, rows, "wer", "cer"))  # doctest: +ELLIPSIS
+    encoder  width    layer   WER %  95 % interval       CER   behind best  ...
+    fbank      512        -     8.0     7.0 to 9.5       3.0             -  ...
     (95 %: other speakers; lower is better)
     """
     wide = max(map(len, [*encoders, "encoder"]))
@@ -117,16 +130,19 @@ def error_table(metrics, encoders, key, other, decimals=1):
             15
         )
 
+    both = any(f"{name}/{other}_low" in metrics for name in encoders)
+    title = f"{'95 % interval':>15}"
     lines = [
-        f"{'encoder':{wide}}{'width':>7}{'layer':>6}{key.upper() + ' %':>8}"
-        f"{'95 % interval':>15}{other.upper():>10}{'behind best':>14}"
-        f"{'95 % interval':>15}"
+        f"{'encoder':{wide}}{'width':>7}{'layer':>9}{key.upper() + ' %':>8}{title}"
+        f"{other.upper() + (' %' if both else ''):>10}{title if both else ''}"
+        f"{'behind best':>14}{title}"
     ]
     for name, (row, *_) in encoders.items():
         score = f"{name}/{key}"
         lines.append(
-            f"{name:{wide}}{row['width']:7d}{row['layer']:>6}{cell(score, 8)}"
+            f"{name:{wide}}{row['width']:7d}{row['layer']:>9}{cell(score, 8)}"
             f"{interval(score)}{cell(f'{name}/{other}', 10, decimals)}"
+            f"{interval(f'{name}/{other}') if both else ''}"
             f"{cell(f'{score}_behind_best', 14)}{interval(f'{score}_behind_best')}"
         )
     return "\n".join([*lines, f"({metrics['interval_covers']}; lower is better)"])
