@@ -22,6 +22,7 @@ from encodecmae_sb.evaluation.verification import (
     verification_errors,
 )
 from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+from encodecmae_sb.pipelines.report_results import kind_of, results_of
 from encodecmae_sb.pretrained.folder import export_encoder
 from encodecmae_sb.utils.errors import UserError
 
@@ -218,6 +219,13 @@ def test_a_run_compares_encoders(home):
     for name in ("metrics.json", "probes.csv", "probe.png", "clips.csv"):
         assert name in text
         assert (output / name).exists()
+    # A report has them as bars.
+    assert kind_of(output) == "probe"
+    shown = results_of(output, "probe")
+    assert shown["score"] == "Equal error rate, %"
+    assert [bar["at"] for bar in shown["bars"]] == [
+        pytest.approx(min(100, metrics[f"{name}/eer"]), abs=0.01) for name in names
+    ]
     # The same command again computes nothing.
     files = {path: path.stat().st_mtime_ns for path in output.glob("save/*/*")}
     assert len(files) == 4 * 2 + 4  # vectors with their notes, scores

@@ -22,6 +22,7 @@ from encodecmae_sb.nnet.heads import StoredLayers
 from encodecmae_sb.nnet.lengths import absolute_lengths
 from encodecmae_sb.pipelines.clip_features import StoredSummaries
 from encodecmae_sb.pipelines.compare_words import stored_dataset
+from encodecmae_sb.pipelines.report_results import kind_of, results_of
 from encodecmae_sb.utils.grid import SAMPLE_RATE
 
 TINY = {
@@ -97,6 +98,14 @@ def test_a_run_compares_encoders(home, finished):
     for name in ("metrics.json", "probes.csv", "probe.png"):
         assert name in text
         assert (output / name).exists()
+    assert not (output / "layers.png").exists()
+    # A report has them as bars.
+    assert kind_of(output) == "probe"
+    shown = results_of(output, "probe")
+    assert shown["score"] == "Word error rate, %"
+    assert [bar["at"] for bar in shown["bars"]] == [
+        pytest.approx(min(100, metrics[f"{name}/wer"]), abs=0.01) for name in names
+    ]
 
 
 def test_what_is_finished_stays(home, finished):
@@ -142,11 +151,8 @@ def test_stored_frames_are_those_of_the_encoder(home, finished, tmp_path):
     head = CTCHead(lobe.dim, 40, hidden_size=8).eval()
     found = stored_dataset(0, part, own[0], head)
     outputs = []
-    pairs = (
-        (lobe, speech_dataset(part)),
-        (StoredLayers(lobe.encoder.num_layers), found),
-    )
-    for encoder, data in pairs:
+    encoders = lobe, StoredLayers(lobe.encoder.num_layers)
+    for encoder, data in zip(encoders, (speech_dataset(part), found), strict=True):
         batch = collate_speech([data[i] for i in range(3)])
         values, lens = batch.sig
         counts = encoder.num_frames(absolute_lengths(lens, values.shape[1]))

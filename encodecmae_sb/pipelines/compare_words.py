@@ -273,7 +273,8 @@ def compare_words(hparams, run_opts):
         "interval_covers": f"{covers}; not other training clips, pretrainings",
         "unusable_files": len(unusable),
     }
-    results = write_errors(output, rows, "wer", ["cer"], about, comparison.hparams)
+    sum_alone = {"layer": "last", "layers": False}
+    results = write_errors(output, rows, "wer", ["cer"], about, sum_alone)
     print(
         f"\n{error_table(*results, 'wer', 'cer')}\n"
         f"\nMade in {output}:\n"
