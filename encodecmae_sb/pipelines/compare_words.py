@@ -1,6 +1,7 @@
 """Compares encoders by words: a recogniser is trained on the stored frames of each."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -237,12 +238,21 @@ def stored_dataset(number, part, stored, head):
             "unusable": None,
         }
     items = [
-        {"func": lambda place: stored[place].float(), "takes": "place"},
-        {"func": lambda numbers: torch.from_numpy(numbers).long(), "takes": "numbers"},
+        {"func": partial(_frames, stored), "takes": "place", "provides": "sig"},
+        {"func": _tensor, "takes": "numbers", "provides": "tokens"},
     ]
-    for item, name in zip(items, ("sig", "tokens"), strict=True):
-        item["provides"] = name
     return DynamicItemDataset(data, items, ["id", "sig", "tokens", "wrd", "unusable"])
+
+
+# These are not inside the function above: worker processes may get them as a pickle.
+
+
+def _frames(stored, place):
+    return stored[place].float()
+
+
+def _tensor(numbers):
+    return torch.from_numpy(numbers).long()
 
 
 def compare_words(hparams, run_opts):

@@ -14,9 +14,9 @@ _ERRORS = {"eer": "Equal error rate, %", "wer": "Word error rate, %"}
 _KINDS = {  # keys of hyperparams.yaml by which a run is known, first match
     "self-training": {"teacher", "masker", "model"},
     "pretraining": {"masker", "model", "n_codebooks"},
-    "recognition": {"token_type", "head", "encoder_folder"},
-    "classification": {"features", "head"},
     "probe": {"encoders", "repeats"},
+    "recognition": {"token_type", "head"},
+    "classification": {"features", "head"},
 }
 TAKEN = (
     "A report can be made of the output folder of recipes/pretrain.py, self_train.py, "
@@ -226,11 +226,10 @@ def _probe(folder, metrics):
     if "most_frequent_class" in metrics:
         about += " Always the most frequent class: "
         about += f"{metrics['most_frequent_class']:.3f}."
+    titles = {"mAP": "mAP", **_ERRORS}
     return {
         "title": "Probe",
         "about": about,
         "bars": bars,
-        "score": {"mAP": "mAP", **_ERRORS}.get(
-            found[0][1] if found else "", "Accuracy"
-        ),
+        "score": titles.get(found[0][1] if found else "", "Accuracy"),
     }
