@@ -47,3 +47,14 @@ def test_self_training_has_the_keys_of_pretraining():
     start = {"init", "init_strict", "export_pretraining"}
     targets = {"codec", "codes_folder", "store_targets", "targets", "codebook_weights"}
     assert only_there <= {*targets, "codebooks_per_step", *start}
+
+
+@pytest.mark.parametrize("name", ["verify_fsdd", "words_mini"])
+def test_every_key_is_read(name):
+    files = (ROOT / "encodecmae_sb").rglob("*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    text = (ROOT / f"hparams/{name}.yaml").read_text()
+    for key in values(name):
+        part = key.partition("_")[2]  # of train, valid or test
+        read = (f'"{key}"', f"hparams.{key}", f'{{part}}_{part}"')
+        assert any(words in source for words in read) or f"<{key}>" in text, key

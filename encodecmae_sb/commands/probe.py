@@ -4,6 +4,8 @@ r"""Probes frozen representations: what is an encoder worth?
     python recipes/probe.py hparams/probe_fsdd.yaml --data_folder /data/fsdd \
         --encoders "[logmel, random, results/base/1234/encoder]"
     python recipes/probe.py hparams/probe_mini.yaml --layers True
+    python recipes/probe.py hparams/verify_fsdd.yaml --data_folder /data/fsdd
+    python recipes/probe.py hparams/words_mini.yaml
 
 Every clip becomes one vector, mean and deviation of its frames over time (`pooling`).
 The vectors are judged by `probes`: linear (logistic regression), mlp (chosen on the
@@ -29,6 +31,10 @@ tested; `probe.png`; with the options above `layers.png`, `steps.png` and `label
 interrupted goes on when the same command is given again. If encoders are added, the
 others are not computed again.
 
+The yaml's `task` may also be `verification` (do two clips have one speaker?) and
+`words` (what words are recognised from the frames?): docs/verification.md,
+docs/words.md.
+
 `python -m encodecmae_sb probe` takes the same arguments where the package is installed
 without its repository. A yaml that is not there, such as hparams/probe_mini.yaml, is
 then the one in the package.
@@ -41,7 +47,13 @@ from encodecmae_sb.data.clip_data import find_data
 from encodecmae_sb.evaluation.comparison import spread
 from encodecmae_sb.pipelines.compare import Comparison, check_settings
 from encodecmae_sb.pipelines.compare_results import write_results
+from encodecmae_sb.pipelines.compare_trials import compare_trials
+from encodecmae_sb.pipelines.compare_words import compare_words
+from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import start_experiment
+
+# Besides classes.
+TASKS = {"verification": compare_trials, "words": compare_words}
 
 
 def main(argv):
@@ -50,6 +62,12 @@ def main(argv):
         print(__doc__)
         return 0 if argv else 2
     hparams, run_opts, _ = start_experiment([find_yaml(argv[0]), *argv[1:]])
+    task = hparams.get("task", "classes")
+    if task not in ("classes", *TASKS):
+        raise UserError(f"task={task}: allowed are classes, {', '.join(TASKS)}.")
+    if task in TASKS:
+        TASKS[task](hparams, run_opts)
+        return 0
     output = Path(hparams["output_folder"])
     check_settings(hparams)
     data = find_data(hparams, output)

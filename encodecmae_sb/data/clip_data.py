@@ -143,14 +143,36 @@ def find_data(hparams, output):
     >>> hparams["multi_label"]
     False
     """
+    clips, unusable = find_usable(hparams, output)
+    folds = make_folds(clips, hparams["valid_share"])
+    labels, multi_label = all_labels(clips), hparams["multi_label"]
+    return ClipData(clips, folds, labels, multi_label, unusable)
+
+
+def find_usable(hparams, output):
+    """Finds clips as `find_data` does, without a split into folds.
+
+    Arguments
+    ---------
+    hparams : dict
+        As for `find_data`; `multi_label` and `valid_share` may be absent.
+    output : Path
+
+    Returns
+    -------
+    clips : list of Clip
+        Those that can be used.
+    unusable : int
+        Files that were left out.
+    """
     manifests = {
         key: hparams[key] for key in ("csv", "train_csv", "valid_csv", "test_csv")
     }
     corpus = None if any(manifests.values()) else load_corpus(hparams["corpus"])
     for key, (name, default) in _FACTS.items():
-        if hparams[key] == AUTO:
+        if hparams.get(key) == AUTO:
             hparams[key] = getattr(corpus, name, default)
-    multi_label = hparams["multi_label"]
+    multi_label = hparams.get("multi_label", False)
     if multi_label not in (False, True):
         raise UserError(f"multi_label={multi_label}: allowed are auto, False, True.")
     if corpus is None:
@@ -162,6 +184,5 @@ def find_data(hparams, output):
     listed = output / "unusable_files.csv"
     listed.unlink(missing_ok=True)
     UnusableFiles(listed, found, hparams["max_unusable"]).add(bad)
-    folds = make_folds(clips, hparams["valid_share"])
     write_manifest(output / "clips.csv", clips)
-    return ClipData(clips, folds, all_labels(clips), multi_label, len(bad))
+    return clips, len(bad)

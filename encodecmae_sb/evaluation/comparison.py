@@ -177,7 +177,7 @@ def layer_metrics(prefix, rows, folds, key, others=(), draw_folds=False):
     return metrics
 
 
-def behind_best(names, tables, key):
+def behind_best(names, tables, key, lower_is_better=False):
     """How far each encoder is behind the best one, fold by fold and clip by clip.
 
     Folds and clips differ more than encoders do. So the difference of two encoders on
@@ -190,17 +190,27 @@ def behind_best(names, tables, key):
         Scores and draws of each, as for `spread`.
     key : str
         Name of the score.
+    lower_is_better : bool
+        Whether the score is an error. What is behind is a positive number in any case.
 
     Returns
     -------
     dict of str to float
+
+    Example
+    -------
+    >>> tables = [([[8.0]], [[[7.0, 9.0]]]), ([[5.0]], [[[4.0, 6.0]]])]
+    >>> behind = behind_best(["a", "b"], tables, "wer", lower_is_better=True)
+    >>> behind["a/wer_behind_best"]
+    3.0
     """
-    best = max(range(len(names)), key=lambda i: spread(tables[i][0])["mean"])
+    sign = -1 if lower_is_better else 1
+    best = max(range(len(names)), key=lambda i: sign * spread(tables[i][0])["mean"])
     metrics = {}
     for i, name in enumerate(names):
         if i != best:
             pairs = zip(tables[best], tables[i], strict=True)
-            difference = spread(*(np.subtract(high, low) for high, low in pairs))
+            difference = spread(*(sign * np.subtract(a, b) for a, b in pairs))
             for what in ("mean", "low", "high", "stderr_folds"):
                 if what in difference:
                     suffix = "" if what == "mean" else f"_{what}"

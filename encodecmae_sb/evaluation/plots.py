@@ -159,7 +159,7 @@ def draw_confusion(predicted, targets, labels, path, title):
         figure.colorbar(image, shrink=0.7, label="share of the label's clips")
 
 
-def draw_bars(panels, path, score_name, chance=None):
+def draw_bars(panels, path, score_name, chance=None, limit=1):
     """Draws a bar for each encoder, with its 95 % interval and its folds.
 
     Arguments
@@ -172,6 +172,8 @@ def draw_bars(panels, path, score_name, chance=None):
     score_name : str
     chance : float, optional
         The score that is reached without listening, drawn as a line.
+    limit : float
+        Where the axis ends.
     """
     names = list(next(iter(panels.values())))
     size = {"figsize": (3 + 5 * len(panels), 1.2 + 0.5 * len(names)), "squeeze": False}
@@ -193,7 +195,7 @@ def draw_bars(panels, path, score_name, chance=None):
             if chance is not None:
                 axes.axvline(chance, color="grey", linestyle=":")
             label = f"{score_name} (bar: 95 % interval; dots: {dots})"
-            axes.set(xlim=(0, 1), xlabel=label, title=title)
+            axes.set(xlim=(0, limit), xlabel=label, title=title)
         all_axes[0, 0].set_yticks(range(len(names)), [_short(name) for name in names])
         all_axes[0, 0].invert_yaxis()
 

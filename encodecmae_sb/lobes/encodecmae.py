@@ -166,6 +166,11 @@ class EnCodecMAE(nn.Module):
         return self.encoder
 
     @property
+    def weights(self):
+        """The `layer_weights`, under the name that SpeechBrain's MP3S asks for."""
+        return self.layer_weights
+
+    @property
     def dim(self):
         """Width of the features, D."""
         return self.encoder.dim

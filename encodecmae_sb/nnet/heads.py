@@ -76,6 +76,30 @@ class LayerSum(nn.Module):
         return sum_layers(layers, self.layer_weights)
 
 
+class StoredLayers(LayerSum):
+    """Stands for an encoder whose frames were computed before: a learnt sum of them.
+
+    Arguments
+    ---------
+    num_layers : int
+
+    Example
+    -------
+    >>> StoredLayers(4)(torch.zeros(2, 75, 4, 64)).shape
+    torch.Size([2, 75, 64])
+    """
+
+    freeze = True
+
+    def num_frames(self, num_stored):
+        """Frames of an item: as many as were stored."""
+        return num_stored
+
+    def forward(self, frames, lens=None):
+        """Adds layers, [B, T, layers, D] -> [B, T, D]."""
+        return super().forward(frames.permute(2, 0, 1, 3))
+
+
 def sum_layers(layers, layer_weights):
     """Sum of layers [L, ...], with the softmax of weights [L]: [...]."""
     weights = layer_weights.softmax(0)

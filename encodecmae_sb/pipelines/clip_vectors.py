@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from encodecmae_sb.evaluation.probe import check_whole
 from encodecmae_sb.lobes import EnCodecMAE
 from encodecmae_sb.nnet.chunks import FRAMES_VERSION
 from encodecmae_sb.nnet.pooling import (
@@ -22,6 +23,33 @@ from encodecmae_sb.utils.grid import SAMPLE_RATE
 from .clip_features import StoredSummaries, clips_key, in_fold, store_summaries
 
 LOGMEL, RANDOM = "logmel", "random"
+
+
+def check_encoding(hparams):
+    """Refuses encoders, layers and poolings that cannot be, before any work."""
+    if not isinstance(hparams["layers"], bool):
+        raise UserError(f"layers={hparams['layers']}: allowed are True, False.")
+    check_whole("repeats", hparams["repeats"], 1)
+    check_whole("encode_batch_size", hparams["encode_batch_size"], 1)
+    if hparams["pooling"] not in ("mean", "mean_std"):
+        raise UserError(
+            f"pooling={hparams['pooling']}: allowed are mean, mean_std. Pooling that "
+            "learns, such as attentive, is for recipes/classify.py."
+        )
+    layer = hparams["layer"]
+    if layer not in ("last", "last_no_norm"):
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise UserError(
+                f"layer={layer}: allowed are last, last_no_norm and a number from 0."
+            )
+    elif layer == "last_no_norm" and hparams["layers"]:
+        raise UserError(
+            "layer=last_no_norm is none of the layers that layers=True goes through: "
+            "give one of the two."
+        )
+    if torch.distributed.is_initialized():
+        raise UserError("Probing runs in one process: start without torchrun.")
+    named_encoders(hparams)
 
 
 def named_encoders(hparams):

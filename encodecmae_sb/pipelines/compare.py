@@ -4,10 +4,9 @@ import json
 from dataclasses import asdict, fields
 
 import numpy as np
-import torch
 
 from encodecmae_sb.evaluation.comparison import by_layer, main_rows, spread
-from encodecmae_sb.evaluation.probe import ProbeGrid, check_whole, probe_vectors
+from encodecmae_sb.evaluation.probe import ProbeGrid, probe_vectors
 from encodecmae_sb.evaluation.simple_probes import (
     KNN,
     LINEAR,
@@ -23,7 +22,13 @@ from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
 from .clip_features import check_encoder
-from .clip_vectors import LOGMEL, RANDOM, ClipVectors, named_encoders
+from .clip_vectors import (
+    LOGMEL,
+    RANDOM,
+    ClipVectors,
+    check_encoding,
+    named_encoders,
+)
 
 MLP = "mlp"
 PROBES = (LINEAR, MLP, KNN)
@@ -33,29 +38,7 @@ LEVELLED = ", equal level"  # at the end of a row's name
 
 def check_settings(hparams):
     """Refuses values that have no meaning, before any work."""
-    if not isinstance(hparams["layers"], bool):
-        raise UserError(f"layers={hparams['layers']}: allowed are True, False.")
-    check_whole("repeats", hparams["repeats"], 1)
-    check_whole("encode_batch_size", hparams["encode_batch_size"], 1)
-    if hparams["pooling"] not in ("mean", "mean_std"):
-        raise UserError(
-            f"pooling={hparams['pooling']}: allowed are mean, mean_std. Pooling that "
-            "learns, such as attentive, is for recipes/classify.py."
-        )
-    layer = hparams["layer"]
-    if layer not in ("last", "last_no_norm"):
-        if not isinstance(layer, int) or isinstance(layer, bool):
-            raise UserError(
-                f"layer={layer}: allowed are last, last_no_norm and a number from 0."
-            )
-    elif layer == "last_no_norm" and hparams["layers"]:
-        raise UserError(
-            "layer=last_no_norm is none of the layers that layers=True goes through: "
-            "give one of the two."
-        )
-    if torch.distributed.is_initialized():
-        raise UserError("Probing runs in one process: start without torchrun.")
-    named_encoders(hparams)
+    check_encoding(hparams)
     if not isinstance(hparams["normalise"], bool):
         raise UserError(f"normalise={hparams['normalise']}: allowed are True, False.")
     _check_list(hparams, "probes", PROBES.__contains__, ", ".join(PROBES))

@@ -124,7 +124,10 @@ def _draw_lines(hparams, curves, panels, few_labels, output, key):
     if hparams["layers"]:
         lines = {
             probe: {
-                name: dict(enumerate(layers)) if len(layers) > 1 else {None: layers[0]}
+                name: {
+                    i if len(layers) > 1 else None: tables
+                    for i, tables in enumerate(layers)
+                }
                 for name, layers in own.items()
             }
             for probe, own in curves.items()

@@ -10,12 +10,13 @@ from encodecmae_sb.evaluation.report import chart, png_uri
 from encodecmae_sb.utils.errors import UserError
 
 _WORST = 6  # transcripts that are shown
+_ERRORS = {"eer": "Equal error rate, %", "wer": "Word error rate, %"}
 _KINDS = {  # keys of hyperparams.yaml by which a run is known, first match
     "self-training": {"teacher", "masker", "model"},
     "pretraining": {"masker", "model", "n_codebooks"},
+    "probe": {"encoders", "repeats"},
     "recognition": {"token_type", "head"},
     "classification": {"features", "head"},
-    "probe": {"encoders", "repeats"},
 }
 TAKEN = (
     "A report can be made of the output folder of recipes/pretrain.py, self_train.py, "
@@ -201,9 +202,9 @@ def _classification(folder, metrics):
 
 
 def _probe(folder, metrics):
-    scores, found = ("accuracy", "mAP"), []
+    scores, found = ("accuracy", "mAP", *_ERRORS), []
     for name, _, key in (k.rpartition("/") for k in metrics):
-        encoder = name.rpartition("/")[0]  # NAME/PROBE/SCORE
+        encoder = name if key in _ERRORS else name.rpartition("/")[0]  # NAME/PROBE
         if key in scores and f"{encoder}/layer" in metrics:
             found.append((name, key))
     bars = []
@@ -211,23 +212,26 @@ def _probe(folder, metrics):
         value = metrics[f"{name}/{key}"]
         low = metrics.get(f"{name}/{key}_low", value)
         high = metrics.get(f"{name}/{key}_high", value)
+        decimals, scale = (1, 1) if key in _ERRORS else (3, 100)  # errors: per cent
+        low_at, high_at = (min(100, scale * end) for end in (low, high))
         bars.append(
             {
                 "name": name,
-                "value": f"{value:.3f}",
-                "at": round(100 * value, 2),
-                "low_at": round(100 * low, 2),
-                "width": round(100 * (high - low), 2),
-                "interval": f"{low:.3f}\u2013{high:.3f}",
+                "value": f"{value:.{decimals}f}",
+                "at": round(min(100, scale * value), 2),
+                "low_at": round(low_at, 2),
+                "width": round(high_at - low_at, 2),
+                "interval": f"{low:.{decimals}f}\u2013{high:.{decimals}f}",
             }
         )
     about = "The score of probes on frozen features; the band is its 95 % interval."
     if "most_frequent_class" in metrics:
         about += " Always the most frequent class: "
         about += f"{metrics['most_frequent_class']:.3f}."
+    titles = {"mAP": "mAP", **_ERRORS}
     return {
         "title": "Probe",
         "about": about,
         "bars": bars,
-        "score": {"mAP": "mAP"}.get(found[0][1] if found else "", "Accuracy"),
+        "score": titles.get(found[0][1] if found else "", "Accuracy"),
     }
