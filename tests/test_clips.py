@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import soundfile
 
 from encodecmae_sb.data.clip_batches import EpochBatches
 from encodecmae_sb.data.clips import (
@@ -53,7 +55,8 @@ def test_folds_go_round():
 
 
 def test_manifest_round_trip(tmp_path):
-    write(tmp_path, "a.wav", "b.wav")
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, np.full(1600, 0.1), 16000)
     path = tmp_path / "clips.csv"
     path.write_text(
         "ID,wav,duration,label,fold\n"
