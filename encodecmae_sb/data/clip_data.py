@@ -143,6 +143,33 @@ def find_data(hparams, output):
     >>> hparams["multi_label"]
     False
     """
+    clips, unusable = collect_clips(hparams, output)
+    folds = make_folds(clips, hparams["valid_share"])
+    write_manifest(output / "clips.csv", clips)
+    multi_label = hparams["multi_label"]
+    return ClipData(clips, folds, all_labels(clips), multi_label, unusable)
+
+
+def collect_clips(hparams, output):
+    """The clips of `find_data`, before they are split into folds.
+
+    Arguments
+    ---------
+    hparams, output
+        As for `find_data`.
+
+    Returns
+    -------
+    clips : list of Clip
+        Those that can be used.
+    unusable : int
+        Files that were left out.
+
+    Raises
+    ------
+    FileNotFoundError, UserError
+        As `find_data`.
+    """
     manifests = {
         key: hparams[key] for key in ("csv", "train_csv", "valid_csv", "test_csv")
     }
@@ -162,6 +189,4 @@ def find_data(hparams, output):
     listed = output / "unusable_files.csv"
     listed.unlink(missing_ok=True)
     UnusableFiles(listed, found, hparams["max_unusable"]).add(bad)
-    folds = make_folds(clips, hparams["valid_share"])
-    write_manifest(output / "clips.csv", clips)
-    return ClipData(clips, folds, all_labels(clips), multi_label, len(bad))
+    return clips, len(bad)

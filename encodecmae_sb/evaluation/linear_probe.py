@@ -5,6 +5,7 @@ vectors only, and not by the luck of a training.
 """
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -64,39 +65,79 @@ def linear_probe(vectors, targets, groups, fold, strengths=STRENGTHS, draws_seed
     >>> linear_probe(vectors, targets, groups, "a")["accuracy"]
     1.0
     """
+    test = groups == fold
+    probe = fit_linear_probe(vectors, targets, groups, fold, strengths)
+    probabilities = probe.probabilities(vectors[test])
+    tensors = torch.from_numpy(probabilities), torch.from_numpy(targets[test])
+    return {
+        "accuracy": float((probabilities.argmax(1) == targets[test]).mean()),
+        "strength": probe.model.C,
+        "draws": resampled_scores(*tensors, DRAWS, draws_seed).tolist(),
+    }
+
+
+@dataclass
+class LinearProbe:
+    """A linear probe that was fitted.
+
+    Arguments
+    ---------
+    mean, scale : numpy.ndarray
+        Of the training vectors, shape [width].
+    model : sklearn.linear_model.LogisticRegression
+    num_classes : int
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    model: LogisticRegression
+    num_classes: int
+
+    def probabilities(self, vectors):
+        """Vectors [clips, width] -> probabilities, float64, [clips, classes]."""
+        found = np.zeros((len(vectors), self.num_classes))
+        normalised = (vectors - self.mean) / self.scale
+        found[:, self.model.classes_] = self.model.predict_proba(normalised)
+        return found
+
+
+def fit_linear_probe(vectors, targets, groups, fold, strengths=STRENGTHS):
+    """Fits a linear probe on all groups of clips but one; see `linear_probe`.
+
+    Arguments
+    ---------
+    vectors, targets, groups, fold, strengths
+        As for `linear_probe`.
+
+    Returns
+    -------
+    LinearProbe
+
+    Raises
+    ------
+    UserError
+        As `linear_probe`.
+    """
     if not np.isfinite(vectors).all():
         bad = int((~np.isfinite(vectors).all(1)).sum())
         raise UserError(
             f"{bad} of the {len(vectors)} vectors are not finite (NaN or Inf): the "
             "encoder that gave them is damaged."
         )
-    test = groups == fold
-    if len(set(targets[~test])) < 2:
+    train, known, inner = (part[groups != fold] for part in (vectors, targets, groups))
+    if len(set(known)) < 2:
         raise UserError(
             f"fold {fold}: the other clips have one class. Give more clips."
         )
-    train, heard = _normalised(vectors[~test], vectors[test])
-    inner = groups[~test]
-    if len(set(inner)) == 1:
-        inner = np.arange(len(inner)) % _INNER_FOLDS
-    scores = [_inner_score(train, targets[~test], inner, c) for c in strengths]
-    strength = strengths[int(np.argmax(scores))]
-    model = _fit(train, targets[~test], strength)
-    probabilities = np.zeros((len(heard), 1 + targets.max()))
-    probabilities[:, model.classes_] = model.predict_proba(heard)
-    tensors = torch.from_numpy(probabilities), torch.from_numpy(targets[test])
-    return {
-        "accuracy": float((probabilities.argmax(1) == targets[test]).mean()),
-        "strength": strength,
-        "draws": resampled_scores(*tensors, DRAWS, draws_seed).tolist(),
-    }
-
-
-def _normalised(train, test):
     mean, deviation = train.mean(0), train.std(0)
     # A channel that hardly varies holds rounding errors only.
     scale = np.maximum(deviation, max(1e-3 * deviation.mean(), 1e-12))
-    return (train - mean) / scale, (test - mean) / scale
+    train = (train - mean) / scale
+    if len(set(inner)) == 1:
+        inner = np.arange(len(inner)) % _INNER_FOLDS
+    scores = [_inner_score(train, known, inner, c) for c in strengths]
+    model = _fit(train, known, strengths[int(np.argmax(scores))])
+    return LinearProbe(mean, scale, model, 1 + targets.max())
 
 
 def _inner_score(vectors, targets, groups, strength):
