@@ -132,10 +132,15 @@ class Sounds:
             )
         return torch.cat(parts)
 
-    @functools.cache  # noqa: B019 - one object for a whole run
-    def codec(self, source):
-        """A frozen EnCodec."""
-        return Codec(source).to(self.device)
+    @functools.cached_property
+    def official_codec(self):
+        """EnCodec with the official weights."""
+        return Codec(OFFICIAL).to(self.device)
+
+    @functools.cached_property
+    def bundled_codec(self):
+        """The small codec in this package."""
+        return Codec(BUNDLED).to(self.device)
 
     def key(self, name):
         """A name for what a corruption takes from here; it changes with the files."""
@@ -338,11 +343,11 @@ def _cannot_write(kind, subtype):
 
 
 def _encodec(wav, rate, seed, sounds):
-    return _through_codec(wav, rate, sounds.codec(OFFICIAL))
+    return _through_codec(wav, rate, sounds.official_codec)
 
 
 def _bundled(wav, rate, seed, sounds):
-    return _through_codec(wav, rate, sounds.codec(BUNDLED))
+    return _through_codec(wav, rate, sounds.bundled_codec)
 
 
 def _through_codec(wav, rate, codec):

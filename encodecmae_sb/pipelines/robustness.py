@@ -39,7 +39,7 @@ from .clip_features import clips_key, store_summaries
 
 # Recordings of at most so many seconds stay in memory (345 MB).
 _KEPT_SECONDS = 3600
-_EXAMPLE_SECONDS = 5
+_EXAMPLE_SECONDS = 3
 _EXAMPLE_STRENGTH = 2
 
 

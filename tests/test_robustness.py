@@ -1,0 +1,555 @@
+"""Corruptions as they were asked for, and models under them as a user runs the test."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from classification import make_home, read_rows, run_here, write_rows
+from commands import run_recipe
+from recognition import export_tiny, link_speaker
+from speechbrain.utils.metric_stats import ErrorRateStats
+
+from encodecmae_sb.bundled import sound_folder, speech_folder
+from encodecmae_sb.data.audio import read_audio
+from encodecmae_sb.data.clips import Clip
+from encodecmae_sb.data.manifest import training_files
+from encodecmae_sb.data.tokenizer import Tokens
+from encodecmae_sb.evaluation import corruptions
+from encodecmae_sb.evaluation.corruptions import CORRUPTIONS, Sounds, corrupt
+from encodecmae_sb.evaluation.metrics import clip_scores
+from encodecmae_sb.evaluation.robustness import (
+    CLEAN,
+    ClipScorer,
+    SpeechScorer,
+    score_rows,
+)
+from encodecmae_sb.inference.classifier import read_training
+from encodecmae_sb.inference.recogniser import export_recogniser
+from encodecmae_sb.lobes import (
+    AudioEncoder,
+    CTCHead,
+    EnCodecMAE,
+    LogMel,
+    ResiDualTransformer,
+)
+from encodecmae_sb.nnet.encodec import build_encodec
+from encodecmae_sb.pipelines import robustness
+from encodecmae_sb.pipelines.robustness_data import choose_parts
+from encodecmae_sb.pretrained import codec_files
+from encodecmae_sb.utils.errors import UserError
+
+OFFICIAL = "encodec"  # needs weights that are not in the repository
+HERE = [name for name in CORRUPTIONS if name != OFFICIAL]
+NOISES = [name for name, each in CORRUPTIONS.items() if each.group == "noise"]
+
+
+@pytest.fixture(scope="module")
+def sounds():
+    return Sounds()
+
+
+@pytest.fixture(scope="module")
+def speech():
+    """Two seconds of a voice."""
+    path = sorted((speech_folder() / "test").rglob("*.flac"))[0]
+    return read_audio(path, 24000, seconds=2)
+
+
+def db(ratio):
+    return 20 * math.log10(ratio)
+
+
+def tone(hertz, samples=24000):
+    return 0.5 * torch.sin(2 * torch.pi * hertz * torch.arange(samples) / 24000)
+
+
+def loudest(wav):
+    """The frequency with most energy, in Hz."""
+    spectrum = torch.fft.rfft(wav * torch.hann_window(len(wav))).abs()
+    return spectrum.argmax().item() * 24000 / len(wav)
+
+
+def lag(heard, wav):
+    """Samples by which a recording comes later."""
+    size = 2 * len(wav)
+    spectrum = torch.fft.rfft(heard, size) * torch.fft.rfft(wav, size).conj()
+    peak = torch.fft.irfft(spectrum, size).argmax().item()
+    return peak if peak < len(wav) else peak - size
+
+
+def test_there_are_three_strengths_of_each_and_three_groups():
+    assert len(CORRUPTIONS) == 17
+    assert all(len(each.values) == 3 for each in CORRUPTIONS.values())
+    groups = [each.group for each in CORRUPTIONS.values()]
+    assert [groups.count(name) for name in corruptions.GROUPS] == [5, 7, 5]
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_has_the_power_that_was_asked_for(name, sounds, speech):
+    half = torch.cat([speech, torch.zeros(48000)])
+    for wav in (speech, 0.01 * speech, half, speech[24000:24500]):
+        for strength, snr in enumerate((20, 10, 0), 1):
+            added = corrupt(name, strength, wav, 5, sounds) - wav
+            assert db(wav.norm() / added.norm()) == pytest.approx(snr, abs=0.1)
+
+
+def test_noises_are_what_they_are_called(sounds):
+    """White is even, pink falls by 3 dB an octave, hum is at 50 Hz and multiples."""
+    wav = tone(7000, 240000)
+    octaves = {}
+    for name in ("white", "pink"):
+        power = torch.fft.rfft(corrupt(name, 3, wav, 1, sounds) - wav).abs().square()
+        low, high = power[5000:10000].mean(), power[20000:40000].mean()
+        octaves[name] = 10 * math.log10(low / high) / 2
+    assert octaves["white"] == pytest.approx(0, abs=0.2)
+    assert octaves["pink"] == pytest.approx(3, abs=0.2)
+    hum = torch.fft.rfft(corrupt("hum", 3, wav, 1, sounds) - wav).abs()
+    share = hum[500:4001:500].square().sum() / hum.square().sum()
+    assert share > 0.99
+    assert hum.argmax() == 500
+
+
+def test_gain_and_clipping_are_exact(sounds, speech):
+    for strength, factor in enumerate((-10, -20, -30), 1):
+        heard = corrupt("gain", strength, speech, 0, sounds)
+        torch.testing.assert_close(heard, speech * 10 ** (factor / 20))
+    padded = torch.cat([speech, torch.zeros(48000)])  # silence does not count
+    for strength, percent in enumerate((1, 10, 30), 1):
+        heard = corrupt("clipping", strength, padded, 0, sounds)
+        cut = heard.abs() == heard.abs().max()
+        share = 100 * cut.sum() / (padded != 0).sum()
+        assert share == pytest.approx(percent, abs=0.1)
+        assert torch.equal(heard[~cut], padded[~cut])
+
+
+def test_the_low_pass_removes_what_is_above_and_keeps_what_is_below(sounds):
+    for strength, cut in enumerate((4000, 2000, 1000), 1):
+        for hertz in (0.5 * cut, 0.7 * cut, 1.3 * cut, 2 * cut):
+            wav = tone(hertz)
+            heard = corrupt("lowpass", strength, wav, 0, sounds)
+            inner = slice(2400, -2400)
+            change = db(heard[inner].norm() / wav[inner].norm())
+            assert abs(change) < 0.5 if hertz < cut else change < -40
+
+
+def test_speed_and_pitch_move_a_tone(sounds):
+    wav = tone(440, 48000)
+    for strength, factor in enumerate((1.1, 1.25, 1.5), 1):
+        heard = corrupt("speed", strength, wav, 0, sounds)
+        assert len(heard) == math.ceil(48000 / factor)
+        assert loudest(heard) == pytest.approx(440 * factor, abs=1)
+    for strength, semitones in enumerate((1, 2, 4), 1):
+        heard = corrupt("pitch", strength, wav, 0, sounds)
+        assert loudest(heard) == pytest.approx(440 * 2 ** (semitones / 12), abs=1)
+    # And nothing moves in time, as exactly as a window of 43 ms allows.
+    burst = torch.zeros(48000)
+    burst[20000:28000] = tone(440, 8000)
+    heard = corrupt("pitch", 3, burst, 0, sounds).square()
+    place = (heard * torch.arange(48000)).sum() / heard.sum()
+    assert place == pytest.approx(24000, abs=240)
+
+
+def test_lost_pieces(sounds):
+    """Of 20 ms, as many as were asked for; more strength loses the same and more."""
+    wav = torch.ones(24000)
+    lost = [corrupt("loss", i, wav, 3, sounds).view(-1, 480) == 0 for i in (1, 2, 3)]
+    for found, percent in zip(lost, (10, 30, 50), strict=True):
+        assert torch.equal(found.all(1), found.any(1))
+        assert 100 * found[:, 0].sum() / len(found) == percent
+    assert (lost[0] <= lost[1]).all()
+    assert (lost[1] <= lost[2]).all()
+
+
+def test_reverberation(sounds):
+    """Echoes fall by 60 dB in the time that was asked for; the power stays."""
+    wav = torch.zeros(48000)
+    wav[0] = 1
+    for strength, seconds in enumerate((0.3, 0.6, 1.2), 1):
+        heard = corrupt("reverberation", strength, wav, 0, sounds)
+        assert heard.norm() == pytest.approx(1, abs=1e-3)
+        assert heard.abs().argmax() == 0
+        early, late = (
+            heard[int(at * seconds * 24000) :][:1200].norm() for at in (0.1, 0.6)
+        )
+        assert db(early / late) == pytest.approx(30, abs=2)
+        echoes = heard[1:].square().sum() / heard[0].square()
+        assert echoes == pytest.approx(seconds / 0.3, rel=0.05)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_corruption_follows_from_clip_seed_and_strength(name, sounds, speech):
+    before, heard = speech.clone(), corrupt(name, 2, speech, 7, sounds)
+    state = torch.get_rng_state()
+    assert torch.equal(heard, corrupt(name, 2, speech, 7, sounds))
+    assert torch.equal(before, speech)
+    assert torch.equal(state, torch.get_rng_state())
+    assert heard.dtype == torch.float32
+    draws = [*NOISES, "reverberation", "loss"]
+    other = corrupt(name, 2, speech, 8, sounds)
+    assert torch.equal(heard, other) == (name not in draws)
+
+
+@pytest.mark.parametrize("name", [name for name in HERE if name != "speed"])
+def test_length_stays_and_nothing_moves(name, sounds, speech):
+    distances = []
+    for strength in (1, 2, 3):
+        heard = corrupt(name, strength, speech, 1, sounds)
+        assert len(heard) == len(speech)
+        distances.append((heard - speech).norm().item())
+        if name != "pitch":  # whose waves are others
+            assert abs(lag(heard, speech)) <= 2
+    if name != "pitch":
+        assert distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_short_clips_and_silence(name, sounds):
+    for wav in (tone(500, 320), tone(500, 1100), torch.zeros(5000)):
+        for strength in (1, 3):
+            heard = corrupt(name, strength, wav, 1, sounds)
+            assert torch.isfinite(heard).all()
+            assert len(heard) == len(wav) or name == "speed"
+            if not wav.any() and name != "bundled_codec":
+                assert heard.abs().max() < 0.02  # mu-law of 4 bits has no 0
+
+
+def test_what_is_tested_is_no_noise(tmp_path):
+    for number in (1, 2, 3):
+        wav = tone(500 * number).numpy()
+        soundfile.write(tmp_path / f"{500 * number}.wav", wav, 24000)
+    left, tested = training_files(tmp_path)  # one is for validation
+    found = Sounds(tmp_path, [tested])
+    heard = loudest(found.environment.flatten())
+    assert heard == pytest.approx(int(left.stem), abs=2)
+    assert found.key("environment") != Sounds(tmp_path).key("environment")
+    with pytest.raises(UserError, match="--noise_folder"):
+        Sounds(tmp_path, [left, tested]).key("environment")
+
+
+def test_the_official_codec_is_used_only_where_its_weights_are(
+    tmp_path, monkeypatch, speech
+):
+    path = tmp_path / "codec.th"
+    for module in (corruptions, codec_files):
+        monkeypatch.setattr(module, "official_file", lambda: path)
+    assert "not on this machine" in CORRUPTIONS[OFFICIAL].missing()
+    weights = build_encodec(n_filters=2, n_codebooks=8).state_dict()
+    for name in (name for name in weights if name.endswith("embed")):
+        weights[name] = torch.randn_like(weights[name])
+    torch.save(weights, path)
+    assert CORRUPTIONS[OFFICIAL].missing() is None
+    wav = speech[:9000]
+    one, two = (corrupt(OFFICIAL, i, wav, 0, Sounds()) for i in (1, 3))
+    assert len(one) == len(two) == 9000
+    assert not torch.equal(one, two)
+
+
+def test_scores_of_clips():
+    torch.manual_seed(0)
+    targets = torch.arange(40) % 4
+    clean = torch.nn.functional.one_hot(targets, 4).float() + 1.6 * torch.rand(40, 4)
+    worse = clean.roll(1, 0)
+    worse[:20] = clean[:20]
+    chosen = [CORRUPTIONS[name] for name in ("white", OFFICIAL)]
+    outputs = {("white", 1): clean, ("white", 2): worse, ("white", 3): worse}
+    outputs = {key: value.numpy() for key, value in {CLEAN: clean, **outputs}.items()}
+    missing = {OFFICIAL: "no weights"}
+    rows = score_rows("m", outputs, chosen, missing, ClipScorer(targets, 0))
+    by = {(row["corruption"], row["group"], row["strength"]): row for row in rows}
+    assert len(rows) == 1 + 3 + 1 + 1 + 1  # the mean of noise, and of all
+    first = by["clean", "", 0]
+    assert first["accuracy"] == clip_scores(clean, targets)["accuracy"]
+    assert first["accuracy_low"] < first["accuracy"] <= first["accuracy_high"]
+    same, bad = by["white", "noise", 1], by["white", "noise", 2]
+    # Compared on the same sets, equal outputs differ in no set.
+    assert (same["loss"], same["loss_low"], same["loss_high"]) == (0, 0, 0)
+    expected = 100 * (1 - bad["accuracy"] / first["accuracy"])
+    assert bad["loss"] == pytest.approx(expected)
+    assert 0 < bad["loss_low"] < bad["loss"] < bad["loss_high"]
+    assert by["mean", "noise", 0]["loss"] == pytest.approx(2 / 3 * expected)
+    assert by["mean", "", 0]["accuracy"] == by["mean", "noise", 0]["accuracy"]
+    assert by[OFFICIAL, "compression", 0]["accuracy"] is None
+    assert "no weights" in by[OFFICIAL, "compression", 0]["note"]
+
+
+def test_scores_of_texts():
+    """As SpeechBrain's own error rates; a higher rate is a loss."""
+    texts = ["ONE TWO", "THREE FOUR FIVE", "SIX"]
+    heard = np.array(["ONE TWO", "THREE FOR FIVE", ""])
+    scores = SpeechScorer(texts, 0).scores(heard)
+    for name, units in (("WER", str.split), ("CER", list)):
+        stats = ErrorRateStats()
+        stats.append(range(3), [units(x) for x in heard], [units(x) for x in texts])
+        assert scores[name][0] == pytest.approx(stats.summarize("error_rate"))
+        assert scores[name][1].min() >= 0
+    outputs = {("gain", i): np.array(["", "", ""]) for i in (1, 2, 3)} | {CLEAN: heard}
+    chosen = [CORRUPTIONS["gain"]]
+    rows = score_rows("m", outputs, chosen, {}, SpeechScorer(texts, 0))
+    assert rows[1]["WER"] == 100
+    assert rows[1]["loss"] == pytest.approx(100 * (100 - 100 / 3) / (100 / 3))
+    right = {key: np.array(texts) for key in outputs}
+    assert score_rows("m", right, chosen, {}, SpeechScorer(texts, 0))[1]["loss"] is None
+
+
+FOLDS = [Clip(str(i), "", ("a",), str(i % 3)) for i in range(9)]
+PARTS = [Clip(part, "", ("a",), part) for part in ("train", "valid", "test")]
+HELD_OUT = (
+    "Trained on 6 clips of esc50. It validated best; fold 1 was held out for its test."
+)
+ONE_SPLIT = "Trained on 6 clips of esc50. Fine."
+
+
+@pytest.mark.parametrize(
+    ("clips", "fold", "cards", "parts"),
+    [
+        (FOLDS, None, [HELD_OUT], ["1"]),
+        (FOLDS, "1", [HELD_OUT], ["1"]),
+        (FOLDS, "2", [HELD_OUT.replace("esc50", "fsdd")], ["2"]),  # another corpus
+        (FOLDS, "all", [HELD_OUT.replace("esc50", "fsdd")], ["0", "1", "2"]),
+        (FOLDS, "2", [""], ["2"]),
+        (PARTS, None, [ONE_SPLIT], ["test"]),
+        (FOLDS, None, [], ["0", "1", "2"]),
+        (FOLDS, "2", [], ["2"]),
+        (PARTS, None, [], ["test"]),
+    ],
+)
+def test_which_clips_are_a_test(clips, fold, cards, parts):
+    cards = {f"model {i}": card for i, card in enumerate(cards)}
+    assert choose_parts(clips, fold, cards, "esc50")[0] == parts
+
+
+@pytest.mark.parametrize(
+    ("clips", "fold", "cards", "message"),
+    [
+        (FOLDS, "2", [HELD_OUT], "no test: --fold 1"),
+        (FOLDS, "all", [HELD_OUT], "no test: --fold 1"),
+        (FOLDS, None, [HELD_OUT, HELD_OUT.replace("fold 1", "fold 2")], "one by one"),
+        (FOLDS, None, [""], "No README says .* --fold NAME"),
+        (FOLDS, None, [HELD_OUT, ""], "No README says"),
+        (FOLDS, "7", [HELD_OUT], "--fold 7: the clips have 0, 1, 2"),
+        (PARTS, "train", [ONE_SPLIT], "no test: --fold test"),
+        (PARTS, "all", [ONE_SPLIT], "no test: --fold test"),
+        (PARTS[:1], None, [], "Give at least two"),
+    ],
+)
+def test_training_clips_are_no_test(clips, fold, cards, message):
+    cards = {f"model {i}": card for i, card in enumerate(cards)}
+    with pytest.raises(UserError, match=message):
+        choose_parts(clips, fold, cards, "esc50")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a classifier of three kinds of short sounds, in `run`."""
+    folder = make_home(tmp_path_factory.mktemp("robust"))
+    run_here(folder, folder / "run")
+    return folder
+
+
+FEW = ["white", "gain", "speed", OFFICIAL]
+
+
+def check(home, *models, corruptions=FEW, **options):
+    """Runs the recipe in this process."""
+    given = {"csv": home / "clips.csv", "device": "cpu", **options}
+    given = {key: value for key, value in given.items() if value is not None}
+    words = [str(part) for key, value in given.items() for part in (f"--{key}", value)]
+    models = models or (home / "run/classifier",)
+    words += ["--noprogressbar", "--corruptions", *corruptions]
+    run_recipe("robustness", *models, *words)
+
+
+def metrics_of(output):
+    return json.loads((output / "metrics.json").read_text())
+
+
+def test_a_classifier_is_tested_on_the_fold_that_was_held_out(home, capsys):
+    model, output = home / "run/classifier", home / "run/robustness"
+    corpus, fold = read_training((model / "README.md").read_text())
+    assert corpus == str(home / "clips.csv")
+    check(home)
+    said, metrics = capsys.readouterr().out, metrics_of(output)
+    # Clean, it is as good as the training recipe said of this very fold.
+    trained = json.loads((home / "run/metrics.json").read_text())
+    assert metrics[f"{model}/clean/accuracy"] == trained[f"fold_{fold}/accuracy"]
+    assert metrics["clips"] == 12
+    assert f"fold {fold}, which {model} was not trained on" in metrics["test"]
+    assert metrics[f"{model}/white_3/accuracy"] < metrics[f"{model}/clean/accuracy"]
+    assert "not on this machine" in metrics[f"not_available/{OFFICIAL}"]
+    for name in ("table.md", "metrics.json", "robustness.csv", "robustness.png"):
+        assert name in said
+        assert (output / name).stat().st_size > 0
+    table = (output / "table.md").read_text()
+    assert table.count("\n| ") == 2 + 1 + 3 * 3 + 1 + 3  # header, clean, ..., means
+    assert "| EnCodec, encodec_24khz |  | not available | not available |" in table
+    assert table.split("\n\n")[1] in said
+    rows = read_rows(output / "robustness.csv")
+    assert len(rows) == 1 + 3 * 3 + 1 + 3
+    assert {row["value"] for row in rows if row["corruption"] == "gain"} == {
+        *("-10 dB", "-20 dB", "-30 dB")
+    }
+    examples = {path.stem for path in (output / "examples").glob("*.flac")}
+    assert examples == {"clean", "white", "gain", "speed"}
+    clean, gain = (
+        soundfile.read(output / f"examples/{name}.flac")[0]
+        for name in ("clean", "gain")
+    )
+    np.testing.assert_allclose(gain, clean / 10, atol=1e-4)
+
+
+def test_interrupted_it_goes_on(home, tmp_path, monkeypatch):
+    """What was finished is not computed again, and the end is the same."""
+    done, corrupt_one = [], robustness.corrupt
+
+    def corrupt_some(name, strength, *rest):
+        done.append((name, strength))
+        if name == stops_at:
+            raise KeyboardInterrupt
+        return corrupt_one(name, strength, *rest)
+
+    monkeypatch.setattr(robustness, "corrupt", corrupt_some)
+    stops_at = "speed"
+    options = {"output_folder": tmp_path / "run", "max_clips": 6}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        check(home, **options)
+    assert {name for name, _ in done} == {"white", "gain", "speed"}
+    assert not (tmp_path / "run/metrics.json").exists()
+    finished = len(list((tmp_path / "run/save/outputs").iterdir()))
+    assert finished == 1 + 2 * 3
+    stops_at = None
+    done.clear()
+    check(home, **options)
+    assert {name for name, _ in done[:18]} == {"speed"}  # then come the examples
+    assert len(done) == 18 + 3
+    check(home, **options | {"output_folder": tmp_path / "other"})
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "other")
+    # Another seed draws other noise, and only noise.
+    done.clear()
+    check(home, **options, seed=1)
+    assert len(done) == 6 * 9 + 3
+
+
+def test_models_side_by_side(home, tmp_path, capsys):
+    """A probe is fitted on the other folds, and is tested on the same clips."""
+    models = home / "run/classifier", home / "encoder"
+    check(home, *models, output_folder=tmp_path, corruptions=["gain"])
+    metrics, table = metrics_of(tmp_path), (tmp_path / "table.md").read_text()
+    for model in models:
+        assert metrics[f"{model}/clean/accuracy"] > 0.8
+        assert f"{model}: accuracy (95 %)" in table
+    # Alone, the probes of all folds are tested together.
+    capsys.readouterr()
+    check(home, home / "encoder", output_folder=tmp_path, corruptions=["gain"])
+    assert metrics_of(tmp_path)["clips"] == 36
+    assert "every fold, each by a probe" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory):
+    """The folder of a random recogniser, which says that it was trained on `other`."""
+    folder = tmp_path_factory.mktemp("speech")
+    torch.manual_seed(0)
+    encoder = AudioEncoder(LogMel(), ResiDualTransformer(32, 2, 2, 48))
+    tokens = Tokens.of_characters(["ABCDEFGHIJKLMNOPQRSTUVWXYZ' "])
+    head = CTCHead(32, len(tokens), hidden_size=16)
+    lobe = EnCodecMAE(encoder, input_sample_rate=24000)
+    (folder / "corpus").mkdir()
+    link_speaker(folder / "corpus")
+    origin = f"Trained on 9 utterances (0.01 h) of {folder}/corpus: other. Encoder A."
+    settings = {"beam_size": 4}, folder / "asr", origin, {}
+    export_recogniser(lobe, head, tokens, *settings)
+    return folder
+
+
+def test_a_recogniser(recogniser, tmp_path):
+    options = {"data_folder": recogniser / "corpus", "csv": None, "max_clips": 3}
+    options |= {"output_folder": tmp_path, "corruptions": ["gain", OFFICIAL]}
+    model = recogniser / "asr"
+    check(tmp_path, model, fold="small", **options)
+    metrics = metrics_of(tmp_path)
+    for rate in ("WER", "CER"):
+        assert metrics[f"{model}/clean/{rate}"] > 50
+        assert metrics[f"{model}/clean/{rate}_low"] <= metrics[f"{model}/clean/{rate}"]
+    assert "WER (95 %) | CER (95 %)" in (tmp_path / "table.md").read_text()
+    assert metrics["test"] == "Tested on 3 of 28 utterances of small."
+    with pytest.raises(SystemExit, match="was trained on other of"):
+        check(tmp_path, model, fold="other", **options)
+    with pytest.raises(SystemExit, match="has the parts small. Give the one"):
+        check(tmp_path, model, **options)
+    with pytest.raises(SystemExit, match="are for clips with labels"):
+        check(tmp_path, model, corpus="esc50", **options)
+    with pytest.raises(SystemExit, match="Give them one by one"):
+        check(tmp_path, model, export_tiny(recogniser / "encoder"), **options)
+
+
+def test_the_demonstration_needs_no_data(recogniser, tmp_path, capsys):
+    """The form of the docstring's first line."""
+    options = {"output_folder": tmp_path, "max_clips": 2, "corruptions": ["gain"]}
+    check(tmp_path, recogniser / "asr", csv=None, **options)
+    assert "DEMONSTRATION" in capsys.readouterr().out
+    assert metrics_of(tmp_path)["test"] == "Tested on 2 of 84 utterances of test."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corruptions": ["noise"]}, "--corruptions noise: unknown. There are white"),
+        ({"fold": "9"}, "--fold 9: the clips have 0, 1, 2"),
+        ({"max_clips": 1}, "--max_clips 1: give a whole number from 2"),
+        ({"seed": -1}, "--seed -1"),
+        ({"csv": "none.csv"}, "No such manifest"),
+        ({"csv": None, "data_folder": sound_folder()}, "does not know 10 labels"),
+        ({"data_folder": sound_folder()}, "--data_folder and --csv: give one"),
+        ({"noise_folder": "nowhere", "corruptions": ["environment"]}, "nowhere"),
+        ({"layer": "all"}, "--layer all: give one layer"),
+    ],
+)
+def test_bad_settings_end_with_a_message(home, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        check(home, output_folder=tmp_path, **options)
+
+
+def test_bad_models_end_with_a_message(home, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for models, message in (
+        ([tmp_path / "empty"], "is not an exported folder"),
+        ([tmp_path / "nothing"], "nothing"),
+        ([home / "run/classifier"] * 2, "give each model once"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            check(home, *models, output_folder=tmp_path)
+
+
+def test_a_codec_that_is_not_there_is_named_and_not_replaced(
+    home, tmp_path, monkeypatch, capsys
+):
+    def refuse(*_, **__):
+        raise soundfile.LibsndfileError(1)
+
+    corruptions._cannot_write.cache_clear()
+    monkeypatch.setattr(corruptions.soundfile, "write", refuse)
+    assert "pip install -U soundfile" in CORRUPTIONS["opus"].missing()
+    missing = CORRUPTIONS["mp3"].missing()
+    monkeypatch.undo()
+    assert "does not write MPEG_LAYER_III" in missing
+    options = {"output_folder": tmp_path, "corruptions": ["opus", "gain"]}
+    check(home, max_clips=2, **options)  # still known as missing
+    corruptions._cannot_write.cache_clear()
+    assert "opus: not available: libsndfile" in capsys.readouterr().out
+    assert (
+        "| Opus |  | not available | not available |"
+        in (tmp_path / "table.md").read_text()
+    )
+
+
+def test_labels_of_a_manifest_that_the_classifier_does_not_know(home, tmp_path):
+    rows = read_rows(home / "clips.csv")
+    rows[0]["label"] = "thunder"
+    write_rows(tmp_path / "clips.csv", [row.values() for row in rows])
+    with pytest.raises(
+        SystemExit, match="does not know 1 labels of the clips: thunder"
+    ):
+        check(home, csv=tmp_path / "clips.csv", output_folder=tmp_path)
