@@ -56,7 +56,6 @@ def parse(argv):
     add("--corpus", help="as of recipes/classify.py; default: esc50")
     add("--csv", help="instead: ID,wav,label,fold; for a recogniser ID,wav,wrd")
     add("--fold", help="the part to test on; default: what the README says")
-    add("--multi_label", action="store_true", help="clips of --csv have several labels")
     add("--corruptions", nargs="+", metavar="NAME", help="default: all")
     add("--noise_folder", help="environmental noise; default: sounds in this package")
     add("--max_clips", type=int, help="test on so many, spread over the list")
@@ -118,8 +117,11 @@ def _place(model):
 
 def _recognisers(args, loaded, output, device):
     """Recognisers, and the utterances that they are tested on."""
-    if args.corpus or args.multi_label:
-        raise UserError("--corpus and --multi_label are for clips with labels.")
+    if args.corpus:
+        raise UserError(
+            f"--corpus {args.corpus}: that is for clips with labels. Utterances come "
+            "from --data_folder, in LibriSpeech's layout, or --csv."
+        )
     cards = {name: data.read_card(name, "recogniser") for name in loaded}
     test = data.speech_test(vars(args), cards, output)
     return [TestedRecogniser(*item) for item in loaded.items()], test
@@ -129,7 +131,8 @@ def _classifiers(args, loaded, output, device):
     """Classifiers and probes, and the clips that they are tested on."""
     if args.data_folder and args.csv:
         raise UserError("--data_folder and --csv: give one of them.")
-    options = vars(args) | {"multi_label": args.multi_label or AUTO}
+    several = any(m.hparams.multi_label for m in _classifiers_of(loaded))
+    options = vars(args) | {"multi_label": several or AUTO}
     clips, multi_label, corpus = data.find_labelled(options, output)
     cards, labels = {}, all_labels(clips)
     for name, model in loaded.items():
@@ -160,7 +163,6 @@ def _classifiers(args, loaded, output, device):
                     args.layer,
                     clips,
                     data.targets_of(clips, labels, False),
-                    labels,
                     parts,
                     output / "save",
                     args.batch_size,

@@ -342,6 +342,14 @@ def _cannot_write(kind, subtype):
     return None
 
 
+def _no_mp3():
+    return _cannot_write("MP3", "MPEG_LAYER_III")
+
+
+def _no_opus():
+    return _cannot_write("OGG", "OPUS")
+
+
 def _encodec(wav, rate, seed, sounds):
     return _through_codec(wav, rate, sounds.official_codec)
 
@@ -372,62 +380,35 @@ def _cut(wav, samples):
 
 
 _SNRS = (20.0, 10.0, 0.0), "SNR {:.0f} dB"
-_RATES = (6.0, 3.0, 1.5), "{} kbit/s"
-
-CORRUPTIONS = {
-    corruption.name: corruption
-    for corruption in (
-        Corruption("white", "noise", "white noise", *_SNRS, _white),
-        Corruption("pink", "noise", "pink noise", *_SNRS, _pink),
-        Corruption("babble", "noise", "babble", *_SNRS, _babble),
-        Corruption("environment", "noise", "environment", *_SNRS, _environment),
-        Corruption("hum", "noise", "mains hum", *_SNRS, _hum),
-        Corruption(
-            *("gain", "modification", "gain"),
-            *((-10.0, -20.0, -30.0), "{:.0f} dB", _gain),
-        ),
-        Corruption(
-            *("clipping", "modification", "clipping"),
-            *((1, 10, 30), "{} % of samples", _clipping),
-        ),
-        Corruption(
-            *("speed", "modification", "speed"), *((1.1, 1.25, 1.5), "× {}", _speed)
-        ),
-        Corruption(
-            *("pitch", "modification", "pitch"), *((1, 2, 4), "+{} semitones", _pitch)
-        ),
-        Corruption(
-            *("reverberation", "modification", "reverberation"),
-            *((0.3, 0.6, 1.2), "{} s", _reverberation),
-        ),
-        Corruption(
-            *("lowpass", "modification", "low-pass"),
-            *((4000, 2000, 1000), "{} Hz", _lowpass),
-        ),
-        Corruption(
-            *("loss", "modification", "lost pieces"), *((10, 30, 50), "{} %", _loss)
-        ),
-        Corruption(
-            *("mp3", "compression", "MP3", (64, 32, 16), "{} kbit/s", _mp3),
-            lambda: _cannot_write("MP3", "MPEG_LAYER_III"),
-        ),
-        Corruption(
-            *("opus", "compression", "Opus", (24, 12, 6), "{} kbit/s", _opus),
-            lambda: _cannot_write("OGG", "OPUS"),
-        ),
-        Corruption(
-            *("mu_law", "compression", "mu-law, 8 kHz"),
-            *((8, 6, 4), "{} bits", _mu_law),
-        ),
-        Corruption(
-            *("encodec", "compression", f"EnCodec, {OFFICIAL}", *_RATES, _encodec),
-            _no_official,
-        ),
-        Corruption(
-            *("bundled_codec", "compression", "EnCodec, bundled", *_RATES, _bundled)
-        ),
-    )
-}
+_RATES, _KBITS = (6.0, 3.0, 1.5), "{} kbit/s"
+_CHANGE, _CODE = "modification", "compression"
+_ROWS = (
+    ("white", "noise", "white noise", *_SNRS, _white),
+    ("pink", "noise", "pink noise", *_SNRS, _pink),
+    ("babble", "noise", "babble", *_SNRS, _babble),
+    ("environment", "noise", "environment", *_SNRS, _environment),
+    ("hum", "noise", "mains hum", *_SNRS, _hum),
+    ("gain", _CHANGE, "gain", (-10.0, -20.0, -30.0), "{:.0f} dB", _gain),
+    ("clipping", _CHANGE, "clipping", (1, 10, 30), "{} % of samples", _clipping),
+    ("speed", _CHANGE, "speed", (1.1, 1.25, 1.5), "× {}", _speed),
+    ("pitch", _CHANGE, "pitch", (1, 2, 4), "+{} semitones", _pitch),
+    (
+        "reverberation",
+        _CHANGE,
+        "reverberation",
+        (0.3, 0.6, 1.2),
+        "{} s",
+        _reverberation,
+    ),
+    ("lowpass", _CHANGE, "low-pass", (4000, 2000, 1000), "{} Hz", _lowpass),
+    ("loss", _CHANGE, "lost pieces", (10, 30, 50), "{} %", _loss),
+    ("mp3", _CODE, "MP3", (64, 32, 16), _KBITS, _mp3, _no_mp3),
+    ("opus", _CODE, "Opus", (24, 12, 6), _KBITS, _opus, _no_opus),
+    ("mu_law", _CODE, "mu-law, 8 kHz", (8, 6, 4), "{} bits", _mu_law),
+    ("encodec", _CODE, f"EnCodec, {OFFICIAL}", _RATES, _KBITS, _encodec, _no_official),
+    ("bundled_codec", _CODE, "EnCodec, bundled", _RATES, _KBITS, _bundled),
+)
+CORRUPTIONS = {row[0]: Corruption(*row) for row in _ROWS}
 
 
 def check_names(names):

@@ -99,7 +99,6 @@ class TestedProbe:
         Of the whole corpus.
     targets : torch.Tensor
         Of them, int64, shape [clips].
-    labels : list of str
     tested : list of str
         Parts to test on.
     save, batch_size, device, quiet
@@ -113,7 +112,6 @@ class TestedProbe:
         layer,
         clips,
         targets,
-        labels,
         tested,
         save,
         batch_size,
@@ -123,7 +121,7 @@ class TestedProbe:
         self.source, self.device = source, device
         lobe = EnCodecMAE(encoder, input_sample_rate=SAMPLE_RATE, layer=layer)
         # Only the pooling of the head is used, which has nothing to learn.
-        head = ClipHead(lobe.dim, len(labels), pooling="mean_std")
+        head = ClipHead(lobe.dim, 1, pooling="mean_std")
         self.model = ClipClassifier(lobe, head).to(device).eval()
         vectors_key = [module_key(lobe.encoder), layer, FRAMES_VERSION]
         self.key = digest([*vectors_key, clips_key(clips), tested])
@@ -160,8 +158,6 @@ class TestSet:
     what : str
         In words: how many, which, and why they are a test.
     """
-
-    __test__ = False  # pytest would take it for a test
 
     clips: list
     scorer: object
