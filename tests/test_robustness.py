@@ -325,7 +325,7 @@ def test_the_demonstration_needs_no_data(recogniser, tmp_path, capsys):
         ({"csv": "none.csv"}, "No such manifest"),
         ({"csv": None, "data_folder": sound_folder()}, "does not know 10 labels"),
         ({"data_folder": sound_folder()}, "--data_folder and --csv: give one"),
-        ({"noise_folder": "nowhere", "corruptions": ["environment"]}, "nowhere"),
+        ({"noise_folder": "nowhere", "corruptions": ["environment"]}, "no such folder"),
         ({"layer": "all"}, "--layer all: give one layer"),
     ],
 )

@@ -73,6 +73,8 @@ def parse(argv):
             raise UserError(f"--{name} {value}: give a whole number from {least}.")
     if len(set(args.models)) < len(args.models):
         raise UserError(f"{' '.join(args.models)}: give each model once.")
+    if args.noise_folder and not Path(args.noise_folder).expanduser().is_dir():
+        raise UserError(f"--noise_folder {args.noise_folder}: there is no such folder.")
     if args.layer == "all":
         raise UserError("--layer all: give one layer.")
     return args

@@ -25,8 +25,13 @@ from encodecmae_sb.lobes import Codec
 from encodecmae_sb.lobes.augment import read_background
 from encodecmae_sb.nnet.draws import hash_seeds, uniform
 from encodecmae_sb.nnet.effects import echoes, from_db, in_blocks, make_noise, pieces
-from encodecmae_sb.pretrained.codec_files import BUNDLED, OFFICIAL, official_file
-from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.pretrained.codec_files import (
+    BUNDLED,
+    OFFICIAL,
+    checksum,
+    official_file,
+)
+from encodecmae_sb.utils.digests import tensors_key
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.grid import SAMPLE_RATE
 from encodecmae_sb.utils.signal import resample
@@ -144,10 +149,12 @@ class Sounds:
 
     def key(self, name):
         """A name for what a corruption takes from here; it changes with the files."""
+        if name == "bundled_codec":
+            return checksum(BUNDLED)
         taken = {"babble": "speech", "environment": "environment"}.get(name)
         if taken is None:
             return ""
-        return digest(getattr(self, taken).double().sum(1).cumsum(0)[::16].tolist())
+        return tensors_key({taken: getattr(self, taken)})[:12]
 
 
 def corrupt(name, strength, wav, seed, sounds):

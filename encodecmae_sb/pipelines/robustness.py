@@ -15,7 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from encodecmae_sb.data.audio import write_audio
 from encodecmae_sb.data.clip_batches import LabelledClips
-from encodecmae_sb.evaluation.corruptions import STRENGTHS, VERSION, corrupt
+from encodecmae_sb.evaluation.corruptions import (
+    CORRUPTIONS,
+    STRENGTHS,
+    VERSION,
+    corrupt,
+)
 from encodecmae_sb.evaluation.linear_probe import fit_linear_probe
 from encodecmae_sb.evaluation.metrics import write_rows
 from encodecmae_sb.evaluation.plots import draw_losses
@@ -123,17 +128,15 @@ class TestedProbe:
         # Only the pooling of the head is used, which has nothing to learn.
         head = ClipHead(lobe.dim, 1, pooling="mean_std")
         self.model = ClipClassifier(lobe, head).to(device).eval()
+        groups = [clip.part for clip in clips]
         vectors_key = [module_key(lobe.encoder), layer, FRAMES_VERSION]
-        self.key = digest([*vectors_key, clips_key(clips), tested])
+        self.key = digest([*vectors_key, clips_key(clips), groups, tested])
         path = Path(save) / "features" / f"{digest([self.key])}.bin"
         options = batch_size, 0, device, quiet
         stored = store_summaries(self.model, clips, path, *options)
         vectors = np.stack([stored[clip.id][0].numpy() for clip in clips])
-        groups = np.array([clip.part for clip in clips])
-        self.probes = {
-            part: fit_linear_probe(vectors, targets.numpy(), groups, part)
-            for part in tested
-        }
+        known = vectors, targets.numpy(), np.array(groups)
+        self.probes = {part: fit_linear_probe(*known, part) for part in tested}
 
     @torch.no_grad()
     def predict(self, wavs, lengths, clips):
@@ -273,7 +276,9 @@ class Robustness:
     def write_examples(self, folder):
         """Writes the first seconds of a clip, clean and under each corruption."""
         samples = _EXAMPLE_SECONDS * SAMPLE_RATE
-        able = (each.name for each in self.corruptions if each.name not in self.missing)
+        able = [each.name for each in self.corruptions if each.name not in self.missing]
+        for name in CORRUPTIONS.keys() - able:  # those of another run
+            (Path(folder) / f"{name}.flac").unlink(missing_ok=True)
         for name in ("clean", *able):
             condition = CLEAN if name == "clean" else (name, _EXAMPLE_STRENGTH)
             wav = self.heard(0, condition)[:samples].clamp(-1, 1)
