@@ -145,7 +145,7 @@ def _classifiers(args, loaded, output, device):
                 wanted = "several labels" if model.hparams.multi_label else "one label"
                 raise UserError(f"{name} gives a clip {wanted}; the clips are other.")
             labels = model.labels
-            if any(set(each.labels) != set(labels) for each in _classifiers_of(loaded)):
+            if any(each.labels != labels for each in _classifiers_of(loaded)):
                 raise UserError("The classifiers have other classes: give one by one.")
     parts, why = data.choose_parts(clips, args.fold, cards, corpus)
     settings = multi_label, corpus, args.max_clips
