@@ -183,9 +183,10 @@ def test_models_side_by_side(home, tmp_path, capsys):
     models = home / "run/classifier", home / "encoder"
     check(home, *models, output_folder=tmp_path, corruptions=["gain"])
     metrics, table = metrics_of(tmp_path), (tmp_path / "table.md").read_text()
-    for model in models:
+    for number, model in enumerate(models, 1):
         assert metrics[f"{model}/clean/accuracy"] > 0.8
-        assert f"{model}: accuracy (95 %)" in table
+        assert f"| {number}: accuracy (95 %) |" in table
+        assert f"\n- {number}: {model}\n" in table
     # Alone, the probes of all folds are tested together.
     capsys.readouterr()
     check(home, home / "encoder", output_folder=tmp_path, corruptions=["gain"])

@@ -217,7 +217,7 @@ def as_metrics(rows, names):
 
 
 def as_markdown(rows, names):
-    """A table with a row for each condition, and columns for each model.
+    """A table with a row for each condition, and numbered columns for each model.
 
     Arguments
     ---------
@@ -233,9 +233,9 @@ def as_markdown(rows, names):
         by_model.setdefault(row["model"], []).append(row)
     several = len(by_model) > 1
     header = ["corruption", "strength"]
-    for model in by_model:
+    for number in range(1, len(by_model) + 1):
         columns = (*(f"{name} (95 %)" for name in names), "loss, % (95 %)")
-        header += [f"{model}: {column}" if several else column for column in columns]
+        header += [f"{number}: {column}" if several else column for column in columns]
     lines = [header, ["---"] * len(header)]
     for same in zip(*by_model.values(), strict=True):
         first = same[0]
@@ -247,10 +247,14 @@ def as_markdown(rows, names):
                 cells.append(_cell(row, name, digits))
         lines.append(cells)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    # Paths are too long for the head of a column.
+    listed = [f"{number}: {model}" for number, model in enumerate(by_model, 1)]
+    legend = "\n".join(f"- {line}" for line in listed) if several else ""
     notes = dict.fromkeys(
         f"{row['title']}: {row['note']}" for row in rows if row["note"]
     )
-    return "\n\n".join([table, *(f"{note}." for note in notes)])
+    parts = [table, legend, *(f"{note}." for note in notes)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _cell(row, name, digits):
