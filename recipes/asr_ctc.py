@@ -75,7 +75,7 @@ def main(argv):
         )
 
     source, pretrained = hparams["encoder_folder"], hparams["pretrained"]
-    origin = (
+    origin = (  # `inference.recogniser.read_training` reads it
         f"Trained on {len(train.rows)} utterances ({train.seconds / 3600:.2f} h) of "
         f"{hparams['data_folder'] or 'the bundled corpus'}: {train.name}. Encoder "
         f"{source_name(source, encoder.encoder)}"

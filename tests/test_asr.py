@@ -14,6 +14,7 @@ from recognition import export_tiny, link_speaker, write_manifest
 from speechbrain.inference.interfaces import foreign_class
 
 from encodecmae_sb.data.speech import librispeech_set
+from encodecmae_sb.inference.recogniser import read_training
 from encodecmae_sb.lobes import CTCHead, EnCodecMAE
 from encodecmae_sb.pretrained.licence import ENCODEC, recorded_licence
 
@@ -125,6 +126,7 @@ def test_the_card_says_where_it_comes_from(finished, encoder, corpus):
     card = (finished / "asr/README.md").read_text()
     assert "Trained on 28 utterances (0.0" in card
     assert f" h) of {corpus}: small. Encoder {encoder}." in card
+    assert read_training(card) == (str(corpus), ["small"])
     assert ENCODEC.reason in card
     assert recorded_licence(finished / "asr") == ENCODEC
 

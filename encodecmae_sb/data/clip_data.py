@@ -145,18 +145,20 @@ def find_data(hparams, output):
     """
     clips, unusable = find_usable(hparams, output)
     folds = make_folds(clips, hparams["valid_share"])
+    write_manifest(output / "clips.csv", clips)
     labels, multi_label = all_labels(clips), hparams["multi_label"]
     return ClipData(clips, folds, labels, multi_label, unusable)
 
 
 def find_usable(hparams, output):
-    """Finds clips as `find_data` does, without a split into folds.
+    """The clips of `find_data`, before they are split into folds.
 
     Arguments
     ---------
     hparams : dict
         As for `find_data`; `multi_label` and `valid_share` may be absent.
     output : Path
+        Folder for `unusable_files.csv`.
 
     Returns
     -------
@@ -164,6 +166,11 @@ def find_usable(hparams, output):
         Those that can be used.
     unusable : int
         Files that were left out.
+
+    Raises
+    ------
+    FileNotFoundError, UserError
+        As `find_data`.
     """
     manifests = {
         key: hparams[key] for key in ("csv", "train_csv", "valid_csv", "test_csv")
@@ -184,5 +191,4 @@ def find_usable(hparams, output):
     listed = output / "unusable_files.csv"
     listed.unlink(missing_ok=True)
     UnusableFiles(listed, found, hparams["max_unusable"]).add(bad)
-    write_manifest(output / "clips.csv", clips)
     return clips, len(bad)

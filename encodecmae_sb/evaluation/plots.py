@@ -241,6 +241,41 @@ def draw_lines(panels, path, label, score_name):
             axes.legend(fontsize="small")
 
 
+def draw_losses(tables, titles, path, score_name):
+    """Draws how much worse each model is under each corruption, in three strengths.
+
+    Arguments
+    ---------
+    tables : dict of str to (numpy.ndarray, numpy.ndarray)
+        Model -> its scores and its losses in %, each [corruptions, strengths]; NaN
+        where there is none.
+    titles : list of str
+        Of the corruptions.
+    path : str or Path
+        The PNG file to write.
+    score_name : str
+    """
+    size = {"figsize": (2.6 + 2.6 * len(tables), 1.6 + 0.32 * len(titles))}
+    with picture(path, 1, len(tables), squeeze=False, sharey=True, **size) as (
+        figure,
+        axes,
+    ):
+        for each, (name, (scores, losses)) in zip(axes[0], tables.items(), strict=True):
+            # Losses of more than 100 %, as of error rates, have the darkest colour.
+            image = each.imshow(losses, cmap="Reds", vmin=0, vmax=100, aspect="auto")
+            for i, j in np.ndindex(*scores.shape):
+                known = np.isfinite(scores[i, j])
+                text = f"{scores[i, j]:.3g}" if known else "n/a"
+                dark = losses[i, j] > 60
+                colour = {"color": "white" if dark else "black"}
+                each.text(j, i, text, ha="center", va="center", fontsize=8, **colour)
+            each.set_xticks(range(scores.shape[1]), ["weak", "medium", "strong"])
+            each.set_yticks(range(len(titles)), titles)
+            each.set_title(_short(name, 24), fontsize=9)
+        figure.colorbar(image, ax=list(axes[0]), label="loss, % of the clean score")
+        figure.suptitle(f"{score_name} (number) and loss (colour)", fontsize=10)
+
+
 def _errors(spreads):
     """Lengths of the lower and upper halves of error bars, [2, bars]."""
     rows = [(row["mean"], row.get("low"), row.get("high")) for row in spreads]

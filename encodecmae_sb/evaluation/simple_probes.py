@@ -6,6 +6,8 @@ training.
 """
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -81,6 +83,61 @@ def simple_probe(
     >>> row["choice"], row["accuracy"]
     (1, 1.0)
     """
+    probe = fit_probe(kind, vectors, targets, train, inner, choices)
+    outcome = probe.probabilities(vectors[test]), targets[test]
+    outcome = tuple(map(torch.from_numpy, outcome))
+    return {
+        "choice": probe.choice,
+        "valid": probe.valid,
+        **clip_scores(*outcome),
+        "draws": resampled_scores(*outcome, DRAWS, draws_seed, groups).tolist(),
+    }
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A probe that was chosen and fitted.
+
+    Arguments
+    ---------
+    choice : float
+        Inverse strength of the regularisation, or number of neighbours.
+    valid : float
+        Its mean score over the inner splits.
+    mean, scale : numpy.ndarray
+        That normalise the vectors, shape [width].
+    predict : callable
+        Normalised vectors [clips, width] -> probabilities [clips, classes].
+    """
+
+    choice: float
+    valid: float
+    mean: np.ndarray
+    scale: np.ndarray
+    predict: Callable
+
+    def probabilities(self, vectors):
+        """Vectors [clips, width] -> probabilities, float64, [clips, classes]."""
+        return self.predict((vectors - self.mean) / self.scale)
+
+
+def fit_probe(kind, vectors, targets, train, inner, choices=STRENGTHS):
+    """Chooses a probe within the training clips and fits it on all of them.
+
+    Arguments
+    ---------
+    kind, vectors, targets, train, inner, choices
+        See `simple_probe`.
+
+    Returns
+    -------
+    FittedProbe
+
+    Raises
+    ------
+    UserError
+        As `simple_probe`.
+    """
     if not np.isfinite(vectors).all():
         bad = int((~np.isfinite(vectors).all(1)).sum())
         raise UserError(
@@ -89,20 +146,14 @@ def simple_probe(
         )
     if targets.ndim == 1 and len(set(targets[train])) < 2:
         raise UserError("The training clips have one class: give clips of others.")
-    vectors = _normalised(vectors, train)
-    scores = [
-        _inner_score(kind, vectors, targets, inner, choice) if inner else 0.0
-        for choice in choices
-    ]
+    mean, deviation = vectors[train].mean(0), vectors[train].std(0)
+    # A channel that hardly varies holds rounding errors only.
+    scale = np.maximum(deviation, max(1e-3 * deviation.mean(), 1e-12))
+    vectors = (vectors - mean) / scale
+    scores = [_inner_score(kind, vectors, targets, inner, choice) for choice in choices]
     best = int(np.argmax(scores))
-    predicted = _predict(kind, vectors, targets, train, test, choices[best])
-    outcome = torch.from_numpy(predicted), torch.from_numpy(targets[test])
-    return {
-        "choice": choices[best],
-        "valid": float(scores[best]),
-        **clip_scores(*outcome),
-        "draws": resampled_scores(*outcome, DRAWS, draws_seed, groups).tolist(),
-    }
+    predict = _fit(kind, vectors, targets, train, choices[best])
+    return FittedProbe(choices[best], float(scores[best]), mean, scale, predict)
 
 
 def leave_one_out(places, groups):
@@ -227,51 +278,49 @@ def linear_probe(vectors, targets, groups, fold, strengths=STRENGTHS, draws_seed
     )
 
 
-def _normalised(vectors, train):
-    mean, deviation = vectors[train].mean(0), vectors[train].std(0)
-    # A channel that hardly varies holds rounding errors only.
-    scale = np.maximum(deviation, max(1e-3 * deviation.mean(), 1e-12))
-    return (vectors - mean) / scale
-
-
 def _inner_score(kind, vectors, targets, inner, choice):
-    """Mean of the main score over the splits that can be used."""
+    """Mean of the main score over the splits that can be used; 0 without any."""
     scores = []
     for fit, check in inner:
         if targets.ndim == 1 and len(set(targets[fit])) < 2:
             continue
-        predicted = _predict(kind, vectors, targets, fit, check, choice)
+        predicted = _fit(kind, vectors, targets, fit, choice)(vectors[check])
         outcome = torch.from_numpy(predicted), torch.from_numpy(targets[check])
         scores.append(next(iter(clip_scores(*outcome).values())))
     return np.mean(scores) if scores else 0.0
 
 
-def _predict(kind, vectors, targets, fit, test, choice):
-    """Probabilities of the classes, float64, shape [test clips, classes]."""
-    return (_linear if kind == LINEAR else _neighbours)(
-        vectors[fit], targets[fit], vectors[test], choice, 1 + targets.max()
-    )
+def _fit(kind, vectors, targets, train, choice):
+    """Fits on some clips; returns a function of vectors that gives probabilities."""
+    classes = targets.shape[1] if targets.ndim == 2 else 1 + targets.max()
+    fit = _fit_linear if kind == LINEAR else _fit_neighbours
+    return fit(vectors[train], targets[train], choice, classes)
 
 
-def _linear(vectors, targets, heard, strength, classes):
+def _fit_linear(vectors, targets, strength, classes):
     model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
-    if targets.ndim == 2:
-        model, classes = OneVsRestClassifier(model), targets.shape[1]
+    several = targets.ndim == 2
+    if several:
+        model = OneVsRestClassifier(model)
     with warnings.catch_warnings():
         # With weak regularisation and classes that a plane divides there is no end.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # A label that all clips of an inner split have, or none.
         warnings.filterwarnings("ignore", message="Label .* is present")
         model.fit(vectors, targets)
-    known = slice(None) if targets.ndim == 2 else model.classes_
-    probabilities = np.zeros((len(heard), classes))
-    probabilities[:, known] = model.predict_proba(heard)
-    return probabilities
+
+    def predict(heard):
+        probabilities = np.zeros((len(heard), classes))
+        known = slice(None) if several else model.classes_
+        probabilities[:, known] = model.predict_proba(heard)
+        return probabilities
+
+    return predict
 
 
-def _neighbours(vectors, targets, heard, number, classes):
+def _fit_neighbours(vectors, targets, number, classes):
     # As a regression of 0 and 1, one for each class: for several labels as for one.
     wanted = targets if targets.ndim == 2 else np.eye(classes)[targets]
     number = min(number, len(vectors))
     model = KNeighborsRegressor(number, metric="cosine", weights="distance")
-    return model.fit(vectors, wanted.astype(np.float64)).predict(heard)
+    return model.fit(vectors, wanted.astype(np.float64)).predict

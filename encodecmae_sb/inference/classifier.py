@@ -1,5 +1,7 @@
 """A trained classifier: its interface, and its folder that `foreign_class` loads."""
 
+import re
+
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
@@ -156,6 +158,33 @@ def decide(probabilities, labels, multi_label, threshold=0.5):
         index.append(order)
         score.append(row[order])
     return probabilities, score, index, [[labels[i] for i in row] for row in index]
+
+
+def read_training(card):
+    """What a classifier was trained on, as its README says.
+
+    Arguments
+    ---------
+    card : str
+        Text of the README, as `pipelines.folds.write_results` writes it.
+
+    Returns
+    -------
+    corpus, fold : str or None
+        Name of the corpus or path of the manifest, and the fold that was held out; None
+        where the README does not say it.
+
+    Example
+    -------
+    >>> read_training("Trained on 160 clips of esc50. Encoder A, frozen. Of 5 folds it "
+    ...               "validated best; fold 3 was held out for its test.")
+    ('esc50', '3')
+    >>> read_training("Trained by hand.")
+    (None, None)
+    """
+    corpus = re.search(r"Trained on \d+ clips of (.+?)\. ", card)
+    fold = re.search(r"\bfold ([\w-]+) was held out for its test", card)
+    return corpus and corpus[1], fold and fold[1]
 
 
 def export_classifier(

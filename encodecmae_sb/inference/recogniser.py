@@ -1,5 +1,6 @@
 """A trained recogniser: its interface, and its folder that `foreign_class` loads."""
 
+import re
 import shutil
 
 import torch
@@ -144,6 +145,30 @@ def export_recogniser(
     settings = {"beam_search": beam_search}
     about = folder, "recogniser", parts, settings, origin, figures
     export_folder(*about, licence=licence)
+
+
+def read_training(card):
+    """What a recogniser was trained on, as its README says.
+
+    Arguments
+    ---------
+    card : str
+        Text of the README, as `recipes/asr_ctc.py` writes it.
+
+    Returns
+    -------
+    folder : str or None
+        Of the corpus; None where the README does not say it.
+    parts : list of str
+        Of the corpus, or the path of a manifest.
+
+    Example
+    -------
+    >>> read_training("Trained on 9 utterances (0.01 h) of /data: a+b. Encoder A.")
+    ('/data', ['a', 'b'])
+    """
+    found = re.search(r"Trained on \d+ utterances \(.+? h\) of (.+?): (.+?)\. ", card)
+    return (found[1], found[2].split("+")) if found else (None, [])
 
 
 class EnCodecMAEASR(Pretrained):

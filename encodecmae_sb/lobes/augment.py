@@ -5,6 +5,7 @@ Shapes: B items, N samples, F frequencies.
 
 import hashlib
 import math
+import os
 
 import numpy as np
 import torch
@@ -14,6 +15,15 @@ from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.audio import UnusableAudio, read_audio
 from encodecmae_sb.data.manifest import check_folders, part_named, training_files
 from encodecmae_sb.nnet.draws import hash_seeds, uniform
+from encodecmae_sb.nnet.effects import (
+    BLOCK,
+    echoes,
+    from_db,
+    in_blocks,
+    make_noise,
+    pieces,
+    rms,
+)
 from encodecmae_sb.nnet.level import FLOOR, measure_levels
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.utils.errors import UserError
@@ -25,15 +35,11 @@ _OWN_SEEDS = -1
 # Numbers of the draws of each effect. So one is drawn alike with the others or without.
 _LEVEL, _EQUALISER, _ROOM, _NOISE, _BACKGROUND = range(0, 100, 20)
 
-_NOISE_SAMPLES = 2**18
-# Pieces of sounds begin at multiples of so many samples: 64 times less to index.
-_BLOCK = 64
 # The equaliser's gains are drawn at these frequencies and joined by straight lines over
 # the logarithm of the frequency.
 _BANDS = 62.5 * 2.0 ** torch.arange(8)  # Hz, to 8 kHz
 _EQUALISER_SAMPLES = 4096  # length of the filter, half of it before the sound
 _QUIETEST_ROOM = 15.0  # dB by which what comes directly is louder than all echoes
-_FIRST_ECHO = 0.003  # seconds
 _LONGEST = 10  # seconds that are taken of a file for the background
 
 
@@ -127,14 +133,18 @@ class InputAugment(nn.Module):
         for name, value in vars(self).items():
             if not name.startswith("_") and name != "training":
                 _check(name, value)
-        audio = torch.zeros(_BLOCK)
+        audio = torch.zeros(BLOCK)
         if background_probability:
             folders = corpus_folders() if background is None else background
-            audio = _read_background(folders, background_seconds)
-        sounds = {"background": audio, **_make_noise()}
-        for name, sound in sounds.items():
-            blocks = sound[: len(sound) // _BLOCK * _BLOCK].view(-1, _BLOCK)
-            self.register_buffer(name, blocks, persistent=False)
+            audio = read_background(folders, background_seconds)
+            if not len(audio):
+                raise UserError(
+                    f"background={folders} has no audio that can be used: it cannot be "
+                    "read, is silent, or is for validation and test. Give other "
+                    "folders, or background_probability: 0"
+                )
+        for name, sound in {"background": audio, **make_noise()}.items():
+            self.register_buffer(name, in_blocks(sound), persistent=False)
 
     def fingerprint(self):
         """A digest of the background audio, for the identity of a run."""
@@ -160,25 +170,25 @@ class InputAugment(nn.Module):
         """
         seeds, samples = hash_seeds(seeds, _OWN_SEEDS), wavs.shape[1]
         valid = frame_mask(lengths, samples).to(wavs.dtype)
-        rms = _rms(wavs, lengths)
+        level = rms(wavs, lengths)
         heard = wavs.clone()
         if self.equaliser_probability or self.room_probability:
-            heard = self._filtered(wavs, valid, lengths, rms, seeds)
+            heard = self._filtered(wavs, valid, lengths, level, seeds)
         if self.noise_probability:
-            gain = rms * self._factor("noise", _NOISE, seeds)
+            gain = level * self._factor("noise", _NOISE, seeds)
             # White and pink, of random shares of the power.
             angle = math.pi / 2 * uniform(seeds, _NOISE + 2, 1)
             shares = angle.cos(), angle.sin()
             for number, sound in enumerate((self.white, self.pink)):
-                added = _pieces(sound, seeds, _NOISE + 3 + number, samples)
+                added = pieces(sound, seeds, _NOISE + 3 + number, samples)
                 heard.addcmul_(gain * shares[number], added)
         if self.background_probability:
-            gain = rms * self._factor("background", _BACKGROUND, seeds)
-            added = _pieces(self.background, seeds, _BACKGROUND + 2, samples)
+            gain = level * self._factor("background", _BACKGROUND, seeds)
+            added = pieces(self.background, seeds, _BACKGROUND + 2, samples)
             heard.addcmul_(gain, added)
         if self.level_probability:
             chosen, at = uniform(seeds, _LEVEL, 2).split(1, dim=1)
-            gain = _from_db(self.level_db * (2 * at - 1))
+            gain = from_db(self.level_db * (2 * at - 1))
             heard.mul_(torch.where(chosen < self.level_probability, gain, 1.0))
         return heard.mul_(valid)
 
@@ -186,10 +196,10 @@ class InputAugment(nn.Module):
         """Amplitude of what is added, relative to the item's, [B, 1]."""
         chosen, at = uniform(seeds, first, 2).split(1, dim=1)
         low, high = getattr(self, f"{effect}_snr")
-        factor = _from_db(-(low + (high - low) * at))
+        factor = from_db(-(low + (high - low) * at))
         return factor * (chosen < getattr(self, f"{effect}_probability"))
 
-    def _filtered(self, wavs, valid, lengths, rms, seeds):
+    def _filtered(self, wavs, valid, lengths, level, seeds):
         """Through an equaliser and into a room; one Fourier transform for both."""
         samples = wavs.shape[1]
         tail = int(self.room_seconds[1] / 2 * SAMPLE_RATE)  # to -30 dB
@@ -197,7 +207,7 @@ class InputAugment(nn.Module):
         # longer than the item, so what is heard does not depend on the size.
         size = -(-(samples + tail + _EQUALISER_SAMPLES // 2) // 4096) * 4096
         spectrum = torch.fft.rfft(wavs, size)
-        changed = torch.zeros_like(rms, dtype=torch.bool)
+        changed = torch.zeros_like(level, dtype=torch.bool)
         if self.equaliser_probability:
             chosen = uniform(seeds, _EQUALISER, 1) < self.equaliser_probability
             spectrum.mul_(self._equaliser(size, seeds))
@@ -210,7 +220,7 @@ class InputAugment(nn.Module):
             changed = changed | chosen
         heard = torch.fft.irfft(spectrum, size)[:, :samples].mul_(valid)
         tiny = torch.finfo(torch.float32).tiny
-        heard.mul_(rms / _rms(heard, lengths).clamp(min=tiny))
+        heard.mul_(level / rms(heard, lengths).clamp(min=tiny))
         return torch.where(changed, heard, wavs)
 
     def _equaliser(self, size, seeds):
@@ -227,7 +237,7 @@ class InputAugment(nn.Module):
         place = place.clamp(min=0, max=len(_BANDS) - 1)
         bands = torch.arange(len(_BANDS), device=seeds.device)[:, None]
         hats = (1 - (place - bands).abs()).clamp(min=0)  # [bands, frequencies]
-        impulse = torch.fft.irfft(_from_db(gains @ hats), _EQUALISER_SAMPLES)
+        impulse = torch.fft.irfft(from_db(gains @ hats), _EQUALISER_SAMPLES)
         # What comes before the impulse stands at the end. The window makes it smooth.
         window = torch.hann_window(_EQUALISER_SAMPLES, device=seeds.device)
         impulse *= window.roll(middle)
@@ -241,51 +251,40 @@ class InputAugment(nn.Module):
         at, strength = uniform(seeds, _ROOM + 1, 2).split(1, dim=1)
         low, high = self.room_seconds
         seconds = low + (high - low) * at
-        time = torch.arange(samples, device=seeds.device) / SAMPLE_RATE
-        decay = (-3 * math.log(10) * time / seconds).exp() * (time > _FIRST_ECHO)
-        echoes = decay * _pieces(self.white, seeds, _ROOM + 3, samples)
-        energy = torch.linalg.vector_norm(echoes, dim=1, keepdim=True)
-        return echoes * (_from_db(-_QUIETEST_ROOM * strength) / energy)
+        noise = pieces(self.white, seeds, _ROOM + 3, samples)
+        return echoes(noise, seconds) * from_db(-_QUIETEST_ROOM * strength)
 
 
-def _from_db(db):
-    """Decibels -> factors of an amplitude."""
-    return (db * (math.log(10) / 20)).exp()
+def read_background(folders, seconds, left_out=()):
+    """Voices or sounds of folders, one after another: the same for the same files.
 
+    What a pretraining on the folders validates on is left out, and so are parts for
+    the test.
 
-def _rms(wavs, lengths):
-    """Root mean square of each item, [B, 1]."""
-    norm = torch.linalg.vector_norm(wavs, dim=1, keepdim=True)
-    return norm / lengths.clamp(min=1)[:, None].sqrt()
+    Arguments
+    ---------
+    folders : str, Path or list of them
+    seconds : float
+        So much at most; of each file at most 10 s.
+    left_out : collection of str
+        Real paths of files that are not to be used.
 
+    Returns
+    -------
+    torch.Tensor
+        Each file with a level of 1, shape [samples]; empty if none can be used.
 
-def _pieces(sound, seeds, number, samples):
-    """A piece of a sound [M / block, block] for each item, [B, samples].
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, or no audio in it.
 
-    After its end the sound goes on from its beginning.
+    Example
+    -------
+    >>> from encodecmae_sb.bundled import sound_folder
+    >>> read_background([sound_folder()], 2).shape
+    torch.Size([48000])
     """
-    blocks, block = sound.shape
-    start = hash_seeds(seeds, number) % blocks
-    count = torch.arange(-(-samples // block), device=seeds.device)
-    index = (start[:, None] + count) % blocks
-    pieces = sound.index_select(0, index.flatten())
-    return pieces.view(len(seeds), -1)[:, :samples]
-
-
-def _make_noise():
-    """White and pink noise of power 1, without a seam at the end, each [samples]."""
-    generator = torch.Generator().manual_seed(0)
-    white = torch.randn(_NOISE_SAMPLES, generator=generator)
-    spectrum = torch.fft.rfft(white)
-    # Pink: power falls by 3 dB an octave, from 20 Hz on.
-    lowest = 20 * _NOISE_SAMPLES / SAMPLE_RATE
-    pink = torch.arange(len(spectrum)).clamp(min=lowest).rsqrt()
-    pink = torch.fft.irfft(spectrum * pink)
-    return {"white": white, "pink": pink / pink.square().mean().sqrt()}
-
-
-def _read_background(folders, seconds):
-    """Audio with a level of 1, [samples]: the same for the same files."""
     paths = []
     for folder in check_folders(folders):
         for path in training_files(folder):
@@ -293,25 +292,21 @@ def _read_background(folders, seconds):
             inside = path.relative_to(folder).parts[:-1]
             if "valid" not in map(part_named, inside):
                 paths.append(path)
-    pieces, missing = [], int(seconds * SAMPLE_RATE)
+    found, missing = [], int(seconds * SAMPLE_RATE)
     for number in np.random.Generator(np.random.Philox(0)).permutation(len(paths)):
+        if os.path.realpath(paths[number]) in left_out:
+            continue
         try:
             wav = read_audio(paths[number], SAMPLE_RATE, seconds=_LONGEST)[:missing]
         except UnusableAudio:
             continue
         (level,) = measure_levels(wav[None])
         if level > FLOOR:
-            pieces.append(wav / level)
+            found.append(wav / level)
             missing -= len(wav)
         if missing == 0:
             break
-    if not pieces:
-        raise UserError(
-            f"background={folders} has no audio that can be used: it cannot be read, "
-            "is silent, or is for validation and test. Give other folders, or "
-            "background_probability: 0"
-        )
-    return torch.cat(pieces)
+    return torch.cat(found) if found else torch.zeros(0)
 
 
 def _check(name, value):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from encodecmae_sb.data.clip_data import ClipData, find_usable
-from encodecmae_sb.data.clips import Fold, all_labels
+from encodecmae_sb.data.clips import Fold, all_labels, write_manifest
 from encodecmae_sb.data.trials import find_trials
 from encodecmae_sb.evaluation.comparison import main_rows
 from encodecmae_sb.evaluation.probe import DRAWS, check_whole
@@ -144,6 +144,7 @@ def compare_trials(hparams, run_opts):
     output = Path(hparams["output_folder"])
     check_trials(hparams)
     clips, unusable = find_usable(hparams, output)
+    write_manifest(output / "clips.csv", clips)
     keys = ("speaker", "trials", "clips_per_speaker", "max_trials", "seed")
     trials = find_trials(clips, *(hparams[key] for key in keys))
     comparison = TrialComparison(hparams, run_opts, trials, unusable)

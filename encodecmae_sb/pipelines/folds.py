@@ -359,6 +359,7 @@ def write_results(trainer, results, output):
         figures[f"{main}, mean of the folds"] = metrics[main]
         figures[f"{main}, deviation"] = metrics[f"{main}_std"]
     corpus = hparams["csv"] or hparams["train_csv"] or hparams["corpus"]
+    # `inference.classifier.read_training` reads these sentences.
     origin = f"Trained on {len(best.fold.train)} clips of {corpus}. "
     origin += f"{describe_classifier(hparams)}{which}"
     export_classifier(

@@ -179,9 +179,20 @@ def _read_checkpoint(path):
     return weights.get("best_state", weights)
 
 
+def official_file():
+    """Where torch's cache has the official weights, if they were ever fetched.
+
+    Example
+    -------
+    >>> official_file().name
+    'encodec_24khz-d7cc33bc.th'
+    """
+    return Path(torch.hub.get_dir()) / "checkpoints" / _OFFICIAL_FILE
+
+
 def _fetch_official():
     """Reads the official weights from torch's cache; fetches them if need be."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / _OFFICIAL_FILE
+    cached = official_file()
     if not cached.exists():
         with _as_unreachable():
             check_reachable(ROOT_URL)
