@@ -236,7 +236,7 @@ def test_checkpoints_of_another_training(finished, tmp_path):
     for line in (
         "data: 364 files of speech, 200 files of sound (",
         "codec: bundled (",
-        f"({checksum(other)})",
+        f"({checksum(other)}-level)",
         "mask_gap: 15 -> 5",
         "lr: 0.0005 -> 1",
         f"precision: {here} -> {precision}",

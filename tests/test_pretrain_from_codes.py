@@ -41,6 +41,7 @@ def pretrain(corpus, extracted):
             "ckpt_interval_minutes": 0,
             "ckpt_interval_steps": 1,
             "precision": "fp32",
+            "normalise": "null",
             **options,
         }
         arguments = [str(ROOT / f"hparams/{yaml}.yaml"), *flags(output, **given)]

@@ -46,6 +46,7 @@ def pretrain(corpus):
             "ckpt_interval_steps": 1,
             "precision": "fp32",
             "store_targets": "auto",
+            "normalise": "null",
             **options,
         }
         arguments = [ROOT / "hparams/mini.yaml", *flags(output, **given), *more]
