@@ -188,10 +188,46 @@ def draw_bars(names, scores, draws, path, score_name, chance=None):
             axes.plot(points, [i] * len(points), ".", color="black", markersize=4)
         if chance is not None:
             axes.axvline(chance, color="grey", linestyle=":")
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        axes.set_yticks(range(len(names)), [short_name(name) for name in names])
         axes.invert_yaxis()
         dots = "folds" if len(scores[0]) > 1 else "repeats"
         axes.set(xlim=(0, 1), xlabel=f"{score_name} (bar: 95 % interval; dots: {dots})")
+
+
+def draw_tasks(spreads, scores, path):
+    """Draws bars of encoders in several tasks, with 95 % intervals where there are any.
+
+    Arguments
+    ---------
+    spreads : dict of (str, str) to dict
+        Of a task and an encoder, what `comparison.spread` gives.
+    scores : dict of str to str
+        The name of the score of each task.
+    path : str or Path
+        The PNG file to write.
+    """
+    encoders = list(dict.fromkeys(encoder for _, encoder in spreads))
+    thick = 0.8 / len(encoders)
+    bars = len(scores) * (len(encoders) + 1)
+    with picture(path, figsize=(8, 1.5 + 0.2 * bars)) as (_, axes):
+        for i, encoder in enumerate(encoders):
+            places = [n for n, task in enumerate(scores) if (task, encoder) in spreads]
+            rows = [row for (_, name), row in spreads.items() if name == encoder]
+            axes.barh(
+                [place + (i - (len(encoders) - 1) / 2) * thick for place in places],
+                [row["mean"] for row in rows],
+                thick,
+                xerr=_errors(rows),
+                color=f"C{i}",
+                alpha=0.7,
+                capsize=2,
+                label=short_name(encoder),
+            )
+        names = [f"{task}\n{score}" for task, score in scores.items()]
+        axes.set_yticks(range(len(scores)), names, fontsize="small")
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1), xlabel="score, with 95 % interval")
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.12))
 
 
 def draw_layers(curves, path, score_name):
@@ -208,7 +244,7 @@ def draw_layers(curves, path, score_name):
     """
     with picture(path, figsize=(7, 4.5)) as (_, axes):
         for i, (name, layers) in enumerate(curves.items()):
-            line = {"color": f"C{i}", "label": _short(name)}
+            line = {"color": f"C{i}", "label": short_name(name)}
             spreads = [spread(*tables) for tables in layers]
             means = [row["mean"] for row in spreads]
             if len(layers) == 1:
@@ -235,6 +271,12 @@ def _errors(spreads):
     return [lower, upper]
 
 
-def _short(name, length=36):
-    """The end of a long path."""
+def short_name(name, length=36):
+    """The end of a long path.
+
+    Example
+    -------
+    >>> short_name("results/base/1234/encoder", 12)
+    '…234/encoder'
+    """
     return name if len(name) <= length else "…" + name[1 - length :]
