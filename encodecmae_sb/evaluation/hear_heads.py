@@ -173,7 +173,7 @@ def train_head(train, validate, multi_label, choice, grid, seed):
     -------
     >>> y = torch.eye(2)[torch.arange(40) % 2]
     >>> x = y + 0.1 * torch.randn(40, 2)
-    >>> grid = HeadGrid([1], [0.1], number_of_epochs=5)
+    >>> grid = HeadGrid([1], [0.1], number_of_epochs=20)
     >>> def validate(head):
     ...     return (head(x).argmax(1) == y.argmax(1)).float().mean().item(), None
     >>> train_head((x, y), validate, False, (1, "normal", 0.1), grid, seed=0).value

@@ -209,7 +209,7 @@ def draw_tasks(spreads, scores, path):
     encoders = list(dict.fromkeys(encoder for _, encoder in spreads))
     thick = 0.8 / len(encoders)
     bars = len(scores) * (len(encoders) + 1)
-    with picture(path, figsize=(8, 1.5 + 0.2 * bars)) as (_, axes):
+    with picture(path, figsize=(8, 1.5 + 0.2 * bars)) as (figure, axes):
         for i, encoder in enumerate(encoders):
             places = [n for n, task in enumerate(scores) if (task, encoder) in spreads]
             rows = [row for (_, name), row in spreads.items() if name == encoder]
@@ -227,7 +227,7 @@ def draw_tasks(spreads, scores, path):
         axes.set_yticks(range(len(scores)), names, fontsize="small")
         axes.invert_yaxis()
         axes.set(xlim=(0, 1), xlabel="score, with 95 % interval")
-        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.12))
+        figure.legend(fontsize="small", loc="outside lower center")
 
 
 def draw_layers(curves, path, score_name):

@@ -85,12 +85,13 @@ class EventScore:
 
     def counts(self, reference, estimated, num_labels):
         """Events found, reference events, and estimated events of a file, [3]."""
+        tables = [
+            np.array(events).reshape(-1, 3) / (1, 1000, 1000)
+            for events in (reference, estimated)
+        ]
         found = 0
         for label in range(num_labels):
-            want, have = (
-                np.array([event[1:] for event in events if event[0] == label]) / 1000
-                for events in (reference, estimated)
-            )
+            want, have = (table[table[:, 0] == label, 1:] for table in tables)
             if not len(want) or not len(have):
                 continue
             distance = np.abs(want[:, None] - have[None])  # [reference, estimated, 2]

@@ -212,6 +212,8 @@ class TaskData:
     def train(self, fold):
         """As `part`, of all training splits of a fold."""
         parts = [self.part(split) for split in fold.train]
+        if len(parts) == 1:
+            return parts[0]
         return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
@@ -294,6 +296,8 @@ class HearEvaluation:
     """
 
     def __init__(self, hparams, run_opts, tasks):
+        if torch.distributed.is_initialized():
+            raise UserError("This runs in one process: start without torchrun.")
         self.hparams = hparams
         self.tasks = tasks
         self.seed = hparams["seed"]
