@@ -9,7 +9,7 @@ from hear_folders import RATE, write_beeps, write_chords, write_tones
 
 from encodecmae_sb.data.hear_tasks import find_tasks, inspect_task, read_task
 from encodecmae_sb.evaluation.hear_heads import HeadGrid
-from encodecmae_sb.pipelines.heareval import check_scores, grid_of, postprocessings_of
+from encodecmae_sb.pipelines.hear_data import check_scores, grid_of, postprocessings_of
 from encodecmae_sb.utils.errors import UserError
 
 WRITE = {"tones": write_tones, "chords": write_chords, "beeps": write_beeps}

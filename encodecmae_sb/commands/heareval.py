@@ -32,7 +32,8 @@ from encodecmae_sb.evaluation.hear_results import (
     write_results,
 )
 from encodecmae_sb.evaluation.plots import short_name
-from encodecmae_sb.pipelines.heareval import HearEvaluation, find_data
+from encodecmae_sb.pipelines.hear_data import find_data
+from encodecmae_sb.pipelines.heareval import HearEvaluation
 from encodecmae_sb.utils.experiment import start_experiment
 
 from .probe import find_yaml
