@@ -193,7 +193,7 @@ def test_a_run_that_was_interrupted_goes_on(
 def test_embeddings_are_those_of_the_hear_api(tasks, mel_folder, tmp_path):
     model = load_model(str(mel_folder), None, RATE, 0)
     embeddings = HearEmbeddings(
-        str(mel_folder), model, tmp_path, 4, 0, torch.device("cpu"), True
+        str(mel_folder), model, tmp_path, 1.5, 0, torch.device("cpu"), True
     )
     folders = find_tasks(tasks)
     scenes = inspect_task(read_task("chords", folders["chords"], RATE))[0]

@@ -82,14 +82,13 @@ def load_model(name, like, rate, seed):
 class _Batches(Dataset):
     """Audio of sounds that follow each other and have one length."""
 
-    def __init__(self, sounds, rate, batch_size):
+    def __init__(self, sounds, rate, seconds):
         self.rate = rate
         self.batches = []
         for _, group in itertools.groupby(sounds, lambda sound: sound.num_samples):
-            group = list(group)
-            self.batches += [
-                group[i : i + batch_size] for i in range(0, len(group), batch_size)
-            ]
+            same = list(group)
+            size = max(1, int(seconds * rate // same[0].num_samples))
+            self.batches += [same[i : i + size] for i in range(0, len(same), size)]
 
     def __len__(self):
         return len(self.batches)
@@ -181,17 +180,19 @@ class HearEmbeddings:
         On the device.
     folder : Path
         For the files.
-    batch_size, num_workers : int
+    batch_seconds : float
+        Audio that is encoded at once; a longer file is encoded alone.
+    num_workers : int
     device : torch.device
     quiet : bool
         No progress bar.
     """
 
-    def __init__(self, name, model, folder, batch_size, num_workers, device, quiet):
+    def __init__(self, name, model, folder, batch_seconds, num_workers, device, quiet):
         self.name = name
         self.model = model.eval().to(device)
         self.folder = folder
-        self.batch_size = batch_size
+        self.batch_seconds = batch_seconds
         self.num_workers = num_workers
         self.device = device
         self.quiet = quiet
@@ -243,7 +244,7 @@ class HearEmbeddings:
 
     @torch.no_grad()
     def _store(self, task, split, path, times_path):
-        data = _Batches(task.splits[split], task.rate, self.batch_size)
+        data = _Batches(task.splits[split], task.rate, self.batch_seconds)
         loader = DataLoader(
             data,
             batch_size=None,

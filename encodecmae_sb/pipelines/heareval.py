@@ -22,7 +22,7 @@ from encodecmae_sb.evaluation.hear_scores import (
     scene_draws,
     scene_scores,
 )
-from encodecmae_sb.evaluation.probe import DRAWS, check_whole
+from encodecmae_sb.evaluation.probe import DRAWS
 from encodecmae_sb.evaluation.sound_events import find_events
 from encodecmae_sb.nnet.pooling import probabilities
 from encodecmae_sb.utils.digests import digest, digest_each
@@ -30,6 +30,7 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.utils.values import is_number
 
 from .clip_features import check_source
 from .compare import LOGMEL, RANDOM, named_encoders
@@ -176,7 +177,9 @@ class HearEvaluation:
         self.device = choose_device(run_opts["device"])
         self.quiet = run_opts["noprogressbar"]
         self.save = Path(hparams["save_folder"])
-        check_whole("encode_batch_size", hparams["encode_batch_size"], 1)
+        seconds = hparams["encode_batch_seconds"]
+        if not is_number(seconds) or seconds <= 0:
+            raise UserError(f"encode_batch_seconds={seconds}: give a number above 0.")
         grid = HeadGrid(
             **{field.name: hparams[field.name] for field in fields(HeadGrid)}
         )
@@ -214,7 +217,7 @@ class HearEvaluation:
                     name,
                     load_model(name, self.like, rate, self.seed),
                     self.save / "embeddings",
-                    self.hparams["encode_batch_size"],
+                    self.hparams["encode_batch_seconds"],
                     self.hparams["num_workers"],
                     self.device,
                     self.quiet,
