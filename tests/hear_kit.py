@@ -247,4 +247,5 @@ def record():
 
 
 if __name__ == "__main__":
-    REFERENCE.write_text(json.dumps(record(), default=float, indent=1) + "\n")
+    rows = (f'"{name}": {json.dumps(value)}' for name, value in record().items())
+    REFERENCE.write_text("{" + ",\n".join(rows) + "}\n")

@@ -75,7 +75,13 @@ def test_tasks_are_found_by_their_names(originals, root):
     ]
     write_tones(root, mode="5h")
     assert list(find_tasks(root, "tones-5h")) == ["tones-5h"]
-    assert list(find_tasks(root)) == ["beeps", "chords", "tones-5h", "tones"]
+    assert list(find_tasks(root, "tones")) == ["tones"]
+    shutil.rmtree(root / "tones-v1.0-full")
+    assert list(find_tasks(root, "tones")) == ["tones-5h"]
+    write_tones(root, mode="50h")
+    with pytest.raises(UserError, match="tones-v1.0-50h, tones-v1.0-5h"):
+        find_tasks(root, "tones")
+    assert list(find_tasks(root)) == ["beeps", "chords", "tones-50h", "tones-5h"]
 
 
 def test_two_versions_of_a_task(root):
@@ -84,7 +90,7 @@ def test_two_versions_of_a_task(root):
         find_tasks(root)
     assert "tones-v1.0-full, tones-v2.0-full" in str(error.value)
     assert '--tasks "[tones-v2.0-full]"' in str(error.value)
-    with pytest.raises(UserError, match="2 folders are versions of the task tones"):
+    with pytest.raises(UserError, match="2 folders are of the task tones"):
         find_tasks(root, ["tones"])
     chosen = find_tasks(root, ["tones-v2.0-full", "beeps"])
     assert chosen["tones"].name == "tones-v2.0-full"

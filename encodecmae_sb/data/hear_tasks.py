@@ -171,10 +171,9 @@ def find_tasks(tasks_dir, wanted=None):
             raise UserError(f"tasks={wanted}: give a list of names, or null for all.")
         chosen = []
         for name in map(str, wanted):
-            matching = [
-                (title, folder)
-                for title, folder in found
-                if name in (title, folder.name, _metadata(folder)["task_name"])
+            exact = [item for item in found if name in (item[0], item[1].name)]
+            matching = exact or [
+                item for item in found if name == _metadata(item[1])["task_name"]
             ]
             if not matching:
                 raise UserError(
@@ -198,12 +197,13 @@ def _several(name, folders):
     twice = len(set(names)) < len(names)
     shown = ", ".join(map(str, folders) if twice else names)
     how = (
-        "Keep one of the two"
+        "Keep one of them"
         if twice
         else f'Name the one to use by its folder, for example --tasks "[{names[-1]}]"'
     )
     return UserError(
-        f"{len(names)} folders are versions of the task {name}: {shown}. {how}."
+        f"{len(names)} folders are of the task {name}, in other versions or modes: "
+        f"{shown}. {how}."
     )
 
 
