@@ -24,8 +24,8 @@ setup(
     package_data={
         # The bundled corpus, codec and yamls; `hparams` is a link to the folder here.
         "encodecmae_sb.bundled": ["*.safetensors", "corpus/**/*", "hparams/*.yaml"],
-        # The template of reports.
-        "encodecmae_sb.evaluation": ["page/*"],
+        # The template of reports, and a table of published scores.
+        "encodecmae_sb.evaluation": ["page/*", "*.csv"],
     },
     entry_points={
         "console_scripts": ["encodecmae_sb = encodecmae_sb.__main__:main"],

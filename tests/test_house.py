@@ -17,11 +17,11 @@ FLOORS = [
     {"pretrained"},
     {"lobes"},
     {"inference"},
+    {"hear"},
     {"evaluation"},
     {"brains"},
     {"pipelines"},
     {"commands"},
-    {"hear"},
     {"xares"},
     {"__main__"},
 ]

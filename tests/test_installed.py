@@ -109,6 +109,7 @@ def test_what_is_in_it(wheel):
     inside = [*(ROOT / "encodecmae_sb").rglob("*.py")]
     inside += [*(ROOT / "encodecmae_sb/bundled/corpus").rglob("*")]
     inside += [ROOT / "encodecmae_sb/bundled/codec.safetensors"]
+    inside += [*(ROOT / "encodecmae_sb/evaluation").glob("*.csv")]
     missing = {str(p.relative_to(ROOT)) for p in inside if p.is_file()} - names
     assert not missing
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)

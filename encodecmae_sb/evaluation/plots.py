@@ -196,8 +196,46 @@ def draw_bars(panels, path, score_name, chance=None, limit=1):
                 axes.axvline(chance, color="grey", linestyle=":")
             label = f"{score_name} (bar: 95 % interval; dots: {dots})"
             axes.set(xlim=(0, limit), xlabel=label, title=title)
-        all_axes[0, 0].set_yticks(range(len(names)), [_short(name) for name in names])
+        all_axes[0, 0].set_yticks(
+            range(len(names)), [short_name(name) for name in names]
+        )
         all_axes[0, 0].invert_yaxis()
+
+
+def draw_tasks(spreads, scores, path):
+    """Draws bars of encoders in several tasks, with 95 % intervals where there are any.
+
+    Arguments
+    ---------
+    spreads : dict of (str, str) to dict
+        Of a task and an encoder, what `comparison.spread` gives.
+    scores : dict of str to str
+        The name of the score of each task.
+    path : str or Path
+        The PNG file to write.
+    """
+    encoders = list(dict.fromkeys(encoder for _, encoder in spreads))
+    thick = 0.8 / len(encoders)
+    bars = len(scores) * (len(encoders) + 1)
+    with picture(path, figsize=(8, 1.5 + 0.2 * bars)) as (figure, axes):
+        for i, encoder in enumerate(encoders):
+            places = [n for n, task in enumerate(scores) if (task, encoder) in spreads]
+            rows = [row for (_, name), row in spreads.items() if name == encoder]
+            axes.barh(
+                [place + (i - (len(encoders) - 1) / 2) * thick for place in places],
+                [row["mean"] for row in rows],
+                thick,
+                xerr=_errors(rows),
+                color=f"C{i}",
+                alpha=0.7,
+                capsize=2,
+                label=short_name(encoder),
+            )
+        names = [f"{task}\n{score}" for task, score in scores.items()]
+        axes.set_yticks(range(len(scores)), names, fontsize="small")
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 1), xlabel="score, with 95 % interval")
+        figure.legend(fontsize="small", loc="outside lower center")
 
 
 def draw_lines(panels, path, label, score_name):
@@ -219,7 +257,7 @@ def draw_lines(panels, path, label, score_name):
     with picture(path, columns=len(panels), sharey=True, **size) as (_, all_axes):
         for (title, lines), axes in zip(panels.items(), all_axes[0], strict=True):
             for i, (name, points) in enumerate(lines.items()):
-                style = {"color": f"C{i}", "label": _short(name)}
+                style = {"color": f"C{i}", "label": short_name(name)}
                 spreads = [spread(*tables) for tables in points.values()]
                 means = [row["mean"] for row in spreads]
                 if list(points) == [None]:
@@ -271,7 +309,7 @@ def draw_losses(tables, titles, path, score_name):
                 each.text(j, i, text, ha="center", va="center", fontsize=8, **colour)
             each.set_xticks(range(scores.shape[1]), ["weak", "medium", "strong"])
             each.set_yticks(range(len(titles)), titles)
-            each.set_title(_short(name, 24), fontsize=9)
+            each.set_title(short_name(name, 24), fontsize=9)
         figure.colorbar(image, ax=list(axes[0]), label="loss, % of the clean score")
         figure.suptitle(f"{score_name} (number) and loss (colour)", fontsize=10)
 
@@ -284,6 +322,12 @@ def _errors(spreads):
     return [lower, upper]
 
 
-def _short(name, length=36):
-    """The end of a long path."""
+def short_name(name, length=36):
+    """The end of a long path.
+
+    Example
+    -------
+    >>> short_name("results/base/1234/encoder", 12)
+    '…234/encoder'
+    """
     return name if len(name) <= length else "…" + name[1 - length :]

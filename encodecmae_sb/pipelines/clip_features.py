@@ -40,18 +40,23 @@ def check_encoder(source, folds, key="encoder_folder"):
         If it is neither.
     """
     for each in dict.fromkeys(in_fold(source, fold) for fold in folds):
-        try:
-            find_model(each)
-        except FileNotFoundError as error:
-            if is_hub_name(each):
-                raise UserError(f"{key}={each}: {error}") from error
-            raise UserError(
-                f"There is no encoder in {key}={each} (from {Path.cwd()}). Make that "
-                "of the demonstration with\n"
-                "  python recipes/pretrain.py hparams/mini.yaml\n"
-                f"or name another one with --{key}: a folder that a recipe exported, "
-                f"published weights: {', '.join(PUBLISHED)}, or user/name on the hub."
-            ) from error
+        check_source(each, key)
+
+
+def check_source(source, key):
+    """Makes sure that there is an encoder, before any work; see `check_encoder`."""
+    try:
+        find_model(source)
+    except FileNotFoundError as error:
+        if is_hub_name(source):
+            raise UserError(f"{key}={source}: {error}") from error
+        raise UserError(
+            f"There is no encoder in {key}={source} (from {Path.cwd()}). Make that "
+            "of the demonstration with\n"
+            "  python recipes/pretrain.py hparams/mini.yaml\n"
+            f"or name another one with --{key}: a folder that a recipe exported, "
+            f"published weights: {', '.join(PUBLISHED)}, or user/name on the hub."
+        ) from error
 
 
 def clips_key(clips):

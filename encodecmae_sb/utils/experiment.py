@@ -33,7 +33,7 @@ from .preemption import Preempted, SignalEnd, note_end, note_end_in
 _PATHS = (
     *("output_folder", "save_folder", "data_folder", "valid_folder", "codes_folder"),
     *("encoder_folder", "teacher", "codec", "csv", "train_csv", "valid_csv"),
-    *("test_csv", "kenlm_model_path", "init"),
+    *("test_csv", "kenlm_model_path", "init", "tasks_dir", "published_scores"),
 )
 _NEEDED = {"output_folder", "save_folder", "codec", "teacher"}
 _SEVERAL = {"data_folder", "valid_folder", "test_csv"}
