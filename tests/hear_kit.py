@@ -1,15 +1,8 @@
 """The kit heareval 2021.1.3 run on the same inputs, and inputs for recorded values.
 
-The kit wants TensorFlow, and packages of 2021. Without them, in a folder of their own:
-
-    pip install --no-deps --target KIT heareval sed_eval dcase_util intervaltree \
-        more-itertools pandas sortedcontainers validators python-magic pydot-ng six \
-        future pytz audioread decorator lazy-loader librosa llvmlite msgpack numba \
-        pooch soxr pytorch-lightning==1.9.5 torchmetrics lightning-utilities \
-        torchinfo click fsspec platformdirs "setuptools<80"
-    PYTHONPATH=$PWD:KIT pytest tests/test_hear_scores.py
-
-`python tests/hear_kit.py` then writes tests/reference/heareval.json anew.
+The kit wants TensorFlow, and packages of 2021. `.ci/run` installs it into a folder of
+its own, with newer ones and without TensorFlow, for tests/test_hear_scores.py. With it,
+`python tests/hear_kit.py` writes tests/reference/heareval.json anew.
 """
 
 import contextlib

@@ -171,7 +171,7 @@ def test_bad_grids(options, message):
 
 @pytest.mark.skipif(
     not hear_kit.INSTALLED,
-    reason="heareval is not installed (tests/hear_kit.py says how)",
+    reason="heareval is not installed (.ci/run says how)",
 )
 @pytest.mark.parametrize(
     ("write", "more"),
