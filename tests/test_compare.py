@@ -204,7 +204,7 @@ def test_random_is_another_encoder_in_each_repeat(home, tmp_path, finished):
         assert len(chosen) == 1
     assert "for random also other weights" in text
     covers = metrics_of(output)["interval_covers"]
-    assert "each of the 3 folds and seeds (2 were tried; for random" in covers
+    assert "each of the 3 folds and seeds of mlp (2 were tried; for random" in covers
     assert "not other training clips, pretrainings, folds" in covers
 
 

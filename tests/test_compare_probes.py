@@ -100,3 +100,22 @@ def test_the_encoders_of_a_run_are_drawn_over_its_steps(home, tmp_path):
         assert f"{tmp_path}/run/steps/step_{step}/knn/accuracy" in metrics
     assert (tmp_path / "out/steps.png").exists()
     assert "steps.png" in text
+    steps = f"{tmp_path}/run/steps"
+    options["encoders"] = f"[{steps}, {steps}/step_90]"
+    with pytest.raises(SystemExit, match="each once"):
+        run(home, tmp_path / "twice", **options)
+
+
+def test_other_folds_of_the_training_clips_are_other_choices(home, tmp_path):
+    """The test clips and their number are the same; the splits to choose on are not."""
+    rows = read_rows(home / "clips.csv")
+    for row in rows:
+        row["fold"] = f"{int(row['ID']) // 6}"  # 4 folds
+    options = {"encoders": "[logmel]", "probes": "[linear]"}
+    for name, moved in (("before", ()), ("after", ("12", "18"))):
+        for row in rows:
+            if row["ID"] in moved:
+                row["fold"] = {"2": "3", "3": "2"}[row["fold"]]
+        write_rows(tmp_path / f"{name}.csv", [row.values() for row in rows], HEADER)
+        run(home, tmp_path / "run", csv=tmp_path / f"{name}.csv", **options)
+    assert len(list(tmp_path.glob("run/save/probes/*.json"))) == 8

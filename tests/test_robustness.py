@@ -22,7 +22,7 @@ from encodecmae_sb.bundled import sound_folder
 from encodecmae_sb.data.clips import Clip
 from encodecmae_sb.data.tokenizer import Tokens
 from encodecmae_sb.evaluation import corruptions
-from encodecmae_sb.evaluation.corruptions import CORRUPTIONS
+from encodecmae_sb.evaluation.corruptions import CORRUPTIONS, Sounds
 from encodecmae_sb.evaluation.metrics import clip_scores
 from encodecmae_sb.inference.classifier import export_classifier, read_training
 from encodecmae_sb.inference.recogniser import export_recogniser
@@ -75,6 +75,8 @@ def test_which_clips_are_a_test(clips, fold, cards, parts):
         (FOLDS, None, [HELD_OUT, HELD_OUT.replace("fold 1", "fold 2")], "one by one"),
         (FOLDS, None, [""], "No README says .* --fold NAME"),
         (FOLDS, None, [HELD_OUT, ""], "No README says"),
+        # Fold 1 of another corpus says nothing of fold 1 here.
+        (FOLDS, None, [HELD_OUT.replace("esc50", "fsdd")], "No README says"),
         (FOLDS, "7", [HELD_OUT], "--fold 7: the clips have 0, 1, 2"),
         (PARTS, "train", [ONE_SPLIT], "no test: --fold test"),
         (PARTS, "all", [ONE_SPLIT], "no test: --fold test"),
@@ -252,6 +254,14 @@ def test_a_recogniser(recogniser, tmp_path):
         check(tmp_path, model, corpus="esc50", **options)
     with pytest.raises(SystemExit, match="Give them one by one"):
         check(tmp_path, model, export_tiny(recogniser / "encoder"), **options)
+
+
+def test_sounds_under_test_are_no_noise():
+    """An encoder is tested on all folds of the bundled sounds: none is left."""
+    paths = sorted(sound_folder().rglob("*.flac"))
+    assert "is what is tested" in Sounds(tested=paths).lacking("environment")
+    assert Sounds(tested=paths[:9]).lacking("environment") is None
+    assert Sounds(tested=paths).lacking("white") is None
 
 
 def test_the_demonstration_needs_no_data(recogniser, tmp_path, capsys):

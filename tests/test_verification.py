@@ -122,6 +122,18 @@ def test_drawn_trials():
     assert (len(trials.clips), len(trials.train), trials.num_speakers) == (6, 12, 3)
 
 
+def test_pairs_of_many_speakers_are_not_all_listed():
+    """2000 speakers have 8 million pairs of two; 500 are drawn, each once."""
+    clips = [Clip(f"{i}", "", (f"{i // 2}",), "test") for i in range(4000)]
+    trials = find_trials(clips, "label", "auto", 2, 500, seed=0)
+    assert trials.targets.sum() == 500
+    assert (~trials.targets).sum() == 500
+    pairs = zip(trials.first.tolist(), trials.second.tolist(), strict=True)
+    assert len({tuple(sorted(pair)) for pair in pairs}) == 1000
+    again = find_trials(clips, "label", "auto", 2, 500, seed=0)
+    assert again.key == trials.key
+
+
 def test_trials_of_a_file(tmp_path):
     path = tmp_path / "trials.txt"
     path.write_text("1 a/0.wav a/1.wav\n\n0 a0 /data/b/2.wav\n0 c/5.wav b2\n")

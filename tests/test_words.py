@@ -94,7 +94,7 @@ def test_a_run_compares_encoders(home, finished):
         behind = metrics.get(f"{name}/wer_behind_best", 0)
         expected = metrics[f"{name}/wer"] - metrics[f"{best}/wer"]
         assert behind == pytest.approx(expected)
-    assert "other speakers (2 were tested)" in metrics["interval_covers"]
+    assert "other speakers (2 were tested: too narrow" in metrics["interval_covers"]
     for name in ("metrics.json", "probes.csv", "probe.png"):
         assert name in text
         assert (output / name).exists()

@@ -45,6 +45,7 @@ from pathlib import Path
 from encodecmae_sb.bundled import hparams_folder
 from encodecmae_sb.data.clip_data import find_data
 from encodecmae_sb.evaluation.comparison import spread
+from encodecmae_sb.pipelines.clip_vectors import check_encoders
 from encodecmae_sb.pipelines.compare import Comparison, check_settings
 from encodecmae_sb.pipelines.compare_results import write_results
 from encodecmae_sb.pipelines.compare_trials import compare_trials
@@ -72,7 +73,7 @@ def main(argv):
     check_settings(hparams)
     data = find_data(hparams, output)
     comparison = Comparison(hparams, run_opts, data)
-    comparison.check_encoders()
+    check_encoders(comparison.encoders, data.folds)
     print(
         f"{data.describe()}\n"
         f"{len(comparison.names)} rows, probes {', '.join(comparison.probes)}, "

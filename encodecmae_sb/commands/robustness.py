@@ -99,7 +99,7 @@ def main(argv):
     prepare = _recognisers if speech == {True} else _classifiers
     models, test = prepare(args, loaded, output, device)
     sounds = Sounds(args.noise_folder, [clip.wav for clip in test.clips], device)
-    if any(each.name == "environment" for each in corruptions):
+    if args.noise_folder and any(each.name == "environment" for each in corruptions):
         sounds.key("environment")  # reads the folder: can it be used?
     settings = output / "save", args.seed, args.batch_size, args.quiet
     robustness = Robustness(models, test, corruptions, sounds, *settings)
@@ -143,10 +143,15 @@ def _classifiers(args, loaded, output, device):
             data.check_labels(clips, model.labels, name)
             if model.hparams.multi_label != bool(multi_label):
                 wanted = "several labels" if model.hparams.multi_label else "one label"
-                raise UserError(f"{name} gives a clip {wanted}; the clips are other.")
+                raise UserError(
+                    f"{name} gives {wanted} to each clip. The labels of these clips "
+                    "are of the other kind."
+                )
             labels = model.labels
             if any(each.labels != labels for each in _classifiers_of(loaded)):
-                raise UserError("The classifiers have other classes: give one by one.")
+                raise UserError(
+                    "The classifiers have different classes: give them one by one."
+                )
     parts, why = data.choose_parts(clips, args.fold, cards, corpus)
     settings = multi_label, corpus, args.max_clips
     test = data.labelled_test(clips, parts, why, labels, *settings)

@@ -1,6 +1,5 @@
 """Trials of speaker verification: pairs of clips of one speaker or of two."""
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +67,15 @@ class Trials:
             f"{number} trials ({one} of one speaker, {number - one} of two) of "
             f"{len(self.clips)} clips by {self.num_speakers} speakers; "
             f"{len(self.train)} more clips."
+        )
+
+
+def check_file(trials):
+    """Raises a `FileNotFoundError` unless trials are drawn, or there is their file."""
+    if trials != AUTO and not Path(trials).expanduser().is_file():
+        raise FileNotFoundError(
+            f"No such file: trials={trials}. Give a file, or {AUTO} to have trials "
+            "drawn."
         )
 
 
@@ -164,22 +172,46 @@ def _draw(speakers, tested, clips_per_speaker, max_trials, seed):
         own = np.flatnonzero(tested & (speakers == speaker))
         number = min(clips_per_speaker, len(own))
         chosen += sorted(rng.choice(own, number, replace=False).tolist())
-    pairs = np.array(list(itertools.combinations(chosen, 2))).reshape(-1, 2)
-    same = speakers[pairs[:, 0]] == speakers[pairs[:, 1]]
-    kept = []
-    for kind in (pairs[same], pairs[~same]):
-        number = min(max_trials, len(kind))
-        kept.append(kind[np.sort(rng.choice(len(kind), number, replace=False))])
-    return np.concatenate(kept)
+    chosen = np.array(chosen)
+    owner = speakers[chosen]
+    same = [
+        own[np.stack(np.triu_indices(len(own), 1), 1)]
+        for own in (chosen[owner == speaker] for speaker in np.unique(owner))
+    ]
+    same = np.concatenate(same)
+    number = min(max_trials, len(same))
+    kept = same[np.sort(rng.choice(len(same), number, replace=False))]
+    others = len(chosen) * (len(chosen) - 1) // 2 - len(same)
+    return np.concatenate([kept, _draw_others(chosen, owner, others, max_trials, rng)])
+
+
+def _draw_others(chosen, owner, number, most, rng):
+    """Drawn pairs of two speakers, each once, [trials, 2].
+
+    Pairs of many speakers are too many to list: they are drawn until there are enough.
+    """
+    wanted, count = min(number, most), len(chosen)
+    if number <= 2 * most:
+        first, second = np.triu_indices(count, 1)
+        places = first * count + second
+        places = places[owner[first] != owner[second]]
+        places = np.sort(rng.choice(places, wanted, replace=False))
+    else:
+        places = np.zeros(0, np.int64)
+        while len(places) < wanted:
+            drawn = np.sort(rng.integers(count, size=(wanted, 2)), 1)
+            drawn = drawn[owner[drawn[:, 0]] != owner[drawn[:, 1]]]
+            drawn = drawn[:, 0] * count + drawn[:, 1]
+            _, new = np.unique(np.concatenate([places, drawn]), return_index=True)
+            # In the order in which they were drawn.
+            places = np.concatenate([places, drawn])[np.sort(new)][:wanted]
+    return chosen[np.stack([places // count, places % count], 1)]
 
 
 def _read(path, clips, speakers):
     """The pairs of a file, indices, [trials, 2]."""
+    check_file(path)
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"No such file: trials={path}. Give a file, or {AUTO} to have trials drawn."
-        )
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     rows = [(i, line.split()) for i, line in enumerate(lines, 1) if line.strip()]
     for number, words in rows:

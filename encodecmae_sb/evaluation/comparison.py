@@ -115,8 +115,8 @@ def covered(folds, repeats, random_weights=False, resample="clips"):
     -------
     >>> covered(["test"], repeats=1)
     '95 %: other test clips; not other seeds, training clips, pretrainings'
-    >>> covered(["a", "b"], repeats=1, resample="folds")
-    '95 %: other folds and test clips; not other seeds, training clips, pretrainings'
+    >>> covered(["a", "b"], repeats=1, resample="folds")  # doctest: +ELLIPSIS
+    '95 %: other folds and test clips (2 folds: too narrow for so few); not other ...'
     """
     several = len(folds) > 1
     text = "95 %: other " + (
@@ -125,23 +125,41 @@ def covered(folds, repeats, random_weights=False, resample="clips"):
     left_out = "training clips, pretrainings"
     if resample == "folds":
         text = "95 %: other folds and test clips"
+        narrow = too_narrow(len(folds))
+        text += f" ({len(folds)} folds{narrow})" if narrow else ""
     elif several:
         text += f" of each of the {len(folds)} folds"
         left_out += ", folds"
     if repeats == 1:
         return f"{text}; not other seeds, {left_out}"
-    text += f" and seeds ({repeats} were tried"
+    text += f" and seeds of mlp ({repeats} were tried"
     if random_weights:
         text += "; for random also other weights, new for each seed"
     return f"{text}); not other {left_out}"
 
 
-def with_interval(row, folds):
+def too_narrow(number):
+    """A warning for a bootstrap over so few folds or speakers, in words, or nothing.
+
+    Its 95 % intervals cover about 81 % with 4, and 90 % with 10: the percentile
+    bootstrap of the mean of normal values.
+
+    Example
+    -------
+    >>> too_narrow(4), too_narrow(10)
+    (': too narrow for so few', '')
+    """
+    return ": too narrow for so few" if number < 10 else ""
+
+
+def with_interval(row, folds, resample="clips"):
     """A row with the 95 % interval of this one probe, instead of its draws."""
     row = dict(row)
     draws = row.pop("draws")
     own = spread([[np.mean(draws)]], [[draws]])
-    covers = covered(folds[:1], 1)
+    # A single fold has no folds to draw.
+    resample = "clips" if resample == "folds" else resample
+    covers = covered(folds[:1], 1, resample=resample)
     return {**row, "low": own["low"], "high": own["high"], "interval_covers": covers}
 
 

@@ -102,6 +102,7 @@ class Sounds:
     """
 
     def __init__(self, noise_folder=None, tested=(), device="cpu"):
+        self.own_folder = noise_folder is not None
         self.noise_folder = noise_folder or sound_folder()
         self.tested = {os.path.realpath(path) for path in tested}
         self.device = device
@@ -146,6 +147,19 @@ class Sounds:
     def bundled_codec(self):
         """The small codec in this package."""
         return Codec(BUNDLED).to(self.device)
+
+    def lacking(self, name):
+        """Why there is nothing of this package for a corruption, or None.
+
+        The sounds of this package may all be under test. A folder that the user gives
+        must have audio.
+        """
+        if name == "environment" and not self.own_folder:
+            try:
+                _ = self.environment
+            except UserError as error:
+                return str(error)
+        return None
 
     def key(self, name):
         """A name for what a corruption takes from here; it changes with the files."""

@@ -19,7 +19,7 @@ from .plots import draw_tasks
 
 INTERVAL_COVERS = (
     "95 %: other test files of each fold; not other heads, training files, folds, "
-    "pretrainings"
+    "pretrainings, and of random not other weights"
 )
 # Scores of the paper; the file has the columns, and rows where a source was at hand.
 PUBLISHED = Path(__file__).parent / "published_hear.csv"

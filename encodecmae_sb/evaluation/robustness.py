@@ -13,6 +13,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from .corruptions import GROUPS, STRENGTHS
 from .metrics import clip_scores, resampled_scores
 from .probe import DRAWS
+from .resampling import resampled_rates
 
 CLEAN = ("clean", 0)
 
@@ -27,10 +28,13 @@ class ClipScorer:
         See `metrics.clip_scores`.
     seed : int
         Of the sets that are drawn from the clips.
+    groups : list of str, optional
+        Clips of one group, such as a recording, are drawn together.
     """
 
     targets: torch.Tensor
     seed: int
+    groups: list | None = None
     worse = -1  # of the score, when it falls
 
     @property
@@ -42,7 +46,8 @@ class ClipScorer:
         """The metrics of an output: name -> (score, scores of drawn sets [D])."""
         output = torch.from_numpy(output)
         (name,) = self.names
-        draws = resampled_scores(output, self.targets, DRAWS, self.seed)
+        settings = DRAWS, self.seed, self.groups
+        draws = resampled_scores(output, self.targets, *settings)
         return {name: (clip_scores(output, self.targets)[name], draws)}
 
 
@@ -56,28 +61,28 @@ class SpeechScorer:
         Transcripts.
     seed : int
         Of the sets that are drawn from the utterances.
+    groups : list of str, optional
+        Utterances of one group, such as a speaker, are drawn together.
     """
 
     texts: list
     seed: int
+    groups: list | None = None
     worse = 1
     names = ("WER", "CER")
 
     def scores(self, output):
         """The metrics of an output: name -> (score, scores of drawn sets [D])."""
-        rng = np.random.default_rng(self.seed)
-        number = len(self.texts)
-        counts = rng.multinomial(number, np.full(number, 1 / number), size=DRAWS)
-        found = {}
+        groups, found = self.groups or list(range(len(self.texts))), {}
         for name, units in zip(self.names, (str.split, list), strict=True):
             stats = ErrorRateStats()
             heard = [units(text) for text in output.tolist()]
-            stats.append(range(number), heard, [units(text) for text in self.texts])
+            stats.append(range(len(heard)), heard, [units(text) for text in self.texts])
             errors, totals = (
                 np.array([row[key] for row in stats.scores])
                 for key in ("num_edits", "num_ref_tokens")
             )
-            draws = 100 * (counts @ errors) / (counts @ totals)
+            draws = 100 * resampled_rates(errors, totals, groups, DRAWS, self.seed)
             found[name] = (100 * errors.sum() / totals.sum(), draws)
         return found
 

@@ -20,7 +20,13 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
 from encodecmae_sb.utils.grid import SAMPLE_RATE
 
-from .clip_features import StoredSummaries, clips_key, in_fold, store_summaries
+from .clip_features import (
+    StoredSummaries,
+    check_encoder,
+    clips_key,
+    in_fold,
+    store_summaries,
+)
 
 LOGMEL, RANDOM = "logmel", "random"
 
@@ -65,12 +71,17 @@ def named_encoders(hparams):
     """
     names = hparams["encoders"]
     names = [str(name) for name in (names if isinstance(names, list) else [names])]
+    names = [each for name in names for each in kept_encoders(name) or [name]]
+    for name in names:
+        if "{fold}" in name and step_of(name) is None and Path(name).name == "steps":
+            raise UserError(
+                f"encoders={name}: with {{fold}} name each step, as in {name}/step_600."
+            )
     if not names or len(set(names)) < len(names):
         raise UserError(
             f"encoders={names}: give one or more, each once, for example\n"
             f'  --encoders "[{LOGMEL}, {RANDOM}, results/mini/1234/encoder]"'
         )
-    names = [each for name in names for each in kept_encoders(name) or [name]]
     models = [name for name in names if name not in (LOGMEL, RANDOM)]
     if RANDOM in names and not models:
         raise UserError(
@@ -78,6 +89,25 @@ def named_encoders(hparams):
             "named, and there is none. Name one, such as results/mini/1234/encoder."
         )
     return names, models[0] if models else None
+
+
+def check_encoders(names, folds):
+    """Makes sure that there is every encoder, for every fold.
+
+    Arguments
+    ---------
+    names : list of str
+        From `named_encoders`.
+    folds : list of Fold
+
+    Raises
+    ------
+    UserError
+        If one is missing.
+    """
+    for name in names:
+        if name not in (LOGMEL, RANDOM):
+            check_encoder(name, folds, "encoders")
 
 
 def kept_encoders(folder):
@@ -154,12 +184,12 @@ class ClipVectors:
     """
 
     def __init__(self, hparams, run_opts, data, model):
+        self.model = model
         self.hparams = hparams
         self.device = choose_device(run_opts["device"])
         self.quiet = run_opts["noprogressbar"]
         self.data = data
         self.save = Path(hparams["save_folder"])
-        self.model = model
         self.clips_key = clips_key(data.clips)
         self.known = {}
 

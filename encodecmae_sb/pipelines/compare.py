@@ -5,7 +5,12 @@ from dataclasses import asdict, fields
 
 import numpy as np
 
-from encodecmae_sb.evaluation.comparison import by_layer, main_rows, spread
+from encodecmae_sb.evaluation.comparison import (
+    by_layer,
+    main_rows,
+    spread,
+    tables_of,
+)
 from encodecmae_sb.evaluation.probe import ProbeGrid, probe_vectors
 from encodecmae_sb.evaluation.simple_probes import (
     KNN,
@@ -21,7 +26,6 @@ from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
-from .clip_features import check_encoder
 from .clip_vectors import (
     LOGMEL,
     RANDOM,
@@ -94,12 +98,6 @@ class Comparison(ClipVectors):
                 "no fair draw. Give labels_per_class=null."
             )
         self.resample = _resampling(hparams["resample"], data)
-
-    def check_encoders(self):
-        """Makes sure that there is every encoder, for every fold."""
-        for name in self.encoders:
-            if name not in (LOGMEL, RANDOM):
-                check_encoder(name, self.data.folds, "encoders")
 
     def _vectors(self, name, fold, number=0):
         equal = name.endswith(LEVELLED)
@@ -194,7 +192,8 @@ class Comparison(ClipVectors):
         train = np.arange(ends[0 if split else 1])
         choices = self.hparams["strengths" if kind == LINEAR else "neighbours"]
         groups = self._groups(fold)
-        asked = [kind, vectors.key, layer, _ids(clips), ends.tolist(), split]
+        parts = [clip.part for clip in clips]
+        asked = [kind, vectors.key, layer, _ids(clips), parts, ends.tolist(), split]
         asked += [choices, labels, seed, self.data.multi_label, groups]
 
         def compute():
@@ -206,8 +205,7 @@ class Comparison(ClipVectors):
             elif split:
                 inner = [(train, np.arange(ends[0], ends[1]))]
             else:
-                parts = np.array([clips[place].part for place in train])
-                inner = leave_one_out(train, parts)
+                inner = leave_one_out(train, np.array(parts)[train])
             return simple_probe(
                 kind,
                 vectors.of(clips, layer).numpy(),
@@ -305,20 +303,19 @@ class Comparison(ClipVectors):
             for name in self.names:
                 random = name.removesuffix(LEVELLED) == RANDOM
                 for labels in numbers:
-                    tables = []
+                    rows = []
                     for fold in folds:
-                        rows = []
                         for number in range(repeats):
                             vectors = self._vectors(name, fold, random * number)
                             layer = self._main_layer(vectors)
                             draw = (None, 0) if labels == ALL else (labels, number)
-                            rows.append(
-                                self._simple(LINEAR, vectors, fold, layer, *draw)
-                            )
-                        tables.append(rows)
-                    found.setdefault(name, {})[labels] = tuple(
-                        [[row[key] for row in rows] for rows in tables]
-                        for key in (self.score_name, "draws")
+                            row = self._simple(LINEAR, vectors, fold, layer, *draw)
+                            rows.append({**row, "fold": fold.name})
+                    found.setdefault(name, {})[labels] = tables_of(
+                        rows,
+                        [fold.name for fold in folds],
+                        self.score_name,
+                        self.resample == "folds",
                     )
                     bar.update(1)
         return found

@@ -1,6 +1,7 @@
 """What a comparison of encoders leaves behind: metrics, tables and pictures."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from encodecmae_sb.evaluation.comparison import (
     behind_best,
@@ -62,7 +63,10 @@ def write_results(comparison, rows, few_labels, output):
     hparams, data, key = comparison.hparams, comparison.data, comparison.score_name
     folds = [fold.name for fold in data.folds]
     draw_folds = comparison.resample == "folds"
-    write_rows(output / "probes.csv", [with_interval(row, folds) for row in rows])
+    write_rows(
+        output / "probes.csv",
+        [with_interval(row, folds, comparison.resample) for row in rows],
+    )
     columns = list(rows[0])
     others = columns[columns.index(key) + 1 : columns.index("draws")]
     metrics, shown, curves, panels = {}, {}, {}, {}
@@ -160,6 +164,6 @@ def _over_steps(tables):
     for name, own in tables.items():
         level = LEVELLED if name.endswith(LEVELLED) else ""
         step = step_of(name.removesuffix(level))
-        folder = name.removesuffix(level).rpartition("/")[0] + level
+        folder = f"{Path(name.removesuffix(level)).parent}{level}"
         lines.setdefault(name if step is None else folder, {})[step] = own
     return lines

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from encodecmae_sb.data.clip_data import ClipData, find_usable
 from encodecmae_sb.data.clips import Fold, all_labels, write_manifest
-from encodecmae_sb.data.trials import find_trials
-from encodecmae_sb.evaluation.comparison import main_rows
+from encodecmae_sb.data.trials import check_file, find_trials
+from encodecmae_sb.evaluation.comparison import main_rows, too_narrow
 from encodecmae_sb.evaluation.probe import DRAWS, check_whole
 from encodecmae_sb.evaluation.verification import (
     cosine_scores,
@@ -19,11 +19,11 @@ from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
-from .clip_features import check_encoder
 from .clip_vectors import (
     LOGMEL,
     RANDOM,
     ClipVectors,
+    check_encoders,
     check_encoding,
     named_encoders,
 )
@@ -67,12 +67,6 @@ class TrialComparison(ClipVectors):
         self.fold = Fold("test", trials.train, [], trials.clips)
         data = ClipData(clips, [self.fold], all_labels(clips), False, unusable)
         super().__init__(hparams, run_opts, data, model)
-
-    def check_encoders(self):
-        """Makes sure that there is every encoder."""
-        for name in self.names:
-            if name not in (LOGMEL, RANDOM):
-                check_encoder(name, self.data.folds, "encoders")
 
     def compare(self):
         """Scores the trials with every encoder, in every layer that is stored.
@@ -143,15 +137,18 @@ def compare_trials(hparams, run_opts):
     """Runs `task: verification` of recipes/probe.py, from clips to the table."""
     output = Path(hparams["output_folder"])
     check_trials(hparams)
+    check_file(hparams["trials"])
+    names, _ = named_encoders(hparams)
+    check_encoders(names, [Fold("test", [], [], [])])
     clips, unusable = find_usable(hparams, output)
     write_manifest(output / "clips.csv", clips)
     keys = ("speaker", "trials", "clips_per_speaker", "max_trials", "seed")
     trials = find_trials(clips, *(hparams[key] for key in keys))
     comparison = TrialComparison(hparams, run_opts, trials, unusable)
-    comparison.check_encoders()
     print(f"{trials.describe()} {unusable} files left out.", flush=True)
     rows = comparison.compare()
     covers = f"95 %: other speakers ({trials.num_speakers} were tested"
+    covers += too_narrow(trials.num_speakers)
     if RANDOM in comparison.names and hparams["repeats"] > 1:
         covers += "; for random also other weights"
     about = {

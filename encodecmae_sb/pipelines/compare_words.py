@@ -14,6 +14,7 @@ from encodecmae_sb.data.clip_data import ClipData
 from encodecmae_sb.data.clips import Clip, Fold
 from encodecmae_sb.data.tokenizer import check_characters, make_tokens
 from encodecmae_sb.data.unusable import UnusableFiles
+from encodecmae_sb.evaluation.comparison import too_narrow
 from encodecmae_sb.evaluation.probe import DRAWS
 from encodecmae_sb.evaluation.resampling import resampled_rates
 from encodecmae_sb.nnet.heads import StoredLayers
@@ -24,11 +25,9 @@ from encodecmae_sb.utils.files import write_text
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.recoverables import History
 
-from .clip_features import check_encoder
 from .clip_vectors import (
-    LOGMEL,
-    RANDOM,
     ClipVectors,
+    check_encoders,
     check_encoding,
     named_encoders,
 )
@@ -69,9 +68,7 @@ class WordComparison(ClipVectors):
         self.names, model = named_encoders(hparams)
         self.run_opts = run_opts
         self.fold = Fold("test", [], [], [])  # what {fold} in a path stands for
-        for name in self.names:
-            if name not in (LOGMEL, RANDOM):
-                check_encoder(name, [self.fold], "encoders")
+        check_encoders(self.names, [self.fold])
         self.sets = speech.load_sets(hparams)
         if len(self.sets) != 3:
             raise UserError(
@@ -133,7 +130,9 @@ class WordComparison(ClipVectors):
         made = [hparams[key] for key in ("head", "opt_class", "lr_schedule")]
         made = [[part.func.__qualname__, str(part.keywords)] for part in made]
         asked = [vectors.key, self.tokens.digest(), speech.sets_identity(self.sets)]
-        folder = self.save / "words" / digest([*asked, values, made, seed, DRAWS])
+        # The draws are of these groups, and the same for all encoders.
+        drawn = [speakers_of(self.sets[2].rows)[0], hparams["seed"], DRAWS]
+        folder = self.save / "words" / digest([*asked, values, made, seed, drawn])
         path = folder / "result.json"
         if not path.exists():
             write_text(path, json.dumps(self._train(vectors, seed, folder)))
@@ -279,7 +278,8 @@ def compare_words(hparams, run_opts):
         flush=True,
     )
     rows = comparison.compare()
-    covers = f"95 %: other {kind} ({len(set(groups))} were tested)"
+    number = len(set(groups))
+    covers = f"95 %: other {kind} ({number} were tested{too_narrow(number)})"
     if hparams["repeats"] > 1:
         covers += f", other seeds ({hparams['repeats']} were tried)"
     about = {

@@ -201,7 +201,7 @@ class Robustness:
         self.missing = {
             each.name: why
             for each in corruptions
-            if (why := each.missing()) is not None
+            if (why := each.missing() or sounds.lacking(each.name)) is not None
         }
         self.save = Path(save)
         self.seed, self.batch_size, self.quiet = seed, batch_size, quiet
@@ -230,7 +230,7 @@ class Robustness:
 
     def _path(self, model, condition):
         name, strength = condition
-        asked = [model.key, self.clips_key, name]
+        asked = [model.key, FRAMES_VERSION, self.clips_key, name]
         if condition != CLEAN:
             (corruption,) = (each for each in self.corruptions if each.name == name)
             asked += [corruption.values[strength - 1], self.seed, VERSION]

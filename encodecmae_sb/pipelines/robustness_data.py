@@ -110,7 +110,11 @@ def choose_parts(clips, fold, cards, corpus):
             )
     if fold == ALL:
         return parts, "all clips; --fold all says that no model was trained on them"
-    stated = {held_out for _, held_out in known.values()}
+    # What was held out of one corpus may be anything in another.
+    stated = {
+        held_out if trained is not None and _same(trained, corpus) else None
+        for trained, held_out in known.values()
+    }
     if fold is None and official:
         fold = "test"
     if fold is None and stated <= set(parts):
@@ -202,7 +206,8 @@ def labelled_test(clips, parts, why, labels, multi_label, corpus, max_clips):
     targets = targets_of(kept, labels, multi_label)
     number = f"{len(kept)} of {len(chosen)}" if len(kept) < len(chosen) else len(kept)
     what = f"Tested on {number} clips of {corpus}: {why}."
-    return TestSet(kept, ClipScorer(targets, _draws_seed(kept)), what)
+    groups = _groups([clip.group for clip in kept])
+    return TestSet(kept, ClipScorer(targets, _draws_seed(kept), groups), what)
 
 
 def speech_test(options, cards, output):
@@ -251,7 +256,10 @@ def speech_test(options, cards, output):
         speech = librispeech_set(folder, [part], output / "save", share)
     write_unusable(output / "unusable_files.csv", speech.left_out)
     clips = [
-        Clip(row["ID"], row["wav"], (row["wrd"],), part, row["duration"])
+        Clip(
+            *(row["ID"], row["wav"], (row["wrd"],), part, row["duration"]),
+            group=row.get("spk_id") or "",
+        )
         for row in speech.rows
     ]
     kept = _in_order(spread_out(clips, options["max_clips"]))
@@ -263,7 +271,13 @@ def speech_test(options, cards, output):
             "part for that."
         )
     texts = [clip.labels[0] for clip in kept]
-    return TestSet(kept, SpeechScorer(texts, _draws_seed(kept)), what)
+    groups = _groups([clip.group for clip in kept])
+    return TestSet(kept, SpeechScorer(texts, _draws_seed(kept), groups), what)
+
+
+def _groups(groups):
+    """The groups of clips if they are all known, and there are several."""
+    return groups if all(groups) and len(set(groups)) > 1 else None
 
 
 def _test_part(folder):
