@@ -178,5 +178,5 @@ def test_the_commands_outside_the_repository(unpacked, elsewhere):
     assert "holds another kind of model: encoder" in wrong[0]
     assert probe[0] == 0, probe
     assert "of the package is used" in probe[1]
-    assert "encoder/accuracy" in (elsewhere / "out/metrics.json").read_text()
+    assert "encoder/linear/accuracy" in (elsewhere / "out/metrics.json").read_text()
     assert "No such hyperparameter file: hparams/nothing.yaml" in nothing[0]

@@ -40,6 +40,7 @@ SETTINGS = {
     "ckpt_interval_minutes": 0,
     "ckpt_interval_steps": 1,
     "precision": "fp32",
+    "normalise": "null",  # as the teachers here
     "store_targets": None,  # self-training has no such key
 }
 

@@ -295,6 +295,7 @@ def test_pretraining_killed_and_resumed_takes_every_item_once(with_codes, tmp_pa
         "num_workers": 2,
         "ckpt_interval_minutes": 0,
         "ckpt_interval_steps": 2,
+        "normalise": "null",  # as the stored codes
     }
 
     def arguments(*names):
