@@ -9,6 +9,7 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from .metrics import resampled_scores
+from .resampling import resampled_groups
 from .sound_events import EventScore, SegmentScore
 
 CHROMA = 12  # pitches of an octave
@@ -189,9 +190,6 @@ def event_scores(counts):
 
 def event_draws(name, rows, draws, seed):
     """The main value of a score on sets that are drawn from the test files, [draws]."""
-    files = len(rows)
-    times = np.random.default_rng(seed).multinomial(
-        files, np.full(files, 1 / files), size=draws
-    )
     score = EVENT_SCORES[name]
+    times = resampled_groups(len(rows), draws, seed)  # each file by itself
     return score.scores(times @ rows)[score.main]

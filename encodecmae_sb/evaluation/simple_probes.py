@@ -24,8 +24,6 @@ from .probe import DRAWS
 LINEAR, KNN = "linear", "knn"
 # Inverse strengths of the regularisation to choose from.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# Numbers of neighbours to choose from.
-NEIGHBOURS = (1, 3, 10, 30)
 _INNER_FOLDS = 3  # where the training clips have no groups of their own
 
 

@@ -68,6 +68,11 @@ def clips_key(clips):
     return digest(rows)
 
 
+def draws_seed(clips):
+    """A seed that follows from the test clips: all encoders have the same draws."""
+    return int(digest([clip.id for clip in clips]), 16)
+
+
 class StoredSummaries:
     """Pooled vectors, or frames, of clips, read from a file.
 

@@ -1,6 +1,5 @@
 """Probes several encoders on the same clips, and finds finished work again."""
 
-import json
 from dataclasses import asdict, fields
 
 import numpy as np
@@ -22,10 +21,11 @@ from encodecmae_sb.evaluation.simple_probes import (
 )
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.files import computed_once
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
+from .clip_features import draws_seed
 from .clip_vectors import (
     LOGMEL,
     RANDOM,
@@ -159,7 +159,7 @@ class Comparison(ClipVectors):
                 repeats,
                 seed,
                 choice,
-                _draws_seed(fold),
+                draws_seed(fold.test),
                 groups,
             )
 
@@ -214,7 +214,7 @@ class Comparison(ClipVectors):
                 np.arange(ends[1], ends[2]),
                 inner,
                 choices,
-                _draws_seed(fold),
+                draws_seed(fold.test),
                 groups,
             )
 
@@ -230,10 +230,7 @@ class Comparison(ClipVectors):
 
     def _kept(self, asked, compute):
         """What was computed for this before, or is now."""
-        path = self.save / "probes" / f"{digest(asked)}.json"
-        if not path.exists():
-            write_text(path, json.dumps(compute()))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return computed_once(self.save / "probes" / f"{digest(asked)}.json", compute)
 
     def compare(self):
         """Probes every encoder, in every layer that is stored and in every fold.
@@ -327,11 +324,6 @@ _OF_MLP = ("hidden_layers", "lr", "epoch")
 
 def _ids(clips):
     return [clip.id for clip in clips]
-
-
-def _draws_seed(fold):
-    """The same for all encoders that are tested on the same clips."""
-    return int(digest(_ids(fold.test)), 16)
 
 
 def _resampling(said, data):

@@ -20,7 +20,7 @@ from encodecmae_sb.evaluation.simple_probes import linear_probe
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
-from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.files import computed_once, write_text
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
@@ -236,12 +236,13 @@ class PretrainingComparison:
         strengths = self.hparams["strengths"]
         asked = [vectors.key, fold, strengths, groups.tolist(), targets.tolist()]
         path = self._task_folder(task) / "probes" / f"{digest(asked)}.json"
-        if not path.exists():
+
+        def compute():
             values = vectors.of(clips, 0).numpy()
             seed = int(digest([fold, len(clips)]), 16)
-            row = linear_probe(values, targets, groups, fold, strengths, seed)
-            write_text(path, json.dumps(row))
-        return json.loads(path.read_text(encoding="utf-8"))
+            return linear_probe(values, targets, groups, fold, strengths, seed)
+
+        return computed_once(path, compute)
 
     def heard(self, task, name):
         """How many clips of a task are in the training audio of a variant."""

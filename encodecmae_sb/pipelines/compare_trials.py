@@ -1,6 +1,5 @@
 """Compares encoders by speaker verification: whether two clips have one speaker."""
 
-import json
 from pathlib import Path
 
 from encodecmae_sb.data.clip_data import ClipData, find_usable
@@ -15,7 +14,7 @@ from encodecmae_sb.evaluation.verification import (
 )
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.files import computed_once
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
@@ -110,8 +109,8 @@ class TrialComparison(ClipVectors):
         trials, hparams = self.trials, self.hparams
         asked = [vectors.key, layer, trials.key, hparams["centre"]]
         asked += [hparams["p_target"], DRAWS]
-        path = self.save / "trials" / f"{digest(asked)}.json"
-        if not path.exists():
+
+        def compute():
             mean = None
             if hparams["centre"]:
                 mean = vectors.of(trials.train, layer).double().mean(0)
@@ -124,13 +123,13 @@ class TrialComparison(ClipVectors):
             # The same speakers are drawn for all encoders.
             seed = int(digest(trials.key), 16)
             draws = resampled_eer(scores, trials.targets, speakers, DRAWS, seed)
-            row = {
+            return {
                 "eer": 100 * eer,
                 "min_dcf": min_dcf,
                 "draws": (100 * draws).tolist(),
             }
-            write_text(path, json.dumps(row))
-        return json.loads(path.read_text(encoding="utf-8"))
+
+        return computed_once(self.save / "trials" / f"{digest(asked)}.json", compute)
 
 
 def compare_trials(hparams, run_opts):

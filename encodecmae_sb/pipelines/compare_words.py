@@ -1,6 +1,5 @@
 """Compares encoders by words: a recogniser is trained on the stored frames of each."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from encodecmae_sb.nnet.heads import StoredLayers
 from encodecmae_sb.utils.checkpointer import AtomicCheckpointer
 from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
-from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.files import computed_once
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.recoverables import History
 
@@ -133,10 +132,9 @@ class WordComparison(ClipVectors):
         # The draws are of these groups, and the same for all encoders.
         drawn = [speakers_of(self.sets[2].rows)[0], hparams["seed"], DRAWS]
         folder = self.save / "words" / digest([*asked, values, made, seed, drawn])
-        path = folder / "result.json"
-        if not path.exists():
-            write_text(path, json.dumps(self._train(vectors, seed, folder)))
-        return json.loads(path.read_text(encoding="utf-8"))
+        return computed_once(
+            folder / "result.json", lambda: self._train(vectors, seed, folder)
+        )
 
     def _train(self, vectors, seed, folder):
         torch.manual_seed(seed)

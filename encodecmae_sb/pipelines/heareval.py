@@ -1,6 +1,5 @@
 """Evaluates encoders on tasks of HEAR, and finds finished work again."""
 
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from encodecmae_sb.nnet.pooling import probabilities
 from encodecmae_sb.utils.digests import digest, digest_each
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import choose_device
-from encodecmae_sb.utils.files import write_text
+from encodecmae_sb.utils.files import computed_once
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.values import is_number
 
@@ -258,14 +257,13 @@ class HearEvaluation:
         if task.kind == EVENT:
             asked.append(postprocessings_of(task))
         path = self.save / "heads" / f"{digest(asked)}.json"
-        if not path.exists():
-            write_text(path, json.dumps(self._train(data, fold, choice, grid)))
+        head = computed_once(path, lambda: self._train(data, fold, choice, grid))
         return {
             "task": task.name,
             "encoder": data.encoder,
             "fold": fold.name,
             **dict(zip(("hidden_layers", "initialisation", "lr"), choice, strict=True)),
-            **json.loads(path.read_text(encoding="utf-8")),
+            **head,
             "chosen": False,
         }
 

@@ -14,9 +14,9 @@ from encodecmae_sb.evaluation.robustness import ClipScorer, SpeechScorer
 from encodecmae_sb.inference import classifier, recogniser
 from encodecmae_sb.pretrained.hub import HubFolder
 from encodecmae_sb.pretrained.published import find_model
-from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 
+from .clip_features import draws_seed
 from .robustness import TestSet
 
 ALL = "all"
@@ -207,7 +207,7 @@ def labelled_test(clips, parts, why, labels, multi_label, corpus, max_clips):
     number = f"{len(kept)} of {len(chosen)}" if len(kept) < len(chosen) else len(kept)
     what = f"Tested on {number} clips of {corpus}: {why}."
     groups = _groups([clip.group for clip in kept])
-    return TestSet(kept, ClipScorer(targets, _draws_seed(kept), groups), what)
+    return TestSet(kept, ClipScorer(targets, draws_seed(kept), groups), what)
 
 
 def speech_test(options, cards, output):
@@ -272,7 +272,7 @@ def speech_test(options, cards, output):
         )
     texts = [clip.labels[0] for clip in kept]
     groups = _groups([clip.group for clip in kept])
-    return TestSet(kept, SpeechScorer(texts, _draws_seed(kept), groups), what)
+    return TestSet(kept, SpeechScorer(texts, draws_seed(kept), groups), what)
 
 
 def _groups(groups):
@@ -295,8 +295,3 @@ def _test_part(folder):
 def _same_speech(trained, folder):
     bundled = folder == speech_folder().resolve()
     return bundled if trained == "the bundled corpus" else _same(trained, folder)
-
-
-def _draws_seed(clips):
-    """The same sets are drawn from the same clips."""
-    return int(digest([clip.id for clip in clips]), 16)

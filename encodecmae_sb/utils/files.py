@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import json
 import os
 import re
 import time
@@ -96,6 +97,27 @@ def write_text(path, text):
     """
     with whole_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def computed_once(path, compute):
+    """What a JSON file holds; if it is not there, it is computed and written first.
+
+    Arguments
+    ---------
+    path : Path
+        Its name must be another one whenever the result would be.
+    compute : callable
+        Takes nothing; returns what can be written as JSON.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "sum.json"
+    >>> computed_once(path, lambda: [1 + 1]), computed_once(path, lambda: [3])
+    ([2], [2])
+    """
+    if not path.exists():
+        write_text(path, json.dumps(compute()))
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_csv(path, rows, columns=None):
