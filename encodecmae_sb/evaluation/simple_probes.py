@@ -1,7 +1,7 @@
 """Linear and nearest-neighbour probes, chosen within the training clips.
 
-Neither has a random seed: logistic regression has one minimum, and neighbours are what
-they are. So two encoders differ by their vectors only, and not by the luck of a
+Neither has a random seed: logistic regression has one minimum, and neighbours are not
+trained. So two encoders differ by their vectors only, and not by the luck of a
 training.
 """
 
@@ -33,7 +33,7 @@ def simple_probe(
     """Chooses a probe within the training clips, fits it on all of them and tests it.
 
     Each channel is normalised to mean 0 and deviation 1 of the training clips. The
-    choice is that with the best mean score over the inner splits; the first of equals.
+    choice is that with the best mean score over the inner splits; of equal ones the first.
 
     Arguments
     ---------

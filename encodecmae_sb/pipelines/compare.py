@@ -71,8 +71,8 @@ def _check_list(hparams, key, allows, allowed):
 class Comparison(ClipVectors):
     """Computes vectors and probes them; both are kept in files and found again.
 
-    A row of its results is called as its encoder is in the yaml. With `normalise` there
-    is a second one, "NAME, equal level", from clips that were brought to one level.
+    A row has the name that the yaml gives its encoder. With `normalise` there is a
+    second one, "NAME, equal level", from clips that were brought to one level.
 
     Arguments
     ---------
