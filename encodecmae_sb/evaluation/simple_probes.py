@@ -33,7 +33,8 @@ def simple_probe(
     """Chooses a probe within the training clips, fits it on all of them and tests it.
 
     Each channel is normalised to mean 0 and deviation 1 of the training clips. The
-    choice is that with the best mean score over the inner splits; of equal ones the first.
+    choice is that with the best mean score over the inner splits. If several are equal,
+    it is the first of them.
 
     Arguments
     ---------
