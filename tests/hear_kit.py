@@ -17,6 +17,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -136,6 +137,17 @@ def kit(folder):
             del sys.modules["tensorflow"]
 
 
+@contextlib.contextmanager
+def float64():
+    """New weights have 64 bits."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def scores_of(score, names, labels, *arguments):
     """Scores by the kit, as a flat dict."""
     index = {label: i for i, label in enumerate(labels)}
@@ -173,8 +185,13 @@ def evaluate(task, encoder, output, hidden_size, number_of_epochs, grid_points):
 
 
 def train_by_kit(predict, score, multi_label, folder):
-    """Epoch, validation and test scores of one head of `HEAD_SETTINGS`."""
+    """Epoch, validation and test scores of one head of `HEAD_SETTINGS`.
+
+    In float64, for rounding differs from one processor to another, and 200 steps make
+    it large enough to change ranks.
+    """
     folder.mkdir()
+    double = functools.partial(predict.pl.Trainer, precision=64)
     names = ("train", "valid", "test")
     for name, (inputs, targets) in zip(names, head_inputs(multi_label), strict=True):
         inputs.tofile(folder / f"{name}.embeddings.npy")
@@ -199,15 +216,16 @@ def train_by_kit(predict, score, multi_label, folder):
         **{"label_to_idx": index, "nlabels": len(LABELS), "in_memory": True},
     }
     used = ["mAP", "top1_acc"] if multi_label else ["top1_acc", "mAP"]
-    point = predict.task_predictions_train(
-        embedding_size=6,
-        scores=[score.available_scores[name](label_to_idx=index) for name in used],
-        conf=conf,
-        use_scoring_for_early_stopping=True,
-        gpus=None,
-        deterministic=True,
-        **common,
-    )
+    with mock.patch.object(predict.pl, "Trainer", double), float64():
+        point = predict.task_predictions_train(
+            embedding_size=6,
+            scores=[score.available_scores[name](label_to_idx=index) for name in used],
+            conf=conf,
+            use_scoring_for_early_stopping=True,
+            gpus=None,
+            deterministic=True,
+            **common,
+        )
     found = predict.task_predictions_test(grid_point=point, **common)
     tested = {name: found[f"test_{name}"] for name in used}
     return {"epoch": point.epoch + 1, "valid": point.validation_score, **tested}

@@ -59,7 +59,8 @@ def test_events_and_their_scores(recorded, number):
 def test_heads(recorded, multi_label):
     scores = ["mAP", "top1_acc"] if multi_label else ["top1_acc", "mAP"]
     parts = [
-        tuple(map(torch.from_numpy, part)) for part in hear_kit.head_inputs(multi_label)
+        [torch.from_numpy(values).double() for values in part]
+        for part in hear_kit.head_inputs(multi_label)
     ]
     task = SimpleNamespace(
         **{"kind": SCENE_KIND, "scores": scores, "multi_label": multi_label},
@@ -69,9 +70,10 @@ def test_heads(recorded, multi_label):
     data = SimpleNamespace(task=task, stored=dict.fromkeys(splits), part=splits.get)
     valid, test = (Examiner(data, split, 16) for split in ("valid", "test"))
     grid = HeadGrid([2], [0.001], **hear_kit.HEAD_SETTINGS)
-    trained = train_head(
-        splits["train"], valid.validate, multi_label, hear_kit.HEAD, grid, seed=42
-    )
+    with hear_kit.float64():
+        trained = train_head(
+            splits["train"], valid.validate, multi_label, hear_kit.HEAD, grid, seed=42
+        )
     found, draws = test.test(trained.head, trained.note, 0)
     expected = dict(recorded[f"head, {multi_label}"])
     assert trained.epoch == expected.pop("epoch")
