@@ -196,6 +196,7 @@ class Monitors:
         self.corpora = corpora
         self.per_item = max(1, MOST_FRAMES // max(1, len(transcripts)))
         self.kept, self.counts, self.corpus = [], [], []
+        self.agreements = {}  # by the files that they are of
         # How often each code occurs, and is predicted, on hidden frames.
         self.codes = torch.zeros(2, n_codebooks, codebook_size, dtype=torch.int64)
 
@@ -255,8 +256,12 @@ class Monitors:
         spoken = [i for i in files if self.words[i] and len(self.frames[i])]
         spoken = spoken[:: -(-len(spoken) // _MOST_FILES) or 1]
         if len(spoken) >= _FEWEST_FILES:
-            words = [self.words[i] for i in spoken]
-            row["utterance_word_agreement"] = word_agreement(*self._of(spoken), words)
+            # Often all transcripts are those of one corpus: it is not measured twice.
+            key = tuple(spoken)
+            if key not in self.agreements:
+                words = [self.words[i] for i in spoken]
+                self.agreements[key] = word_agreement(*self._of(spoken), words)
+            row["utterance_word_agreement"] = self.agreements[key]
         return row
 
     def _of(self, files):

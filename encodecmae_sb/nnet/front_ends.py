@@ -165,9 +165,10 @@ class LogMel(nn.Module):
                 frames = visible.keep(frames)
             frames = frames - frames.mean(-1, keepdim=True)
             previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-            frames = (frames - 0.97 * previous) * self.window
+            # In place: on a CPU new memory takes as long as what is computed.
+            frames = frames.sub_(previous.mul_(0.97)).mul_(self.window)
             spectrum = torch.fft.rfft(frames, self.n_fft)
-            power = spectrum.real.square() + spectrum.imag.square()
+            power = spectrum.real.square().add_(spectrum.imag.square())
             if power.is_cpu:
                 power = power.float()  # exact enough: all terms are positive
             # On other devices the product stays in float64, because TF32 never affects

@@ -229,7 +229,10 @@ class _CrossEntropy(torch.autograd.Function):
         result = torch.empty_like(logits)
         blocks = (t.split(ctx.rows) for t in (logits, codes[:, None], grad[:, None]))
         for out, x, code, g in zip(result.split(ctx.rows), *blocks, strict=True):
-            out.copy_(x.float().softmax(-1).mul_(g).scatter_add_(1, code, -g))
+            if x.dtype == torch.float32:
+                torch.softmax(x, -1, out=out).mul_(g).scatter_add_(1, code, -g)
+            else:
+                out.copy_(x.float().softmax(-1).mul_(g).scatter_add_(1, code, -g))
         return result, None
 
 

@@ -6,7 +6,9 @@ every process has its share of them. A run that was interrupted goes on when it 
 started again, with any number of processes.
 """
 
+import collections
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +39,7 @@ from encodecmae_sb.utils.progress import open_bar
 # therefore depend on its padding, and it is encoded alone.
 PADDABLE = 7 * HOP
 COMPARED_CROPS = 64
+_MOST_AT_ONCE = 8  # batches on a CPU: each takes memory
 LEFT_EDGE = 10  # frames of a crop that miss the most context
 
 
@@ -92,6 +95,35 @@ def encode(targets, batch, device):
             codes, batch.lengths, batch.contexts, strict=True
         )
     ]
+
+
+def _encode_all(targets, batches, device):
+    """Pairs of each batch and its codes, in order.
+
+    On a CPU several batches are encoded at once, on one thread each: convolutions of
+    few channels gain little from two threads. So codes do not depend on the number of
+    threads either.
+    """
+    if device.type != "cpu":
+        yield from ((batch, encode(targets, batch, device)) for batch in batches)
+        return
+    threads = torch.get_num_threads()
+    at_once = min(threads, _MOST_AT_ONCE)
+    waiting = collections.deque()
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[1])
+    torch.set_num_threads(1)  # of this thread: it reads, which would be in their way
+    try:
+        with pool:
+            for batch in batches:
+                waiting.append((batch, pool.submit(encode, targets, batch, device)))
+                if len(waiting) > at_once:
+                    batch, codes = waiting.popleft()
+                    yield batch, codes.result()
+            while waiting:
+                batch, codes = waiting.popleft()
+                yield batch, codes.result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def plan(lengths, batch_samples):
@@ -300,8 +332,7 @@ def extract(
     )
 
     def encoded():
-        for batch in loader:
-            codes = encode(targets, batch, device)
+        for batch, codes in _encode_all(targets, loader, device):
             bar.update((sum(batch.lengths) - sum(batch.contexts)) / SAMPLE_RATE)
             yield from zip(codes, batch.reasons, strict=True)
 
