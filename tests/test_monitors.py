@@ -14,6 +14,7 @@ from encodecmae_sb.evaluation.monitors import (
     effective_rank,
     perplexity,
     word_agreement,
+    word_probe,
 )
 
 
@@ -62,6 +63,26 @@ def test_agreement_with_known_words():
     assert abs(word_agreement(frames, files, words[1:] + words[:1])) < 0.1
     assert math.isnan(word_agreement(torch.ones(1200, 20), files, words))
     assert math.isnan(word_agreement(frames, files, [{"same"}] * 60))
+
+
+def test_words_found_by_a_linear_probe():
+    """Each word has a direction of the file's vector, beside much that is no word."""
+    generator = torch.Generator().manual_seed(0)
+    said = torch.rand(90, 6, generator=generator) < 0.3
+    words = [{f"w{i}" for i in row.nonzero()[:, 0].tolist()} for row in said]
+    directions = draw(6, 40, seed=1)
+    found = 3 + draw(90, 40) + 2 * said.float() @ directions
+    assert word_probe(found, words) > 0.9
+    assert word_probe(0.001 * found - 7, words) == pytest.approx(
+        word_probe(found, words), abs=1e-4
+    )
+    assert word_probe(draw(90, 40, seed=2), words) == pytest.approx(0.5, abs=0.1)
+    # A word of every file, or of few of them, is not probed.
+    same = [{*each, "always", f"once{i}"} for i, each in enumerate(words)]
+    assert word_probe(found, same) == word_probe(found, words)
+    assert math.isnan(word_probe(found[:15], words[:15]))
+    assert math.isnan(word_probe(found / 0, words))
+    assert math.isnan(word_probe(found, [set()] * 90))
 
 
 def test_codes_that_occur_and_that_are_predicted():
@@ -119,7 +140,7 @@ def test_a_run_has_them_and_is_the_same_without(tmp_path):
     rows, weights = [], []
     for wanted in (True, False):
         output = tmp_path / str(wanted)
-        options = flags(output, monitors=wanted, training_steps=4, valid_items=10)
+        options = flags(output, monitors=wanted, training_steps=4, valid_items=30)
         run_recipe("pretrain", ROOT / "hparams/mini.yaml", *options)
         rows.append(json.loads((output / "metrics.json").read_text()))
         weights.append((output / "encoder/encoder.ckpt").read_bytes())
@@ -131,12 +152,14 @@ def test_a_run_has_them_and_is_the_same_without(tmp_path):
     each |= {f"predicted_perplexity_{q}" for q in range(1, 9)}
     kinds = {"effective_rank", "file_variance"}
     named = {f"{name}/{kind}" for name in ("speech", "sound") for kind in kinds}
-    words = {"utterance_word_agreement", "speech/utterance_word_agreement"}
+    words = {f"{name}utterance_word_agreement" for name in ("", "speech/")}
+    words.add("word_probe_auc")
     assert each | kinds | named | words < new
-    assert len(new) == 32 + 6 + 2  # sounds have no words
+    assert len(new) == 32 + 6 + 3  # sounds have no words
     for name in new:
         assert math.isfinite(with_monitors[name])
     assert 1 < with_monitors["effective_rank"] < 32  # its width
     assert 0 < with_monitors["file_variance"] < 1
+    assert 0.5 < with_monitors["word_probe_auc"] < 1
     drawn = (tmp_path / "True/curves.png").stat().st_size
     assert drawn > 1.5 * (tmp_path / "False/curves.png").stat().st_size

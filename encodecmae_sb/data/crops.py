@@ -25,6 +25,7 @@ _MAX_ATTEMPTS = 20
 # With stored targets, audio of at most so much is kept in memory, in each process that
 # reads it.
 _KEPT_SECONDS = 1800  # 173 MB
+_UTTERANCE_SECONDS = 10.0
 
 # Shortest padded batch. EnCodec mirrors the beginning of a signal into its padding, at
 # the deepest layer 6 frames of it. In a shorter batch the codes of a crop would depend
@@ -288,7 +289,8 @@ class FixedCrops(Dataset):
     """The same crops at every validation: the middle of each file.
 
     They are read once, at construction, and kept in memory. Each has the transcript of
-    its whole file, the key `wrd`, empty where there is none.
+    its whole file, the key `wrd`, empty where there is none. With a transcript it also
+    has the `utterance`, the file's first 10 s.
 
     Arguments
     ---------
@@ -345,6 +347,9 @@ class FixedCrops(Dataset):
                         crop = _cut(path, duration, 0.5, crop_seconds, sample_rate)
                     else:
                         crop = targets[corpus].cut(index, 0.5, crop_seconds)
+                    if transcripts[index]:
+                        utterance = read_audio(path, sample_rate, 0, _UTTERANCE_SECONDS)
+                        crop["utterance"] = utterance
                 except UnusableAudio as error:
                     self.unusable.append((path, str(error)))
                     continue

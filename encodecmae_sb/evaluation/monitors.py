@@ -5,11 +5,14 @@ generator, so a training is the same with them and without.
 """
 
 import warnings
+from collections import Counter
 
+import numpy as np
 import torch
 from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
 
 # At most this many frames of a validation set are kept. In double precision and 768
 # wide they are 50 MB.
@@ -18,6 +21,7 @@ MOST_FRAMES = 8192
 _CLUSTERS = 64
 # With fewer files there are hardly any pairs to compare, with more there are too many.
 _FEWEST_FILES, _MOST_FILES = 8, 500
+_PARTS = 3  # of the files, for `word_probe`
 
 
 def effective_rank(frames):
@@ -165,6 +169,59 @@ def word_agreement(frames, files, words):
     if len(overlap.unique()) < 2 or len(set(shared)) < 2:
         return float("nan")
     return float(spearmanr(overlap.numpy(), shared).statistic)
+
+
+def word_probe(vectors, words):
+    """How well a linear probe finds out which words are said in a file.
+
+    A word is probed that is said in at least 8 files, and not in at least 8. The files
+    are cut into three parts as they come, which mostly have different speakers. Each
+    part is tested with ridge regression on the other two, whose strength is fixed: the
+    mean of the squared lengths of the standardised vectors.
+
+    Arguments
+    ---------
+    vectors : torch.Tensor
+        One of each file, such as mean and deviation of its frames, shape [U, D].
+    words : list of set of str
+        Of each file, U of them.
+
+    Returns
+    -------
+    float
+        The mean over words and parts of the area under the ROC curve: 0.5 by chance,
+        1 if all is found. NaN where there are too few files or words, and from vectors
+        that are not finite.
+
+    Example
+    -------
+    >>> words = [{"yes"} if file % 2 else {"no"} for file in range(30)]
+    >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(15, 1)
+    >>> word_probe(vectors, words)
+    1.0
+    """
+    if not vectors.isfinite().all():
+        return float("nan")
+    said = Counter(word for each in words for word in each)
+    most = len(words) - _FEWEST_FILES
+    probed = sorted(word for word, n in said.items() if _FEWEST_FILES <= n <= most)
+    rows = [[float(word in each) for word in probed] for each in words]
+    there = torch.tensor(rows, dtype=torch.float64).reshape(len(words), len(probed))
+    areas = []
+    for part in torch.arange(len(words)).tensor_split(_PARTS):
+        others = torch.ones(len(words), dtype=torch.bool)
+        others[part] = False
+        x, y = vectors[others].double(), there[others]
+        mean, deviation = x.mean(0), x.std(0).clamp(min=1e-9)
+        x = (x - mean) / deviation
+        products = x @ x.T
+        products.diagonal().add_(products.diagonal().mean())
+        weights = x.T @ torch.linalg.solve(products, y - y.mean(0))
+        scores = (vectors[part].double() - mean) / deviation @ weights
+        for truth, score in zip(there[part].T, scores.T, strict=True):
+            if 0 < truth.sum() < len(truth):
+                areas.append(roc_auc_score(truth, score))
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 class Monitors:

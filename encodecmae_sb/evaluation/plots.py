@@ -95,7 +95,8 @@ def draw_curves(history, path):
 def _draw_monitors(rows, n_codebooks, rank, shares, codes):
     """Draws what `monitors` measured, on three axes."""
     kinds = (rank, "effective_rank"), (shares, "file_variance")
-    for axes, kind in (*kinds, (shares, "utterance_word_agreement")):
+    words = (shares, "utterance_word_agreement"), (shares, "word_probe_auc")
+    for axes, kind in (*kinds, *words):
         names = [key for key in rows[-1] if key.split("/")[-1] == kind]
         for name in names:
             there = [row for row in rows if name in row]
@@ -110,7 +111,7 @@ def _draw_monitors(rows, n_codebooks, rank, shares, codes):
         for style, name in ((".-", f"codes_predicted_{q}"), (":", occur)):
             codes.plot(steps, [100 * row[name] for row in rows], style, **line)
     rank.set(title="Effective rank of the frames", xlabel="step")
-    shares.set(title="Between files; shared words", xlabel="step")
+    shares.set(title="Between files; words", xlabel="step")
     codes.set(
         title="Codes predicted (dotted: that occur)",
         xlabel="step",

@@ -115,6 +115,11 @@ def _monitors(line, each, corpora):
             of_frames("utterance_word_agreement"),
             "Whether clips that share words have frames of the same clusters.",
         ),
+        chart(
+            *("Words found by a linear probe", "area under the ROC curve, %"),
+            of_frames("word_probe_auc", 100),
+            "In utterances of other parts of the validation set. By chance: 50.",
+        ),
     ]
 
 
