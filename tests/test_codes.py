@@ -152,6 +152,19 @@ def test_only_what_changed_is_encoded_again(mine):
     assert same(before, after)
 
 
+def test_the_number_of_threads_does_not_matter(corpus, extracted, tmp_path):
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(codes_of(extract(tmp_path / str(threads), corpus)))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert same(*found)
+    assert same(found[0], codes_of(StoredCodes(extracted)))
+
+
 def test_two_processes_give_the_codes_of_one(corpus, extracted, tmp_path):
     folder = tmp_path / "codes"
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
