@@ -30,6 +30,7 @@ from encodecmae_sb.data.stored import RowFile
 from encodecmae_sb.lobes import Codec
 from encodecmae_sb.pipelines import extract as pipeline
 from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.precision import tf32_allowed
 
 pytestmark = pytest.mark.usefixtures("few_compared")
 
@@ -152,13 +153,18 @@ def test_only_what_changed_is_encoded_again(mine):
     assert same(before, after)
 
 
-def test_the_number_of_threads_does_not_matter(corpus, extracted, tmp_path):
+def test_the_number_of_threads_does_not_matter(
+    corpus, extracted, tmp_path, monkeypatch
+):
+    # A switch of the process, which the codec turns off meanwhile.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     before, found = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
             found.append(codes_of(extract(tmp_path / str(threads), corpus)))
             assert torch.get_num_threads() == threads
+            assert tf32_allowed()["conv"]
         finally:
             torch.set_num_threads(before)
     assert same(*found)

@@ -32,6 +32,7 @@ from encodecmae_sb.utils.experiment import (
     patient_barrier,
 )
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.precision import exact_float32
 from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
 
@@ -113,7 +114,8 @@ def _encode_all(targets, batches, device):
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[1])
     torch.set_num_threads(1)  # of this thread: it reads, which would be in their way
     try:
-        with pool:
+        # Entered here, because what it switches belongs to all threads.
+        with exact_float32(device.type), pool:
             for batch in batches:
                 waiting.append((batch, pool.submit(encode, targets, batch, device)))
                 if len(waiting) > at_once:

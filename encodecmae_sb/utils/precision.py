@@ -69,7 +69,7 @@ def exact_float32(device_type):
     """Within it, float32 is computed in full precision; TF32 is switched off.
 
     Afterwards the switches are as before. They belong to the whole process: other
-    threads must not compute meanwhile. Not for compiled code.
+    threads must not compute meanwhile, unless in here, too. Not for compiled code.
 
     Arguments
     ---------
