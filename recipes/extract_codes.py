@@ -67,7 +67,11 @@ def parse(argv):
     )
     add("--hparams", help="a yaml file whose key `targets` names what to store")
     add("--targets", help="what it would say: '!name:CLASS [ARGUMENT, ...]'")
-    add("--batch_seconds", type=float, help="default: 16 on a CPU, 256 on a GPU")
+    add(
+        "--batch_seconds",
+        type=float,
+        help="of a batch; default: 16 on a CPU, 256 on a GPU",
+    )
     add("--device", help="default: cuda where there is one, else cpu")
     add("--num_workers", type=int, default=2, help="readers per process")
     add("--max_unusable", type=float, default=0.05, help="share of the files")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -158,7 +159,14 @@ def test_the_number_of_threads_does_not_matter(
 ):
     # A switch of the process, which the codec turns off meanwhile.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    before, found = torch.get_num_threads(), []
+    before, found, seen = torch.get_num_threads(), [], []
+    original = pipeline.encode
+
+    def encode(*args):
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        return original(*args)
+
+    monkeypatch.setattr(pipeline, "encode", encode)
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
@@ -169,6 +177,26 @@ def test_the_number_of_threads_does_not_matter(
             torch.set_num_threads(before)
     assert same(*found)
     assert same(found[0], codes_of(StoredCodes(extracted)))
+    assert {threads for _, threads in seen} == {1}
+    assert len({thread for thread, _ in seen}) > 2
+
+
+def test_after_an_error_threads_and_precision_are_as_before(
+    corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(CodesPart, "append", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError) as kept:
+                extract(tmp_path, corpus)
+        assert torch.get_num_threads() == 3
+        assert tf32_allowed()["conv"]
+        assert kept.traceback  # which holds the frames of the call
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_two_processes_give_the_codes_of_one(corpus, extracted, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from recordings import noise, write
 
 import encodecmae_sb.data.crops as crops_module
-from encodecmae_sb.data.crops import CropCollator, DrawSampler, RandomCrops
+from encodecmae_sb.data.crops import CropCollator, DrawSampler, FixedCrops, RandomCrops
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
 from encodecmae_sb.data.shards.reading import ShardCrops
 from encodecmae_sb.utils.errors import UserError
@@ -158,6 +158,28 @@ def test_a_file_that_went_bad_is_replaced_and_reported(tmp_path):
     os.unlink(train[1])
     with pytest.raises(UserError, match="in a row"):
         crops[0]
+
+
+def test_utterances_that_can_be_read(tmp_path):
+    """The crop of a file is kept where its first 10 s cannot be read."""
+    paths = [write(tmp_path / f"{i}.flac", noise(12, 24000)) for i in range(3)]
+    content = bytearray(paths[1].read_bytes())
+    at = int(0.75 * len(content))
+    content[at : at + 2000] = bytes(2000)
+    paths[1].write_bytes(content)
+    listed = tmp_path / "listed.csv"
+    with open(listed, "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["ID", "duration", "wav", "wrd"])
+        words = ("ONE", "TWO", "")
+        rows.writerows(
+            [i, 12, p, w] for (i, p), w in zip(enumerate(paths), words, strict=True)
+        )
+    crops = FixedCrops([listed], 3, 1.0, utterances=True)
+    assert not crops.unusable
+    assert [len(item["wav"]) for item in crops.items] == [24000] * 3
+    assert [len(item.get("utterance", "")) for item in crops.items] == [240000, 0, 0]
+    assert all("utterance" not in item for item in FixedCrops([listed], 3, 1.0).items)
 
 
 def test_short_files_are_padded(tmp_path):

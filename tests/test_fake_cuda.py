@@ -157,14 +157,15 @@ def test_validation_reads_its_sums(brain):
             brain.compute_objectives((logits, codes, mask), batch, Stage.VALID)
 
 
-def test_gradient_of_the_loss(gpu):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_the_loss(gpu, dtype):
     """The one gradient that is our own code."""
-    logits = torch.zeros(30, 1024, device=CUDA, dtype=torch.bfloat16)
+    logits = torch.zeros(30, 1024, device=CUDA, dtype=dtype)
     codes = torch.zeros(30, dtype=torch.int64, device=CUDA)
     ctx = SimpleNamespace(saved_tensors=(logits, codes), rows=7)
     backward = _CrossEntropy.backward.__wrapped__  # without `once_differentiable`
     gradient, _ = backward(ctx, torch.zeros(30, device=CUDA))
-    assert (gradient.device, gradient.dtype) == (CUDA, torch.bfloat16)
+    assert (gradient.device, gradient.dtype) == (CUDA, dtype)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -83,6 +83,12 @@ def test_words_found_by_a_linear_probe():
     assert math.isnan(word_probe(found[:15], words[:15]))
     assert math.isnan(word_probe(found / 0, words))
     assert math.isnan(word_probe(found, [set()] * 90))
+    assert math.isnan(word_probe(found[:1], words[:1]))
+    # Frames that have collapsed know no words.
+    assert word_probe(torch.ones(90, 40), words) == 0.5
+    # A word of one part only cannot be learnt from the others, and does not count.
+    part = [{*each, "part"} if i < 10 else each for i, each in enumerate(words)]
+    assert word_probe(found, part) == word_probe(found, words)
 
 
 def test_codes_that_occur_and_that_are_predicted():

@@ -10,8 +10,7 @@ from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
 from encodecmae_sb.data.crops import CropCollator
-from encodecmae_sb.evaluation.monitors import Monitors, word_probe
-from encodecmae_sb.nnet.chunks import encode_in_chunks
+from encodecmae_sb.evaluation.monitors import Monitors, utterance_vectors, word_probe
 from encodecmae_sb.nnet.codebooks import CodebookSampler
 from encodecmae_sb.nnet.masking import frame_mask
 from encodecmae_sb.nnet.schedules import layer_scales, warmed
@@ -25,7 +24,6 @@ from .base import StepBrain
 
 # Crops in which codes are counted, if a run draws as many.
 _UNIGRAM_CROPS = 512
-_UTTERANCES_AT_ONCE = 16
 
 
 class PretrainBrain(StepBrain):
@@ -67,7 +65,7 @@ class PretrainBrain(StepBrain):
     `steps/step_N` in the output folder.
 
     With `monitors: True` in the yaml it also measures what `evaluation.monitors`
-    describes, on frames of the whole crops, with nothing hidden.
+    describes, on frames of whole crops and utterances, with nothing hidden.
     """
 
     reported = (
@@ -79,8 +77,8 @@ class PretrainBrain(StepBrain):
         super().__init__(*args, **kwargs)
         self.corpora = list(corpora)
         self.unigram = None
-        # Of the validation set, once it is known: transcripts, and audio of those.
-        self.transcripts = self.utterances = None
+        self.transcripts = None  # of the validation set, once it is known
+        self.utterances = []  # of it: audio, and the words in it
         self.licence = None  # that the encoder has, once it is known
         steps, decay = self._option("warmup_steps"), self._option("layer_decay")
         if steps is not None and (type(steps) is not int or steps < 1):
@@ -133,7 +131,11 @@ class PretrainBrain(StepBrain):
         """Trains to `training_steps`; see `StepBrain`."""
         self.train_crops = train_crops
         self.transcripts = [item.get("wrd", "") for item in valid_crops.items]
-        self.utterances = [item.get("utterance") for item in valid_crops.items]
+        self.utterances = [
+            (item["utterance"], set(item["wrd"].split()))
+            for item in valid_crops.items
+            if "utterance" in item
+        ]
         super().fit_crops(train_crops, valid_crops)
 
     def on_fit_start(self):
@@ -391,35 +393,12 @@ class PretrainBrain(StepBrain):
 
     def word_figures(self):
         """What `word_probe` finds, if there are utterances enough, by its name."""
-        vectors = self.utterance_vectors()
-        if vectors is None:
+        if not self.utterances:
             return {}
-        spoken = [set(text.split()) for text in self.transcripts if text]
-        area = word_probe(vectors, spoken)
+        wavs, words = zip(*self.utterances, strict=True)
+        encoder = self.hparams.model.encoder
+        area = word_probe(utterance_vectors(encoder, wavs, self.device), words)
         return {} if math.isnan(area) else {"word_probe_auc": area}
-
-    @torch.no_grad()
-    def utterance_vectors(self):
-        """Mean and deviation of the frames of each utterance; None without any.
-
-        Returns
-        -------
-        torch.Tensor or None
-            On the CPU, shape [utterances, 2 D].
-        """
-        spoken = [wav for wav in self.utterances if wav is not None]
-        vectors = []
-        for start in range(0, len(spoken), _UTTERANCES_AT_ONCE):
-            some = spoken[start : start + _UTTERANCES_AT_ONCE]
-            wavs = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
-            items = encode_in_chunks(
-                self.hparams.model.encoder,
-                wavs.to(self.device),
-                [len(wav) for wav in some],
-            )
-            pooled = [torch.cat([x.mean(0), x.std(0, correction=0)]) for x in items]
-            vectors.append(torch.stack(pooled).float().cpu())
-        return torch.cat(vectors) if vectors else None
 
 
 def _figures(means):

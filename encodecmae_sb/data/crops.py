@@ -5,6 +5,7 @@ file, where, and the seed of its mask. A run that was stopped, or that uses othe
 numbers of workers or processes, draws the very same crops.
 """
 
+import contextlib
 import itertools
 from dataclasses import dataclass, replace
 
@@ -289,8 +290,7 @@ class FixedCrops(Dataset):
     """The same crops at every validation: the middle of each file.
 
     They are read once, at construction, and kept in memory. Each has the transcript of
-    its whole file, the key `wrd`, empty where there is none. With a transcript it also
-    has the `utterance`, the file's first 10 s.
+    its whole file, the key `wrd`, empty where there is none.
 
     Arguments
     ---------
@@ -306,6 +306,9 @@ class FixedCrops(Dataset):
         For the masks.
     targets : list of StoredTargets, optional
         As for `RandomCrops`.
+    utterances : bool
+        Whether items with a transcript also have the first 10 s of their file, the key
+        `utterance`, if these can be read.
 
     Raises
     ------
@@ -329,6 +332,7 @@ class FixedCrops(Dataset):
         sample_rate=SAMPLE_RATE,
         seed=0,
         targets=None,
+        utterances=False,
     ):
         self.targets = targets
         self.items = []
@@ -347,12 +351,14 @@ class FixedCrops(Dataset):
                         crop = _cut(path, duration, 0.5, crop_seconds, sample_rate)
                     else:
                         crop = targets[corpus].cut(index, 0.5, crop_seconds)
-                    if transcripts[index]:
-                        utterance = read_audio(path, sample_rate, 0, _UTTERANCE_SECONDS)
-                        crop["utterance"] = utterance
                 except UnusableAudio as error:
                     self.unusable.append((path, str(error)))
                     continue
+                if utterances and transcripts[index]:
+                    # A file may be readable as far as its crop.
+                    with contextlib.suppress(UnusableAudio):
+                        utterance = read_audio(path, sample_rate, 0, _UTTERANCE_SECONDS)
+                        crop["utterance"] = utterance
                 rng = np.random.Generator(np.random.Philox(key=[seed, index]))
                 self.rows.append(int(index))
                 self.items.append(

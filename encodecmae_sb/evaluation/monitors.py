@@ -14,6 +14,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 
+from encodecmae_sb.nnet.chunks import encode_in_chunks, shortest_item
+
 # At most this many frames of a validation set are kept. In double precision and 768
 # wide they are 50 MB.
 MOST_FRAMES = 8192
@@ -21,7 +23,10 @@ MOST_FRAMES = 8192
 _CLUSTERS = 64
 # With fewer files there are hardly any pairs to compare, with more there are too many.
 _FEWEST_FILES, _MOST_FILES = 8, 500
-_PARTS = 3  # of the files, for `word_probe`
+# For `word_probe`: parts of the files, and how many files of the other parts must have
+# a word, and must not have it.
+_PARTS, _FEWEST_EXAMPLES = 3, 3
+_UTTERANCES_AT_ONCE = 16
 
 
 def effective_rank(frames):
@@ -171,19 +176,58 @@ def word_agreement(frames, files, words):
     return float(spearmanr(overlap.numpy(), shared).statistic)
 
 
+@torch.no_grad()
+def utterance_vectors(encoder, wavs, device):
+    """Mean and deviation of the frames of each utterance.
+
+    Arguments
+    ---------
+    encoder : AudioEncoder
+        On the device.
+    wavs : sequence of torch.Tensor
+        Samples at 24 kHz, each of shape [N].
+    device : torch.device or str
+
+    Returns
+    -------
+    torch.Tensor
+        float32, on the CPU, shape [U, 2 D].
+
+    Example
+    -------
+    >>> from encodecmae_sb.lobes import AudioEncoder, LogMel, ResiDualTransformer
+    >>> encoder = AudioEncoder(LogMel(), ResiDualTransformer(64, 2, 4, 96)).eval()
+    >>> utterance_vectors(encoder, [torch.rand(24000), torch.rand(9000)], "cpu").shape
+    torch.Size([2, 128])
+    """
+    shortest, vectors = shortest_item(encoder.front_end), []
+    for start in range(0, len(wavs), _UTTERANCES_AT_ONCE):
+        some = wavs[start : start + _UTTERANCES_AT_ONCE]
+        lengths = [max(len(wav), shortest) for wav in some]
+        batch = torch.zeros(len(some), max(lengths))
+        for row, wav in zip(batch, some, strict=True):
+            row[: len(wav)] = wav
+        items = encode_in_chunks(encoder, batch.to(device), lengths)
+        pooled = [torch.cat([x.mean(0), x.std(0, correction=0)]) for x in items]
+        vectors.append(torch.stack(pooled).float().cpu())
+    return torch.cat(vectors)
+
+
 def word_probe(vectors, words):
     """How well a linear probe finds out which words are said in a file.
 
     A word is probed that is said in at least 8 files, and not in at least 8. The files
-    are cut into three parts as they come, which mostly have different speakers. Each
-    part is tested with ridge regression on the other two, whose strength is fixed: the
-    mean of the squared lengths of the standardised vectors.
+    are cut into three parts as they come: where they are sorted by speaker, the parts
+    mostly have different ones. Each part is tested with ridge regression on the other
+    two, for the words that at least 3 of their files have, and at least 3 have not. The
+    strength of the regularisation is the mean of the squared lengths of the
+    standardised vectors.
 
     Arguments
     ---------
     vectors : torch.Tensor
         One of each file, such as mean and deviation of its frames, shape [U, D].
-    words : list of set of str
+    words : sequence of set of str
         Of each file, U of them.
 
     Returns
@@ -200,25 +244,28 @@ def word_probe(vectors, words):
     >>> word_probe(vectors, words)
     1.0
     """
-    if not vectors.isfinite().all():
-        return float("nan")
     said = Counter(word for each in words for word in each)
     most = len(words) - _FEWEST_FILES
     probed = sorted(word for word, n in said.items() if _FEWEST_FILES <= n <= most)
+    if not probed or not vectors.isfinite().all():
+        return float("nan")
     rows = [[float(word in each) for word in probed] for each in words]
-    there = torch.tensor(rows, dtype=torch.float64).reshape(len(words), len(probed))
-    areas = []
+    there, areas = torch.tensor(rows, dtype=torch.float64), []
     for part in torch.arange(len(words)).tensor_split(_PARTS):
         others = torch.ones(len(words), dtype=torch.bool)
         others[part] = False
-        x, y = vectors[others].double(), there[others]
+        counts = there[others].sum(0)
+        enough = torch.minimum(counts, others.sum() - counts) >= _FEWEST_EXAMPLES
+        x, y = vectors[others].double(), there[others][:, enough]
         mean, deviation = x.mean(0), x.std(0).clamp(min=1e-9)
         x = (x - mean) / deviation
         products = x @ x.T
-        products.diagonal().add_(products.diagonal().mean())
+        # If all vectors are the same, so are all scores.
+        products.diagonal().add_(products.diagonal().mean().clamp(min=1e-9))
         weights = x.T @ torch.linalg.solve(products, y - y.mean(0))
         scores = (vectors[part].double() - mean) / deviation @ weights
-        for truth, score in zip(there[part].T, scores.T, strict=True):
+        truths = there[part][:, enough]
+        for truth, score in zip(truths.T, scores.T, strict=True):
             if 0 < truth.sum() < len(truth):
                 areas.append(roc_auc_score(truth, score))
     return float(np.mean(areas)) if areas else float("nan")

@@ -117,7 +117,7 @@ def _monitors(line, each, corpora):
         ),
         chart(
             *("Words found by a linear probe", "area under the ROC curve, %"),
-            of_frames("word_probe_auc", 100),
+            [line("word_probe_auc", "all clips", "c0", 100)],
             "In utterances of other parts of the validation set. By chance: 50.",
         ),
     ]

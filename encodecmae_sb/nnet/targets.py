@@ -96,7 +96,8 @@ class Targets(nn.Module):
     def encode(self, wavs, lengths=None):
         """Computes codes.
 
-        Several threads may call it at once, so it must not change the object.
+        Several threads may call it at once: it must not change the object, nor draw
+        from a global generator.
 
         Arguments
         ---------

@@ -7,6 +7,7 @@ started again, with any number of processes.
 """
 
 import collections
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -40,12 +41,12 @@ from encodecmae_sb.utils.progress import open_bar
 # therefore depend on its padding, and it is encoded alone.
 PADDABLE = 7 * HOP
 COMPARED_CROPS = 64
-_MOST_AT_ONCE = 8  # batches on a CPU: each takes memory
+_MOST_AT_ONCE = 16  # batches on a CPU: each takes memory
 LEFT_EDGE = 10  # frames of a crop that miss the most context
 
 
 def default_batch_seconds(device):
-    """Audio to encode at once on a `torch.device`, where nothing else is said."""
+    """Audio of a batch on a `torch.device`, where nothing else is said."""
     return 16 if device.type == "cpu" else 256
 
 
@@ -112,10 +113,12 @@ def _encode_all(targets, batches, device):
     at_once = min(threads, _MOST_AT_ONCE)
     waiting = collections.deque()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[1])
-    torch.set_num_threads(1)  # of this thread: it reads, which would be in their way
+    # This thread reads audio. With several threads it would hinder those that encode.
+    torch.set_num_threads(1)
     try:
         # Entered here, because what it switches belongs to all threads.
-        with exact_float32(device.type), pool:
+        with exact_float32(device.type), contextlib.ExitStack() as stack:
+            stack.callback(pool.shutdown, cancel_futures=True)
             for batch in batches:
                 waiting.append((batch, pool.submit(encode, targets, batch, device)))
                 if len(waiting) > at_once:
@@ -280,7 +283,8 @@ def extract(
         Of codes; see `open_folder`.
     device : torch.device
     batch_seconds : float
-        Audio encoded at once.
+        Audio of a batch. On a CPU up to 16 batches are encoded at once, as many as
+        there are threads.
     num_workers : int
         Readers per process.
     max_unusable : float
@@ -334,12 +338,14 @@ def extract(
     )
 
     def encoded():
-        for batch, codes in _encode_all(targets, loader, device):
-            bar.update((sum(batch.lengths) - sum(batch.contexts)) / SAMPLE_RATE)
-            yield from zip(codes, batch.reasons, strict=True)
+        with contextlib.closing(_encode_all(targets, loader, device)) as pairs:
+            for batch, codes in pairs:
+                bar.update((sum(batch.lengths) - sum(batch.contexts)) / SAMPLE_RATE)
+                yield from zip(codes, batch.reasons, strict=True)
 
-    stream = encoded()
-    with bar:
+    # Closed also after an error: as long as it is open, threads and precision are
+    # other than before.
+    with bar, contextlib.closing(encoded()) as stream:
         for job in jobs:
             codes, reasons = zip(*join(chunks, job.files, stream), strict=True)
             files = list(zip(job.paths, job.stamps, reasons, strict=True))

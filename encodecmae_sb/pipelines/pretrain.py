@@ -264,7 +264,13 @@ def build_crops(hparams, corpora, unusable, stored=None, command=""):
     settings = hparams["crop_seconds"], hparams["sample_rate"], hparams["seed"]
     weights = hparams["corpus_weights"]
     train = random_crops(train_csvs, *settings, weights, train_codes)
-    valid = FixedCrops(valid_csvs, hparams["valid_items"], *settings, valid_codes)
+    valid = FixedCrops(
+        valid_csvs,
+        hparams["valid_items"],
+        *settings,
+        valid_codes,
+        utterances=bool(hparams.get("monitors")),
+    )
     if if_main_process():
         unusable.add(unreadable)
         unusable.add(valid.unusable)

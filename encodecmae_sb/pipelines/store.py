@@ -136,7 +136,7 @@ def extract_for(brain, targets, corpora, folder, batch_seconds=None):
     folder : Path
         Of codes.
     batch_seconds : float, optional
-        Audio encoded at once; default: 16 on a CPU, 256 on a GPU.
+        Audio of a batch; default: 16 on a CPU, 256 on a GPU.
     """
     device, hparams = torch.device(brain.device), brain.hparams
     targets.to(device)
