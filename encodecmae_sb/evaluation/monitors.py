@@ -9,10 +9,12 @@ from collections import Counter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
+from torch.nn.utils.rnn import pad_sequence
 
 from encodecmae_sb.nnet.chunks import encode_in_chunks, shortest_item
 
@@ -203,11 +205,9 @@ def utterance_vectors(encoder, wavs, device):
     shortest, vectors = shortest_item(encoder.front_end), []
     for start in range(0, len(wavs), _UTTERANCES_AT_ONCE):
         some = wavs[start : start + _UTTERANCES_AT_ONCE]
-        lengths = [max(len(wav), shortest) for wav in some]
-        batch = torch.zeros(len(some), max(lengths))
-        for row, wav in zip(batch, some, strict=True):
-            row[: len(wav)] = wav
-        items = encode_in_chunks(encoder, batch.to(device), lengths)
+        some = [F.pad(wav, (0, max(0, shortest - len(wav)))) for wav in some]
+        batch = pad_sequence(some, batch_first=True).to(device)
+        items = encode_in_chunks(encoder, batch, [len(wav) for wav in some])
         pooled = [torch.cat([x.mean(0), x.std(0, correction=0)]) for x in items]
         vectors.append(torch.stack(pooled).float().cpu())
     return torch.cat(vectors)
