@@ -6,10 +6,9 @@ every process has its share of them. A run that was interrupted goes on when it 
 started again, with any number of processes.
 """
 
-import collections
 import contextlib
+import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.precision import exact_float32
 from encodecmae_sb.utils.preemption import ignore_signals
 from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.utils.threads import map_on_threads
 
 # EnCodec mirrors the first frames of a signal. The codes of a signal shorter than this
 # therefore depend on its padding, and it is encoded alone.
@@ -109,26 +109,11 @@ def _encode_all(targets, batches, device):
     if device.type != "cpu":
         yield from ((batch, encode(targets, batch, device)) for batch in batches)
         return
-    threads = torch.get_num_threads()
-    at_once = min(threads, _MOST_AT_ONCE)
-    waiting = collections.deque()
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[1])
-    # This thread reads audio. With several threads it would hinder those that encode.
-    torch.set_num_threads(1)
-    try:
-        # Entered here, because what it switches belongs to all threads.
-        with exact_float32(device.type), contextlib.ExitStack() as stack:
-            stack.callback(pool.shutdown, cancel_futures=True)
-            for batch in batches:
-                waiting.append((batch, pool.submit(encode, targets, batch, device)))
-                if len(waiting) > at_once:
-                    batch, codes = waiting.popleft()
-                    yield batch, codes.result()
-            while waiting:
-                batch, codes = waiting.popleft()
-                yield batch, codes.result()
-    finally:
-        torch.set_num_threads(threads)
+    # Entered here, because what it switches belongs to all threads.
+    with exact_float32(device.type):
+        run = functools.partial(encode, targets, device=device)
+        with contextlib.closing(map_on_threads(run, batches, _MOST_AT_ONCE)) as pairs:
+            yield from pairs
 
 
 def plan(lengths, batch_samples):

@@ -7,8 +7,7 @@ from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import NAMED_BY, StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
-from encodecmae_sb.data.manifest import check_folders, prepare_corpora
-from encodecmae_sb.data.procedural.corpus import PROCEDURAL
+from encodecmae_sb.data.manifest import holds_procedural, prepare_corpora
 from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
@@ -29,11 +28,15 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
 from encodecmae_sb.utils.identity import data_identity, named
 
+from .altered import add_copies, check_copies
+
 COMPUTED = "computed for each crop"  # what an identity says where none are stored
 
 
 def prepare_data(hparams, path, shards=False):
     """Manifests of the corpora, and the list of files that cannot be used.
+
+    With `altered_copies`, the files to train on have copies.
 
     Arguments
     ---------
@@ -48,6 +51,7 @@ def prepare_data(hparams, path, shards=False):
     corpora : list of Corpus
     unusable : UnusableFiles
     """
+    check_copies(hparams)
     folders = hparams["data_folder"] or corpus_folders()
     save, max_unusable = hparams["save_folder"], hparams["max_unusable"]
     if shards and holds_shards(folders):
@@ -56,26 +60,15 @@ def prepare_data(hparams, path, shards=False):
         corpora = main_process_first(
             prepare_corpora, folders, save, max_unusable, shards
         )
+    copies = hparams.get("altered_copies", 0)
+    if copies:
+        corpora = main_process_first(add_copies, corpora, copies, hparams["seed"], save)
     num_files = sum(corpus.num_files for corpus in corpora)
     unusable = UnusableFiles(path, num_files, max_unusable)
     if if_main_process():
         for corpus in corpora:
             unusable.add(corpus.unusable)
     return corpora, unusable
-
-
-def holds_procedural(data_folders):
-    """Whether procedural audio is among the data folders, so nothing can be stored.
-
-    Arguments
-    ---------
-    data_folders : str, Path or list of them
-
-    Returns
-    -------
-    bool
-    """
-    return PROCEDURAL in check_folders(data_folders, remote=True, procedural=True)
 
 
 def open_codes(hparams, label, named_by=NAMED_BY):

@@ -1,0 +1,237 @@
+"""Altered copies of the audio that a pretraining learns from.
+
+`input_augment` alters what the model hears, and its targets stay those of the clean
+audio. An altered copy is one more recording: the model hears it, and its targets are
+its own. So stored targets work with it, and the model must tell what was said or what
+sounded from how it was recorded.
+"""
+
+import contextlib
+import functools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchaudio.functional import resample
+
+from encodecmae_sb.data.audio import (
+    UnusableAudio,
+    inspect_audio,
+    read_audio,
+    write_audio,
+)
+from encodecmae_sb.data.codes import file_stamp
+from encodecmae_sb.data.columns import read_columns
+from encodecmae_sb.data.manifest import holds_procedural, read_manifest
+from encodecmae_sb.data.shards.reading import holds_shards
+from encodecmae_sb.lobes import InputAugment
+from encodecmae_sb.nnet.draws import hash_seeds, uniform
+from encodecmae_sb.utils.digests import digest
+from encodecmae_sb.utils.errors import UserError
+from encodecmae_sb.utils.files import write_csv
+from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.utils.threads import map_on_threads
+
+MOST_HOURS = 4.0  # of audio, copies included: each is a file
+_FORMAT = 1  # raise it when copies change
+_MOST_COPIES = 100
+_MOST_AT_ONCE = 16
+_PART_SECONDS = 60  # longer files are altered in parts
+_SPEEDS = [80, 85, 90, 110, 115, 120]  # percent
+# Rates of recordings in Hz, and how many of the copies are limited to them.
+_RATES = {8000: 0.35, 16000: 0.25}
+
+
+class AlteredAudio:
+    """Another speaker's rate and pitch, microphone, room and noise for a recording.
+
+    In this order:
+
+    * speed: 0.8 to 0.9, or 1.1 to 1.2 times; pitch and formants change with it.
+    * bandwidth: that of 8 kHz (a telephone), of 16 kHz, or all of it.
+    * equaliser: a gain of -8 to 8 dB for each octave.
+    * room: echoes, for two copies in five.
+    * noise: 5 to 30 dB below the recording, for every second copy.
+
+    The last three are those of `encodecmae_sb.lobes.InputAugment`.
+
+    Example
+    -------
+    >>> wav = torch.sin(torch.arange(24000) / 10)
+    >>> alter = AlteredAudio()
+    >>> bool((alter(wav, 1) == alter(wav, 1)).all())
+    True
+    """
+
+    def __init__(self):
+        self.effects = InputAugment(
+            level_probability=0,
+            equaliser_probability=1,
+            equaliser_db=8,
+            room_probability=0.4,
+            room_seconds=(0.05, 0.3),
+            noise_probability=0.5,
+            noise_snr=(5, 30),
+            background_probability=0,
+        )
+
+    @torch.no_grad()
+    def __call__(self, wav, seed):
+        """Alters a recording; each minute of a longer one by itself.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            Samples at 24 kHz, shape [N].
+        seed : int
+            What is drawn follows from it alone.
+
+        Returns
+        -------
+        torch.Tensor
+            Samples in [-1, 1], at least one frame if there was one, shape [M].
+        """
+        parts = wav.split(_PART_SECONDS * SAMPLE_RATE)
+        numbers = torch.arange(len(parts))
+        seeds = hash_seeds(torch.tensor(seed), numbers)
+        altered = [self._alter(*part) for part in zip(parts, seeds, strict=True)]
+        heard = torch.cat(altered)
+        return heard / heard.abs().max().clamp(min=1)
+
+    def _alter(self, wav, seed):
+        speed, band = uniform(seed[None], 1000, 2)[0].tolist()
+        percent = _SPEEDS[int(speed * len(_SPEEDS))]
+        if len(wav) * 100 >= percent * (HOP + 1):
+            wav = resample(wav, percent, 100)
+        for rate, share in _RATES.items():
+            if 0 <= band < share:
+                limited = resample(wav, SAMPLE_RATE, rate)
+                wav = resample(limited, rate, SAMPLE_RATE)[: len(wav)]
+            band -= share
+        return self.effects(wav[None], torch.tensor([len(wav)]), seed[None])[0]
+
+
+def check_copies(hparams):
+    """Refuses a value of `altered_copies` that is not allowed, before any work.
+
+    Arguments
+    ---------
+    hparams : dict
+
+    Raises
+    ------
+    UserError
+        If it is no number from 0 to 100, or if the audio is not in files of its own.
+    """
+    copies, folders = hparams.get("altered_copies", 0), hparams["data_folder"]
+    known = isinstance(copies, int) and not isinstance(copies, bool)
+    if not known or not 0 <= copies <= _MOST_COPIES:
+        raise UserError(
+            f"altered_copies={copies}: give how many altered copies of each file are "
+            f"to be made, from 0 to {_MOST_COPIES}."
+        )
+    if not copies:
+        return
+    if folders and (holds_shards(folders) or holds_procedural(folders)):
+        raise UserError(
+            f"altered_copies={copies}, but copies can only be made of files in a "
+            "folder, not of shards or procedural audio. Give --altered_copies 0; "
+            "input_augment alters such audio."
+        )
+    codes_folder = hparams.get("codes_folder")
+    if codes_folder:
+        raise UserError(
+            f"altered_copies={copies}, but codes_folder={codes_folder} has no codes of "
+            "the copies. Leave codes_folder out (store_targets stores them), or give "
+            "--altered_copies 0."
+        )
+
+
+def add_copies(corpora, copies, seed, save_folder):
+    """Makes altered copies of what corpora train on, unless they are there.
+
+    Arguments
+    ---------
+    corpora : list of Corpus
+    copies : int
+        Of each file.
+    seed : int
+        Another seed, other copies.
+    save_folder : str or Path
+        The copies go to `altered/` in it.
+
+    Returns
+    -------
+    list of Corpus
+        To train on the files and their copies, and to validate on the files alone.
+
+    Raises
+    ------
+    UserError
+        If this is more than 4 h of audio.
+    """
+    train = [corpus.train_csv for corpus in corpora]
+    (seconds,) = read_columns(train, duration=float)
+    hours = float(seconds.sum()) * (1 + copies) / 3600
+    if hours > MOST_HOURS:
+        raise UserError(
+            f"altered_copies={copies} makes {hours:.1f} h of audio, and at most "
+            f"{MOST_HOURS:g} h are allowed. Give --altered_copies 0: input_augment "
+            "alters audio without storing it."
+        )
+    alter, made = AlteredAudio(), []
+    total = float(seconds.sum()) * copies
+    with open_bar(math.ceil(total), "Altering", "s of audio") as bar:
+        for corpus in corpora:
+            made.append(_copy(corpus, copies, seed, Path(save_folder), alter, bar))
+    return made
+
+
+def _copy(corpus, copies, seed, save_folder, alter, bar):
+    """A corpus with the copies in its manifest."""
+    rows = read_manifest(corpus.train_csv)
+    version = digest([_FORMAT, seed, [file_stamp(row["wav"]) for row in rows]])
+    folder = save_folder / "altered" / f"{corpus.name}-{version}"
+    jobs = [
+        (row, number, folder / f"{row['ID']}_{number}.flac")
+        for row in rows
+        for number in range(1, copies + 1)
+    ]
+    added, unusable = [], list(corpus.unusable)
+    run = functools.partial(_make, alter, seed)
+    with contextlib.closing(map_on_threads(run, jobs, _MOST_AT_ONCE)) as results:
+        for (row, number, path), result in results:
+            bar.update(float(row["duration"]))
+            if isinstance(result, UnusableAudio):
+                unusable.append((row["wav"], f"no altered copy: {result}"))
+                continue
+            copy = {
+                "ID": f"{row['ID']}_{number}",
+                "duration": f"{result.duration:.6f}",
+                "wav": str(path),
+                "num_samples": result.num_samples,
+                "sample_rate": result.sample_rate,
+            }
+            added.append({**row, **copy})
+    manifest = corpus.train_csv.with_name(f"{corpus.train_csv.stem}_altered.csv")
+    write_csv(manifest, [*rows, *added])
+    num_files = corpus.num_files + len(jobs)
+    return replace(corpus, train_csv=manifest, num_files=num_files, unusable=unusable)
+
+
+def _make(alter, seed, job):
+    """What the copy of a file is, once it is there; or why it cannot be made."""
+    row, number, path = job
+    try:
+        if not path.exists():
+            # Of the content's name, not of its place: the same copies elsewhere.
+            own = int(digest([seed, row["ID"], number]), 16)
+            wav = alter(read_audio(row["wav"], SAMPLE_RATE), own)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_audio(path, np.asarray(wav), SAMPLE_RATE)
+        return inspect_audio(path)
+    except UnusableAudio as error:
+        return error

@@ -1,0 +1,51 @@
+"""Work that is shared among threads, one thread of PyTorch in each."""
+
+import collections
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def map_on_threads(function, items, at_once):
+    """Results for items, in order; several at once, each on one thread of PyTorch.
+
+    So results do not depend on the number of threads. Close the generator, or exhaust
+    it: until then PyTorch has one thread.
+
+    Arguments
+    ---------
+    function : callable
+    items : iterable
+        Read on the thread that asks for results, a few ahead of them.
+    at_once : int
+        At most so many, and at most as many as PyTorch has threads.
+
+    Yields
+    ------
+    (object, object)
+        Each item and its result.
+
+    Example
+    -------
+    >>> list(map_on_threads(abs, [-1, -2], at_once=2))
+    [(-1, 1), (-2, 2)]
+    """
+    threads, waiting = torch.get_num_threads(), collections.deque()
+    at_once = min(threads, at_once)
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[1])
+    # With several threads, the one that reads items would hinder the others.
+    torch.set_num_threads(1)
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(pool.shutdown, cancel_futures=True)
+            for item in items:
+                waiting.append((item, pool.submit(function, item)))
+                if len(waiting) > at_once:
+                    item, result = waiting.popleft()
+                    yield item, result.result()
+            while waiting:
+                item, result = waiting.popleft()
+                yield item, result.result()
+    finally:
+        torch.set_num_threads(threads)
