@@ -15,6 +15,7 @@ from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
 from encodecmae_sb.nnet.draws import hash_seeds
 from encodecmae_sb.pipelines import altered
+from encodecmae_sb.pipelines.pretrain import check_copies
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.threads import map_on_threads
 
@@ -154,18 +155,18 @@ def test_a_file_that_cannot_be_read(corpora, tmp_path, corpus):
 @pytest.mark.parametrize("copies", [-1, 101, True, 1.0, None, "auto"])
 def test_values_that_are_not_allowed(copies):
     with pytest.raises(UserError, match=f"altered_copies={copies}: give"):
-        altered.check_copies({"altered_copies": copies, "data_folder": None})
+        check_copies({"altered_copies": copies, "data_folder": None})
 
 
 def test_audio_that_cannot_be_copied(corpora, tmp_path, monkeypatch):
     hparams = {"altered_copies": 1, "data_folder": "procedural"}
     with pytest.raises(UserError, match="not of shards or procedural audio"):
-        altered.check_copies(hparams)
-    altered.check_copies({**hparams, "altered_copies": 0})
+        check_copies(hparams)
+    check_copies({**hparams, "altered_copies": 0})
     hparams |= {"data_folder": str(tmp_path), "codes_folder": "codes"}
     with pytest.raises(UserError, match="codes_folder=codes has no codes"):
-        altered.check_copies(hparams)
-    altered.check_copies({**hparams, "codes_folder": None})
+        check_copies(hparams)
+    check_copies({**hparams, "codes_folder": None})
     monkeypatch.setattr(altered, "MOST_HOURS", 1e-3)
     with pytest.raises(UserError, match="altered_copies=1 makes .* at most 0.001 h"):
         altered.add_copies(corpora, 1, 5, tmp_path / "save")

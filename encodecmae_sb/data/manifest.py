@@ -165,20 +165,6 @@ def check_folders(data_folders, remote=False, procedural=False):
     return folders
 
 
-def holds_procedural(data_folders):
-    """Whether procedural audio is among the data folders, so nothing can be stored.
-
-    Arguments
-    ---------
-    data_folders : str, Path or list of them
-
-    Returns
-    -------
-    bool
-    """
-    return PROCEDURAL in check_folders(data_folders, remote=True, procedural=True)
-
-
 def _as_folder(folder):
     if is_procedural(folder):
         return PROCEDURAL

@@ -24,8 +24,7 @@ from encodecmae_sb.data.audio import (
 )
 from encodecmae_sb.data.codes import file_stamp
 from encodecmae_sb.data.columns import read_columns
-from encodecmae_sb.data.manifest import holds_procedural, read_manifest
-from encodecmae_sb.data.shards.reading import holds_shards
+from encodecmae_sb.data.manifest import read_manifest
 from encodecmae_sb.lobes import InputAugment
 from encodecmae_sb.nnet.draws import hash_seeds, uniform
 from encodecmae_sb.utils.digests import digest
@@ -35,9 +34,9 @@ from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.threads import map_on_threads
 
+MOST_COPIES = 100
 MOST_HOURS = 4.0  # of audio, copies included: each is a file
 _FORMAT = 1  # raise it when copies change
-_MOST_COPIES = 100
 _MOST_AT_ONCE = 16
 _PART_SECONDS = 60  # longer files are altered in parts
 _SPEEDS = [80, 85, 90, 110, 115, 120]  # percent
@@ -112,42 +111,6 @@ class AlteredAudio:
                 wav = resample(limited, rate, SAMPLE_RATE)[: len(wav)]
             band -= share
         return self.effects(wav[None], torch.tensor([len(wav)]), seed[None])[0]
-
-
-def check_copies(hparams):
-    """Refuses a value of `altered_copies` that is not allowed, before any work.
-
-    Arguments
-    ---------
-    hparams : dict
-
-    Raises
-    ------
-    UserError
-        If it is no number from 0 to 100, or if the audio is not in files of its own.
-    """
-    copies, folders = hparams.get("altered_copies", 0), hparams["data_folder"]
-    known = isinstance(copies, int) and not isinstance(copies, bool)
-    if not known or not 0 <= copies <= _MOST_COPIES:
-        raise UserError(
-            f"altered_copies={copies}: give how many altered copies of each file are "
-            f"to be made, from 0 to {_MOST_COPIES}."
-        )
-    if not copies:
-        return
-    if folders and (holds_shards(folders) or holds_procedural(folders)):
-        raise UserError(
-            f"altered_copies={copies}, but copies can only be made of files in a "
-            "folder, not of shards or procedural audio. Give --altered_copies 0; "
-            "input_augment alters such audio."
-        )
-    codes_folder = hparams.get("codes_folder")
-    if codes_folder:
-        raise UserError(
-            f"altered_copies={copies}, but codes_folder={codes_folder} has no codes of "
-            "the copies. Leave codes_folder out (store_targets stores them), or give "
-            "--altered_copies 0."
-        )
 
 
 def add_copies(corpora, copies, seed, save_folder):

@@ -7,7 +7,8 @@ from encodecmae_sb.brains.pretrain import PretrainBrain
 from encodecmae_sb.bundled import corpus_folders
 from encodecmae_sb.data.codes import NAMED_BY, StoredCodes
 from encodecmae_sb.data.crops import FixedCrops, RandomCrops
-from encodecmae_sb.data.manifest import holds_procedural, prepare_corpora
+from encodecmae_sb.data.manifest import check_folders, prepare_corpora
+from encodecmae_sb.data.procedural.corpus import PROCEDURAL
 from encodecmae_sb.data.shards.reading import (
     ShardCrops,
     find_packed_codes,
@@ -28,7 +29,7 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
 from encodecmae_sb.utils.identity import data_identity, named
 
-from .altered import add_copies, check_copies
+from .altered import MOST_COPIES, add_copies
 
 COMPUTED = "computed for each crop"  # what an identity says where none are stored
 
@@ -69,6 +70,56 @@ def prepare_data(hparams, path, shards=False):
         for corpus in corpora:
             unusable.add(corpus.unusable)
     return corpora, unusable
+
+
+def holds_procedural(data_folders):
+    """Whether procedural audio is among the data folders, so nothing can be stored.
+
+    Arguments
+    ---------
+    data_folders : str, Path or list of them
+
+    Returns
+    -------
+    bool
+    """
+    return PROCEDURAL in check_folders(data_folders, remote=True, procedural=True)
+
+
+def check_copies(hparams):
+    """Refuses a value of `altered_copies` that is not allowed, before any work.
+
+    Arguments
+    ---------
+    hparams : dict
+
+    Raises
+    ------
+    UserError
+        If it is no number from 0 to 100, or if the audio is not in files of its own.
+    """
+    copies, folders = hparams.get("altered_copies", 0), hparams["data_folder"]
+    known = isinstance(copies, int) and not isinstance(copies, bool)
+    if not known or not 0 <= copies <= MOST_COPIES:
+        raise UserError(
+            f"altered_copies={copies}: give how many altered copies of each file are "
+            f"to be made, from 0 to {MOST_COPIES}."
+        )
+    if not copies:
+        return
+    if folders and (holds_shards(folders) or holds_procedural(folders)):
+        raise UserError(
+            f"altered_copies={copies}, but copies can only be made of files in a "
+            "folder, not of shards or procedural audio. Give --altered_copies 0; "
+            "input_augment alters such audio."
+        )
+    codes_folder = hparams.get("codes_folder")
+    if codes_folder:
+        raise UserError(
+            f"altered_copies={copies}, but codes_folder={codes_folder} has no codes of "
+            "the copies. Leave codes_folder out (store_targets stores them), or give "
+            "--altered_copies 0."
+        )
 
 
 def open_codes(hparams, label, named_by=NAMED_BY):

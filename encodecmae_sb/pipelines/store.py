@@ -12,13 +12,12 @@ from speechbrain.utils.distributed import if_main_process
 
 from encodecmae_sb.data.codes import CodesInfo, StoredCodes, read_info
 from encodecmae_sb.data.columns import read_columns
-from encodecmae_sb.data.manifest import holds_procedural
 from encodecmae_sb.data.shards.reading import holds_shards
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.identity import named
 
 from .extract import default_batch_seconds, extract, open_folder
-from .pretrain import COMPUTED
+from .pretrain import COMPUTED, holds_procedural
 
 AUTO = "auto"
 AUTO_HOURS = 4.0  # `auto` stores the targets of at most so much audio
