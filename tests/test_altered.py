@@ -36,7 +36,7 @@ def test_it_follows_from_the_seed(alter):
     assert not torch.equal(alter(wav, 3)[:9000], alter(wav, 4)[:9000])
 
 
-def test_what_is_drawn(alter):
+def test_what_is_drawn():
     """Every speed; the bandwidth of 8 kHz for 0.35 of the copies, 16 kHz for 0.25."""
     alter = altered.AlteredAudio()
     alter.effects = lambda wavs, lengths, seeds: wavs
@@ -163,7 +163,12 @@ def test_audio_that_cannot_be_copied(corpora, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not of shards or procedural audio"):
         check_copies(hparams)
     check_copies({**hparams, "altered_copies": 0})
-    hparams |= {"data_folder": str(tmp_path), "codes_folder": "codes"}
+    data, inside = tmp_path / "data", tmp_path / "data/results/save"
+    data.mkdir()
+    hparams |= {"data_folder": str(data), "save_folder": inside}
+    with pytest.raises(UserError, match="which is in data_folder=.*data. Give"):
+        check_copies(hparams)
+    hparams |= {"save_folder": tmp_path / "save", "codes_folder": "codes"}
     with pytest.raises(UserError, match="codes_folder=codes has no codes"):
         check_copies(hparams)
     check_copies({**hparams, "codes_folder": None})

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from speechbrain.utils.distributed import if_main_process
 from torchaudio.functional import resample
 
 from encodecmae_sb.data.audio import (
@@ -147,7 +148,8 @@ def add_copies(corpora, copies, seed, save_folder):
         )
     alter, made = AlteredAudio(), []
     total = float(seconds.sum()) * copies
-    with open_bar(math.ceil(total), "Altering", "s of audio") as bar:
+    quiet = not if_main_process()
+    with open_bar(math.ceil(total), "Altering", "s of audio", quiet=quiet) as bar:
         for corpus in corpora:
             made.append(_copy(corpus, copies, seed, Path(save_folder), alter, bar))
     return made
@@ -159,7 +161,7 @@ def _copy(corpus, copies, seed, save_folder, alter, bar):
     version = digest([_FORMAT, seed, [file_stamp(row["wav"]) for row in rows]])
     folder = save_folder / "altered" / f"{corpus.name}-{version}"
     jobs = [
-        (row, number, folder / f"{row['ID']}_{number}.flac")
+        (row, number, folder / str(number) / f"{row['ID']}.flac")
         for row in rows
         for number in range(1, copies + 1)
     ]
@@ -172,7 +174,7 @@ def _copy(corpus, copies, seed, save_folder, alter, bar):
                 unusable.append((row["wav"], f"no altered copy: {result}"))
                 continue
             copy = {
-                "ID": f"{row['ID']}_{number}",
+                "ID": f"altered_{number}/{row['ID']}",
                 "duration": f"{result.duration:.6f}",
                 "wav": str(path),
                 "num_samples": result.num_samples,
@@ -190,7 +192,7 @@ def _make(alter, seed, job):
     row, number, path = job
     try:
         if not path.exists():
-            # Of the content's name, not of its place: the same copies elsewhere.
+            # IDs are relative to the data folder: copies do not depend on its place.
             own = int(digest([seed, row["ID"], number]), 16)
             wav = alter(read_audio(row["wav"], SAMPLE_RATE), own)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """What pretraining and self-training share, from the corpora to the results."""
 
+from pathlib import Path
+
 import numpy as np
 from speechbrain.utils.distributed import if_main_process
 
@@ -96,7 +98,8 @@ def check_copies(hparams):
     Raises
     ------
     UserError
-        If it is no number from 0 to 100, or if the audio is not in files of its own.
+        If it is no number from 0 to 100, if the audio is not in files of its own, or
+        if copies would lie among them.
     """
     copies, folders = hparams.get("altered_copies", 0), hparams["data_folder"]
     known = isinstance(copies, int) and not isinstance(copies, bool)
@@ -113,6 +116,13 @@ def check_copies(hparams):
             "folder, not of shards or procedural audio. Give --altered_copies 0; "
             "input_augment alters such audio."
         )
+    save = Path(hparams["save_folder"]).resolve()
+    for folder in check_folders(folders) if folders else ():
+        if save.is_relative_to(folder):
+            raise UserError(
+                f"altered_copies={copies}: the copies would lie in {save}, which is "
+                f"in data_folder={folder}. Give an --output_folder outside of it."
+            )
     codes_folder = hparams.get("codes_folder")
     if codes_folder:
         raise UserError(
