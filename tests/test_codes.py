@@ -162,9 +162,9 @@ def test_the_number_of_threads_does_not_matter(
     before, found, seen = torch.get_num_threads(), [], []
     original = pipeline.encode
 
-    def encode(*args):
+    def encode(*args, **kwargs):
         seen.append((threading.get_ident(), torch.get_num_threads()))
-        return original(*args)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(pipeline, "encode", encode)
     for threads in (1, 3):
