@@ -119,10 +119,12 @@ def test_made_once_and_gone_on_with(corpora, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(altered, "write_audio", None)
         assert add() == first
-    # Another seed, or another file: other copies.
+    # Another seed: other copies.
     (one,), (two,) = first, altered.add_copies(corpora, 1, 6, save)
     assert len(list((save / "altered").iterdir())) == 2
     assert one.name == two.name
+    first, second = (files(path) for path in (save / "altered").iterdir())
+    assert all(first[name] != second[name] for name in first)
 
 
 def test_threads_do_not_change_copies(corpora, tmp_path):
@@ -137,7 +139,7 @@ def test_threads_do_not_change_copies(corpora, tmp_path):
     assert files(tmp_path / "1/altered") == files(tmp_path / "2/altered")
 
 
-def test_a_file_that_cannot_be_read(corpora, tmp_path, corpus):
+def test_a_file_that_cannot_be_read(corpora, tmp_path):
     (before,) = corpora
     rows = read_manifest(before.train_csv)
     lost = tmp_path / "lost.wav"
@@ -185,7 +187,7 @@ def test_an_error_leaves_threads_as_they_were():
         raise ValueError(item)
 
     with pytest.raises(ValueError, match="a"):
-        list(map_on_threads(fails, "abc", 2))
+        list(map_on_threads(fails, "abc"))
     assert torch.get_num_threads() == threads
 
 

@@ -38,7 +38,6 @@ from encodecmae_sb.utils.threads import map_on_threads
 MOST_COPIES = 100
 MOST_HOURS = 4.0  # of audio, copies included: each is a file
 _FORMAT = 1  # raise it when copies change
-_MOST_AT_ONCE = 16
 _PART_SECONDS = 60  # longer files are altered in parts
 _SPEEDS = [80, 85, 90, 110, 115, 120]  # percent
 # Rates of recordings in Hz, and how many of the copies are limited to them.
@@ -167,7 +166,7 @@ def _copy(corpus, copies, seed, save_folder, alter, bar):
     ]
     added, unusable = [], list(corpus.unusable)
     run = functools.partial(_make, alter, seed)
-    with contextlib.closing(map_on_threads(run, jobs, _MOST_AT_ONCE)) as results:
+    with contextlib.closing(map_on_threads(run, jobs)) as results:
         for (row, number, path), result in results:
             bar.update(float(row["duration"]))
             if isinstance(result, UnusableAudio):

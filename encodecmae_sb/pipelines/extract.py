@@ -41,7 +41,6 @@ from encodecmae_sb.utils.threads import map_on_threads
 # therefore depend on its padding, and it is encoded alone.
 PADDABLE = 7 * HOP
 COMPARED_CROPS = 64
-_MOST_AT_ONCE = 16  # batches on a CPU: each takes memory
 LEFT_EDGE = 10  # frames of a crop that miss the most context
 
 
@@ -112,7 +111,7 @@ def _encode_all(targets, batches, device):
     # Entered here, because what it switches belongs to all threads.
     with exact_float32(device.type):
         run = functools.partial(encode, targets, device=device)
-        with contextlib.closing(map_on_threads(run, batches, _MOST_AT_ONCE)) as pairs:
+        with contextlib.closing(map_on_threads(run, batches)) as pairs:
             yield from pairs
 
 

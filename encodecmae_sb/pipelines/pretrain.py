@@ -89,7 +89,7 @@ def holds_procedural(data_folders):
 
 
 def check_copies(hparams):
-    """Refuses a value of `altered_copies` that is not allowed, before any work.
+    """Refuses a value of `altered_copies` that is not allowed, before audio is read.
 
     Arguments
     ---------

@@ -6,20 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+_MOST_AT_ONCE = 16  # each takes memory
 
-def map_on_threads(function, items, at_once):
+
+def map_on_threads(function, items):
     """Results for items, in order; several at once, each on one thread of PyTorch.
 
-    So results do not depend on the number of threads. Close the generator, or exhaust
-    it: until then PyTorch has one thread.
+    As many at once as PyTorch has threads, but at most 16. Results do not depend on
+    the number. Close the generator, or exhaust it: until then PyTorch has one thread.
 
     Arguments
     ---------
     function : callable
     items : iterable
         Read on the thread that asks for results, a few ahead of them.
-    at_once : int
-        At most so many, and at most as many as PyTorch has threads.
 
     Yields
     ------
@@ -28,11 +28,11 @@ def map_on_threads(function, items, at_once):
 
     Example
     -------
-    >>> list(map_on_threads(abs, [-1, -2], at_once=2))
+    >>> list(map_on_threads(abs, [-1, -2]))
     [(-1, 1), (-2, 2)]
     """
     threads, waiting = torch.get_num_threads(), collections.deque()
-    at_once = min(threads, at_once)
+    at_once = min(threads, _MOST_AT_ONCE)
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=[1])
     # With several threads, the one that reads items would hinder the others.
     torch.set_num_threads(1)
