@@ -25,6 +25,7 @@ TINY = {
     "training_steps": 12,
     "valid_interval": 4,
     "num_workers": 0,
+    "altered_copies": 0,
     "store_targets": False,  # for the whole demonstration it would take seconds
 }
 

@@ -15,7 +15,7 @@ from encodecmae_sb.data.audio import read_audio
 from encodecmae_sb.data.manifest import prepare_corpora, read_manifest
 from encodecmae_sb.nnet.draws import hash_seeds
 from encodecmae_sb.pipelines import altered
-from encodecmae_sb.pipelines.pretrain import check_copies
+from encodecmae_sb.pipelines.pretrain import choose_copies
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.threads import map_on_threads
 
@@ -154,30 +154,49 @@ def test_a_file_that_cannot_be_read(corpora, tmp_path):
     assert len(read_manifest(after.train_csv)) == 2 * len(rows) - 1
 
 
-@pytest.mark.parametrize("copies", [-1, 101, True, 1.0, None, "auto"])
+@pytest.mark.parametrize("copies", [-1, 101, True, 1.0, None, "some"])
 def test_values_that_are_not_allowed(copies):
     with pytest.raises(UserError, match=f"altered_copies={copies}: give"):
-        check_copies({"altered_copies": copies, "data_folder": None})
+        choose_copies({"altered_copies": copies, "data_folder": None})
 
 
-def test_audio_that_cannot_be_copied(corpora, tmp_path, monkeypatch):
-    hparams = {"altered_copies": 1, "data_folder": "procedural"}
-    with pytest.raises(UserError, match="not of shards or procedural audio"):
-        check_copies(hparams)
-    check_copies({**hparams, "altered_copies": 0})
+def test_audio_that_cannot_be_copied(corpora, tmp_path, monkeypatch, capsys):
+    """A number is refused there, and `auto` says that there are none."""
+
+    def refused(match, **hparams):
+        with pytest.raises(UserError, match="altered_copies=1, but .*" + match):
+            choose_copies({**hparams, "altered_copies": 1})
+        assert choose_copies({**hparams, "altered_copies": 0}) == 0
+        assert capsys.readouterr().out == ""
+        assert choose_copies({**hparams, "altered_copies": "auto"}) == 0
+        assert "Altered copies: none, because" in capsys.readouterr().out
+
+    refused("not of shards or procedural audio", data_folder="procedural")
     data, inside = tmp_path / "data", tmp_path / "data/results/save"
     data.mkdir()
-    hparams |= {"data_folder": str(data), "save_folder": inside}
-    with pytest.raises(UserError, match="which is in data_folder=.*data. Give"):
-        check_copies(hparams)
-    hparams |= {"save_folder": tmp_path / "save", "codes_folder": "codes"}
-    with pytest.raises(UserError, match="codes_folder=codes has no codes"):
-        check_copies(hparams)
-    check_copies({**hparams, "codes_folder": None})
+    folders = {"data_folder": str(data), "save_folder": inside}
+    refused("which is in data_folder=.*data. Give", **folders)
+    folders["save_folder"] = tmp_path / "save"
+    refused("codes_folder=codes has no codes", **folders, codes_folder="codes")
+    for copies in (1, "auto"):
+        chosen = choose_copies({**folders, "altered_copies": copies})
+        assert chosen == copies
+
+    add = partial(altered.add_copies, corpora, seed=5, save_folder=tmp_path / "save")
     monkeypatch.setattr(altered, "MOST_HOURS", 1e-3)
-    with pytest.raises(UserError, match="altered_copies=1 makes .* at most 0.001 h"):
-        altered.add_copies(corpora, 1, 5, tmp_path / "save")
+    with pytest.raises(
+        UserError, match="altered_copies=1, but .* h of audio, more than"
+    ):
+        add(1)
+    assert add("auto") == corpora
+    assert "none, because with copies this is" in capsys.readouterr().out
     assert not (tmp_path / "save/altered").exists()
+
+
+def test_auto_is_one_copy(corpora, tmp_path):
+    for copies in (1, "auto"):
+        altered.add_copies(corpora, copies, 5, tmp_path / str(copies))
+    assert files(tmp_path / "1/altered") == files(tmp_path / "auto/altered")
 
 
 def test_an_error_leaves_threads_as_they_were():

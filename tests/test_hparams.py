@@ -11,7 +11,7 @@ PRETRAINING = {
     *("training_steps", "valid_interval", "grad_accumulation_factor", "lr"),
     *("lr_schedule", "ckpt_interval_minutes", "masked_weight", "front_end"),
     *("dim", "num_layers", "num_heads", "head_dim", "ffn_dim", "shared_ffn"),
-    *("decoder_layers", "normalise"),
+    *("decoder_layers", "normalise", "altered_copies"),
 }
 SELF_TRAINING = PRETRAINING - {"front_end"} | {
     *("teacher", "n_clusters", "cluster_clips", "cluster_passes", "codebook_size"),

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from speechbrain.utils.distributed import if_main_process
-from torchaudio.functional import resample
 
 from encodecmae_sb.data.audio import (
     UnusableAudio,
@@ -33,8 +32,10 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
 from encodecmae_sb.utils.progress import open_bar
+from encodecmae_sb.utils.signal import resample
 from encodecmae_sb.utils.threads import map_on_threads
 
+AUTO = "auto"  # one copy, where there can be copies
 MOST_COPIES = 100
 MOST_HOURS = 4.0  # of audio, copies included: each is a file
 _FORMAT = 1  # raise it when copies change
@@ -113,14 +114,42 @@ class AlteredAudio:
         return self.effects(wav[None], torch.tensor([len(wav)]), seed[None])[0]
 
 
+def no_copies(copies, reason, advice):
+    """Says why there are no copies, or refuses a number of them.
+
+    Arguments
+    ---------
+    copies : int or "auto"
+        As asked for.
+    reason, advice : str
+
+    Returns
+    -------
+    int
+        0
+
+    Raises
+    ------
+    UserError
+        If a number was asked for.
+    """
+    if copies != AUTO:
+        raise UserError(
+            f"altered_copies={copies}, but {reason}. Give --altered_copies 0. {advice}."
+        )
+    if if_main_process():
+        print(f"Altered copies: none, because {reason}", flush=True)
+    return 0
+
+
 def add_copies(corpora, copies, seed, save_folder):
     """Makes altered copies of what corpora train on, unless they are there.
 
     Arguments
     ---------
     corpora : list of Corpus
-    copies : int
-        Of each file.
+    copies : int or "auto"
+        Of each file. `auto`: one; none if that is more than 4 h of audio.
     seed : int
         Another seed, other copies.
     save_folder : str or Path
@@ -134,23 +163,22 @@ def add_copies(corpora, copies, seed, save_folder):
     Raises
     ------
     UserError
-        If this is more than 4 h of audio.
+        If a number of copies is more than 4 h of audio.
     """
+    count = 1 if copies == AUTO else copies
     train = [corpus.train_csv for corpus in corpora]
     (seconds,) = read_columns(train, duration=float)
-    hours = float(seconds.sum()) * (1 + copies) / 3600
+    hours = float(seconds.sum()) * (1 + count) / 3600
     if hours > MOST_HOURS:
-        raise UserError(
-            f"altered_copies={copies} makes {hours:.1f} h of audio, and at most "
-            f"{MOST_HOURS:g} h are allowed. Give --altered_copies 0: input_augment "
-            "alters audio without storing it."
-        )
+        reason = f"with copies this is {hours:.1f} h of audio, more than {MOST_HOURS:g}"
+        no_copies(copies, reason, "input_augment alters audio without storing it")
+        return corpora
     alter, made = AlteredAudio(), []
-    total = float(seconds.sum()) * copies
+    total = float(seconds.sum()) * count
     quiet = not if_main_process()
     with open_bar(math.ceil(total), "Altering", "s of audio", quiet=quiet) as bar:
         for corpus in corpora:
-            made.append(_copy(corpus, copies, seed, Path(save_folder), alter, bar))
+            made.append(_copy(corpus, count, seed, Path(save_folder), alter, bar))
     return made
 
 

@@ -31,7 +31,7 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
 from encodecmae_sb.utils.identity import data_identity, named
 
-from .altered import MOST_COPIES, add_copies
+from .altered import AUTO, MOST_COPIES, MOST_HOURS, add_copies, no_copies
 
 COMPUTED = "computed for each crop"  # what an identity says where none are stored
 
@@ -54,7 +54,7 @@ def prepare_data(hparams, path, shards=False):
     corpora : list of Corpus
     unusable : UnusableFiles
     """
-    check_copies(hparams)
+    copies = choose_copies(hparams)
     folders = hparams["data_folder"] or corpus_folders()
     save, max_unusable = hparams["save_folder"], hparams["max_unusable"]
     if shards and holds_shards(folders):
@@ -63,7 +63,6 @@ def prepare_data(hparams, path, shards=False):
         corpora = main_process_first(
             prepare_corpora, folders, save, max_unusable, shards
         )
-    copies = hparams.get("altered_copies", 0)
     if copies:
         corpora = main_process_first(add_copies, corpora, copies, hparams["seed"], save)
     num_files = sum(corpus.num_files for corpus in corpora)
@@ -88,48 +87,60 @@ def holds_procedural(data_folders):
     return PROCEDURAL in check_folders(data_folders, remote=True, procedural=True)
 
 
-def check_copies(hparams):
-    """Refuses a value of `altered_copies` that is not allowed, before audio is read.
+def choose_copies(hparams):
+    """How many altered copies of each file are asked for, before audio is read.
 
     Arguments
     ---------
     hparams : dict
 
+    Returns
+    -------
+    int or "auto"
+        For `encodecmae_sb.pipelines.altered.add_copies`. 0, with a message, where
+        `auto` meets audio that has no copies.
+
     Raises
     ------
     UserError
-        If it is no number from 0 to 100, if the audio is not in files of its own, or
-        if copies would lie among them.
+        If `altered_copies` is neither auto nor a number from 0 to 100, or a number
+        above 0 where there can be no copies.
     """
-    copies, folders = hparams.get("altered_copies", 0), hparams["data_folder"]
-    known = isinstance(copies, int) and not isinstance(copies, bool)
-    if not known or not 0 <= copies <= MOST_COPIES:
+    copies = hparams.get("altered_copies", 0)
+    number = isinstance(copies, int) and not isinstance(copies, bool)
+    if copies != AUTO and not (number and 0 <= copies <= MOST_COPIES):
         raise UserError(
             f"altered_copies={copies}: give how many altered copies of each file are "
-            f"to be made, from 0 to {MOST_COPIES}."
+            f"to be made, from 0 to {MOST_COPIES}; or auto: one, of audio of at most "
+            f"{MOST_HOURS / 2:g} h."
         )
-    if not copies:
-        return
+    if copies and (against := _against_copies(hparams)):
+        return no_copies(copies, *against)
+    return copies
+
+
+def _against_copies(hparams):
+    """Why there can be no copies and what to do, or None."""
+    folders, codes_folder = hparams["data_folder"], hparams.get("codes_folder")
     if folders and (holds_shards(folders) or holds_procedural(folders)):
-        raise UserError(
-            f"altered_copies={copies}, but copies can only be made of files in a "
-            "folder, not of shards or procedural audio. Give --altered_copies 0; "
-            "input_augment alters such audio."
+        return (
+            "copies can only be made of files in a folder, not of shards or "
+            "procedural audio",
+            "input_augment alters such audio",
+        )
+    if codes_folder:
+        return (
+            f"codes_folder={codes_folder} has no codes of copies",
+            "Or leave codes_folder out: store_targets stores them",
         )
     save = Path(hparams["save_folder"]).resolve()
     for folder in check_folders(folders) if folders else ():
         if save.is_relative_to(folder):
-            raise UserError(
-                f"altered_copies={copies}: the copies would lie in {save}, which is "
-                f"in data_folder={folder}. Give an --output_folder outside of it."
+            return (
+                f"copies would lie in {save}, which is in data_folder={folder}",
+                "Or give an --output_folder outside of it",
             )
-    codes_folder = hparams.get("codes_folder")
-    if codes_folder:
-        raise UserError(
-            f"altered_copies={copies}, but codes_folder={codes_folder} has no codes of "
-            "the copies. Leave codes_folder out (store_targets stores them), or give "
-            "--altered_copies 0."
-        )
+    return None
 
 
 def open_codes(hparams, label, named_by=NAMED_BY):
