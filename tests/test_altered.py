@@ -1,5 +1,6 @@
 """Altered copies: drawn from a seed alone, made once, learned from like recordings."""
 
+import json
 import shutil
 from functools import partial
 
@@ -90,6 +91,7 @@ def test_copies_of_what_is_trained_on(corpora, tmp_path, alter):
     assert len(more) == 3 * len(rows)
     assert after.valid_csv == before.valid_csv
     assert after.num_files == before.num_files + 2 * len(rows)
+    assert (before.num_copies, after.num_copies) == (0, 2 * len(rows))
     assert len({row["ID"] for row in more}) == len(more)
     for row in more[len(rows) :]:
         wav, rate = soundfile.read(row["wav"])
@@ -237,6 +239,10 @@ def test_recipe(corpus, tmp_path, store_targets, capfd, monkeypatch):
     printed = capfd.readouterr().out
     rows = read_manifest(next((tmp_path / "once/save").glob("*_train.csv")))
     assert f"Training on {2 * len(rows)} files" in printed
+    metrics = json.loads((tmp_path / "once/metrics.json").read_text())
+    assert metrics["altered_files"] == len(rows)
+    made = (tmp_path / "once/encoder/README.md").read_text()
+    assert f"with {len(rows)} altered copies" in made
     again = partial(run, tmp_path / "again")
     killed_when(monkeypatch, again, PretrainBrain, "compute_forward", 3)
     assert again() == once

@@ -57,6 +57,8 @@ class Corpus:
         Audio files found, unusable ones included.
     unusable : list of (str, str)
         Path and reason of each file left out.
+    num_copies : int
+        Altered copies among the files to train on.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Corpus:
     valid_csv: Path
     num_files: int
     unusable: list
+    num_copies: int = 0
 
 
 def prepare_corpora(data_folders, save_folder, max_unusable=0.05, procedural=False):
@@ -293,13 +296,8 @@ def _prepare(folder, name, save_folder, max_unusable):
         for part, row in deal_rows(rows, part_of):
             yield ("train", "valid").index(part), row
 
-    num_files, unusable = _up_to_date(
-        folder,
-        save_folder / f"{name}.json",
-        [train_csv, valid_csv],
-        deal,
-        max_unusable,
-    )
+    files, state = [train_csv, valid_csv], save_folder / f"{name}.json"
+    num_files, unusable = _up_to_date(folder, state, files, deal, max_unusable)
     return Corpus(name, train_csv, valid_csv, num_files, unusable)
 
 

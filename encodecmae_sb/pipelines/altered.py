@@ -210,8 +210,13 @@ def _copy(corpus, copies, seed, save_folder, alter, bar):
             added.append({**row, **copy})
     manifest = corpus.train_csv.with_name(f"{corpus.train_csv.stem}_altered.csv")
     write_csv(manifest, [*rows, *added])
-    num_files = corpus.num_files + len(jobs)
-    return replace(corpus, train_csv=manifest, num_files=num_files, unusable=unusable)
+    return replace(
+        corpus,
+        train_csv=manifest,
+        num_files=corpus.num_files + len(jobs),
+        unusable=unusable,
+        num_copies=len(added),
+    )
 
 
 def _make(alter, seed, job):

@@ -409,7 +409,7 @@ def make_brain(hparams, run_opts, modules, corpora, unusable):
     -------
     PretrainBrain
     """
-    return PretrainBrain(
+    brain = PretrainBrain(
         modules=modules,
         opt_class=hparams["opt_class"],
         hparams=hparams,
@@ -418,6 +418,8 @@ def make_brain(hparams, run_opts, modules, corpora, unusable):
         unusable=unusable,
         corpora=[corpus.name for corpus in corpora],
     )
+    brain.num_copies = sum(corpus.num_copies for corpus in corpora)
+    return brain
 
 
 def write_results(brain, output, labels, how, targets, label=None):
@@ -441,7 +443,11 @@ def write_results(brain, output, labels, how, targets, label=None):
         The row of the last validation.
     """
     first, row = brain.history.rows[0], brain.history.rows[-1]
-    files = {"precision": brain.precision, "unusable_files": len(brain.unusable)}
+    files = {
+        "precision": brain.precision,
+        "unusable_files": len(brain.unusable),
+        "altered_files": brain.num_copies,
+    }
     init = getattr(brain.hparams, "init", None)
     if init is not None:
         began = {f"initial_{k}": first[k] for k in ("valid_loss", "masked_ce_1")}
@@ -450,6 +456,8 @@ def write_results(brain, output, labels, how, targets, label=None):
     write_metrics(output, {**row, **labels, **files})
     draw_curves(brain.history, output / "curves.png")
     trained = f"{how} for {int(row['step'])} steps on {', '.join(brain.corpora)}"
+    if brain.num_copies:
+        trained += f", with {brain.num_copies} altered copies"
     origin = f"{trained}; targets: {targets}."
     model = brain.hparams.model
     more = {} if label is None else {"model": model, "label": label}
