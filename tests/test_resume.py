@@ -159,6 +159,7 @@ def test_one_process_two_and_one_again(noises, tmp_path):
         "crops_per_step": 4,
         "codebooks_per_step": 2,
         "store_targets": "auto",
+        "altered_copies": 1,
     }
 
     def train(name, steps, batch_size, launcher=(sys.executable,)):
@@ -177,7 +178,13 @@ def test_one_process_two_and_one_again(noises, tmp_path):
                 seeds[step] += more
         return {step: sorted(seeds[step]) for step in sorted(seeds)}
 
+    def copies(name):
+        paths = sorted(tmp_path.glob(f"{name}/save/altered/*/1/*.flac"))
+        return [(path.name, path.read_bytes()) for path in paths]
+
     train("whole", 12, batch_size=4)
+    train("two", 1, batch_size=1, launcher=torchrun(2))
+    assert copies("two") == copies("whole") != []
     train("shared", 3, batch_size=2)
     train("shared", 8, batch_size=1, launcher=torchrun(2))
     train("shared", 12, batch_size=1)
