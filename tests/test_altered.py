@@ -90,7 +90,7 @@ def test_copies_of_what_is_trained_on(corpora, tmp_path, alter):
     assert more[: len(rows)] == rows
     assert len(more) == 3 * len(rows)
     assert after.valid_csv == before.valid_csv
-    assert after.num_files == before.num_files + 2 * len(rows)
+    assert after.num_files == before.num_files
     assert (before.num_copies, after.num_copies) == (0, 2 * len(rows))
     assert len({row["ID"] for row in more}) == len(more)
     for row in more[len(rows) :]:
@@ -129,6 +129,16 @@ def test_made_once_and_gone_on_with(corpora, tmp_path, monkeypatch):
     assert all(first[name] != second[name] for name in first)
 
 
+def test_a_damaged_copy_is_made_again(corpora, tmp_path):
+    add = partial(altered.add_copies, corpora, 1, 5, tmp_path / "save")
+    first = add()
+    there = files(tmp_path / "save/altered")
+    path = next((tmp_path / "save/altered").rglob("*.flac"))
+    path.write_bytes(path.read_bytes()[:2000])
+    assert add() == first
+    assert files(tmp_path / "save/altered") == there
+
+
 def test_threads_do_not_change_copies(corpora, tmp_path):
     threads = torch.get_num_threads()
     try:
@@ -154,6 +164,12 @@ def test_a_file_that_cannot_be_read(corpora, tmp_path):
     assert path == str(lost)
     assert "no altered copy: unreadable" in reason
     assert len(read_manifest(after.train_csv)) == 2 * len(rows) - 1
+    # Repaired while a training goes on: it stays without a copy.
+    shutil.copyfile(rows[0]["wav"], lost)
+    for begun, missing in ((True, 1), (False, 0)):
+        (after,) = altered.add_copies(corpora, 1, 5, tmp_path / "save", begun)
+        assert after.unusable == []
+        assert len(read_manifest(after.train_csv)) == 2 * len(rows) - missing
 
 
 @pytest.mark.parametrize("copies", [-1, 101, True, 1.0, None, "some"])
@@ -184,21 +200,14 @@ def test_audio_that_cannot_be_copied(corpora, tmp_path, monkeypatch, capsys):
         chosen = choose_copies({**folders, "altered_copies": copies})
         assert chosen == copies
 
-    add = partial(altered.add_copies, corpora, seed=5, save_folder=tmp_path / "save")
+    limit = partial(altered.limit_copies, corpora)
+    assert [limit(copies) for copies in (0, 2, "auto")] == [0, 2, 1]
     monkeypatch.setattr(altered, "MOST_HOURS", 1e-3)
-    with pytest.raises(
-        UserError, match="altered_copies=1, but .* h of audio, more than"
-    ):
-        add(1)
-    assert add("auto") == corpora
-    assert "none, because with copies this is" in capsys.readouterr().out
-    assert not (tmp_path / "save/altered").exists()
-
-
-def test_auto_is_one_copy(corpora, tmp_path):
-    for copies in (1, "auto"):
-        altered.add_copies(corpora, copies, 5, tmp_path / str(copies))
-    assert files(tmp_path / "1/altered") == files(tmp_path / "auto/altered")
+    with pytest.raises(UserError, match="altered_copies=1, but .* at most 0.001 h"):
+        limit(1)
+    assert limit("auto") == 0
+    assert "none, because with copies there are" in capsys.readouterr().out
+    assert limit(0) == 0
 
 
 def test_an_error_leaves_threads_as_they_were():
@@ -212,8 +221,9 @@ def test_an_error_leaves_threads_as_they_were():
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("store_targets", ["auto", False])
-def test_recipe(corpus, tmp_path, store_targets, capfd, monkeypatch):
+@pytest.fixture
+def pretrain(corpus):
+    """Runs the recipe and returns the weights."""
     options = {
         "data_folder": corpus,
         "codec": "bundled",
@@ -221,8 +231,6 @@ def test_recipe(corpus, tmp_path, store_targets, capfd, monkeypatch):
         "valid_interval": 2,
         "valid_items": 2,
         "precision": "fp32",
-        "store_targets": store_targets,
-        "altered_copies": 1,
         "monitors": False,
         "ckpt_interval_minutes": 0,
         "ckpt_interval_steps": 1,
@@ -235,10 +243,17 @@ def test_recipe(corpus, tmp_path, store_targets, capfd, monkeypatch):
         )
         return (output / "encoder/encoder.ckpt").read_bytes()
 
+    return run
+
+
+@pytest.mark.parametrize("store_targets", ["auto", False])
+def test_recipe(pretrain, tmp_path, store_targets, capfd, monkeypatch):
+    run = partial(pretrain, store_targets=store_targets, altered_copies=1)
     once = run(tmp_path / "once")
     printed = capfd.readouterr().out
     rows = read_manifest(next((tmp_path / "once/save").glob("*_train.csv")))
-    assert f"Training on {2 * len(rows)} files" in printed
+    said = f"Training on {2 * len(rows)} files ({len(rows)} of them altered copies)"
+    assert said in printed
     metrics = json.loads((tmp_path / "once/metrics.json").read_text())
     assert metrics["altered_files"] == len(rows)
     made = (tmp_path / "once/encoder/README.md").read_text()
@@ -247,5 +262,24 @@ def test_recipe(corpus, tmp_path, store_targets, capfd, monkeypatch):
     killed_when(monkeypatch, again, PretrainBrain, "compute_forward", 3)
     assert again() == once
     assert run(tmp_path / "without", altered_copies=0) != once
-    with pytest.raises(SystemExit, match="altered_copies"):
+    with pytest.raises(SystemExit, match="altered_copies: .*1.*2"):
         run(tmp_path / "once", altered_copies=2, training_steps=6)
+
+
+def test_auto_goes_on_as_it_began(pretrain, corpus, tmp_path, monkeypatch, capfd):
+    run = partial(pretrain, store_targets="auto")
+    once = run(tmp_path / "one", altered_copies=1)
+    auto = partial(run, tmp_path / "auto", altered_copies="auto")
+    killed_when(monkeypatch, auto, PretrainBrain, "compute_forward", 3)
+    assert auto() == once
+    # Without copies, because there are codes of the files alone.
+    codes = tmp_path / "one/save/targets"
+    with pytest.raises(SystemExit, match="altered_copies=1, but codes_folder="):
+        auto(codes_folder=codes, training_steps=6)
+    none = partial(run, tmp_path / "none", altered_copies="auto")
+    capfd.readouterr()
+    first = none(codes_folder=codes, normalise="level")
+    assert "Altered copies: none, because codes_folder=" in capfd.readouterr().out
+    longer = none(training_steps=6)
+    assert longer != first
+    assert not (tmp_path / "none/save/altered").exists()

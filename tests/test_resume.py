@@ -190,6 +190,7 @@ def test_one_process_two_and_one_again(noises, tmp_path):
     train("shared", 12, batch_size=1)
     assert list(drawn("whole")) == list(range(12))
     assert drawn("shared") == drawn("whole")
+    assert copies("shared") == copies("whole")
     ours, theirs = losses(tmp_path / "shared"), losses(tmp_path / "whole")
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     assert theirs[-1] < theirs[0] - 0.02  # not the same for want of learning

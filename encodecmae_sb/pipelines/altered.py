@@ -31,6 +31,7 @@ from encodecmae_sb.utils.digests import digest
 from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.files import write_csv
 from encodecmae_sb.utils.grid import HOP, SAMPLE_RATE
+from encodecmae_sb.utils.identity import named
 from encodecmae_sb.utils.progress import open_bar
 from encodecmae_sb.utils.signal import resample
 from encodecmae_sb.utils.threads import map_on_threads
@@ -134,61 +135,102 @@ def no_copies(copies, reason, advice):
         If a number was asked for.
     """
     if copies != AUTO:
-        raise UserError(
-            f"altered_copies={copies}, but {reason}. Give --altered_copies 0. {advice}."
-        )
+        raise UserError(f"altered_copies={copies}, but {reason}. {advice}.")
     if if_main_process():
         print(f"Altered copies: none, because {reason}", flush=True)
     return 0
 
 
-def add_copies(corpora, copies, seed, save_folder):
-    """Makes altered copies of what corpora train on, unless they are there.
+def limit_copies(corpora, copies):
+    """How many copies of each file are made, now that the length of the audio is known.
 
     Arguments
     ---------
     corpora : list of Corpus
     copies : int or "auto"
-        Of each file. `auto`: one; none if that is more than 4 h of audio.
+        As asked for. `auto`: one.
+
+    Returns
+    -------
+    int
+        0, with a message, where one is too many for `auto`.
+
+    Raises
+    ------
+    UserError
+        If a number of copies makes more than 4 h of audio.
+    """
+    count = 1 if copies == AUTO else copies
+    if not count:
+        return 0
+    (train,) = read_columns([corpus.train_csv for corpus in corpora], duration=float)
+    (valid,) = read_columns([corpus.valid_csv for corpus in corpora], duration=float)
+    hours = float(train.sum() * (1 + count) + valid.sum()) / 3600
+    if hours > MOST_HOURS:
+        reason = (
+            f"with copies there are {hours:.2f} h of audio, and at most "
+            f"{MOST_HOURS:g} h are allowed"
+        )
+        advice = "Give --altered_copies 0; input_augment alters audio in each step"
+        return no_copies(copies, reason, advice)
+    return count
+
+
+def add_copies(corpora, copies, seed, save_folder, begun=False):
+    """Makes altered copies of what corpora train on, unless they are there.
+
+    Arguments
+    ---------
+    corpora : list of Corpus
+    copies : int
+        Of each file, at least 1.
     seed : int
         Another seed, other copies.
     save_folder : str or Path
         The copies go to `altered/` in it.
+    begun : bool
+        Whether a training on them has begun. Then a file that had no copy, because it
+        could not be read, stays without.
 
     Returns
     -------
     list of Corpus
         To train on the files and their copies, and to validate on the files alone.
-
-    Raises
-    ------
-    UserError
-        If a number of copies is more than 4 h of audio.
     """
-    count = 1 if copies == AUTO else copies
-    train = [corpus.train_csv for corpus in corpora]
-    (seconds,) = read_columns(train, duration=float)
-    hours = float(seconds.sum()) * (1 + count) / 3600
-    if hours > MOST_HOURS:
-        reason = f"with copies this is {hours:.1f} h of audio, more than {MOST_HOURS:g}"
-        no_copies(copies, reason, "input_augment alters audio without storing it")
-        return corpora
     alter, made = AlteredAudio(), []
-    total = float(seconds.sum()) * count
-    quiet = not if_main_process()
-    with open_bar(math.ceil(total), "Altering", "s of audio", quiet=quiet) as bar:
+    (seconds,) = read_columns([corpus.train_csv for corpus in corpora], duration=float)
+    total, quiet = math.ceil(seconds.sum()) * copies, not if_main_process()
+    folder = Path(save_folder).resolve() / "altered"
+    with open_bar(total, "Altering", "s of audio", quiet=quiet) as bar:
         for corpus in corpora:
-            made.append(_copy(corpus, count, seed, Path(save_folder), alter, bar))
+            # After the main process, the others take its files.
+            known = _known(corpus) if begun or quiet else None
+            made.append(_copy(corpus, copies, seed, folder, alter, bar, known))
     return made
 
 
-def _copy(corpus, copies, seed, save_folder, alter, bar):
-    """A corpus with the copies in its manifest."""
+def copies_identity(copies):
+    """What a training's identity says of its copies; see `utils.identity.named`."""
+    return named(copies, digest([_FORMAT, copies])) if copies else 0
+
+
+def _manifest(corpus):
+    return corpus.train_csv.with_name(f"{corpus.train_csv.stem}_altered.csv")
+
+
+def _known(corpus):
+    """IDs in the manifest with copies; None if it was not written yet."""
+    path = _manifest(corpus)
+    return {row["ID"] for row in read_manifest(path)} if path.exists() else None
+
+
+def _copy(corpus, copies, seed, folder, alter, bar, known):
+    """A corpus with the copies in its manifest, but only those that are known."""
     rows = read_manifest(corpus.train_csv)
     version = digest([_FORMAT, seed, [file_stamp(row["wav"]) for row in rows]])
-    folder = save_folder / "altered" / f"{corpus.name}-{version}"
+    folder = folder / f"{corpus.name}-{version}"
     jobs = [
-        (row, number, folder / str(number) / f"{row['ID']}.flac")
+        (row, number, folder / f"{number}/{digest(row['ID'])}.flac")
         for row in rows
         for number in range(1, copies + 1)
     ]
@@ -207,28 +249,25 @@ def _copy(corpus, copies, seed, save_folder, alter, bar):
                 "num_samples": result.num_samples,
                 "sample_rate": result.sample_rate,
             }
-            added.append({**row, **copy})
-    manifest = corpus.train_csv.with_name(f"{corpus.train_csv.stem}_altered.csv")
+            if known is None or copy["ID"] in known:
+                added.append({**row, **copy})
+    manifest = _manifest(corpus)
     write_csv(manifest, [*rows, *added])
-    return replace(
-        corpus,
-        train_csv=manifest,
-        num_files=corpus.num_files + len(jobs),
-        unusable=unusable,
-        num_copies=len(added),
-    )
+    return replace(corpus, train_csv=manifest, unusable=unusable, num_copies=len(added))
 
 
 def _make(alter, seed, job):
     """What the copy of a file is, once it is there; or why it cannot be made."""
     row, number, path = job
+    if path.exists():
+        with contextlib.suppress(UnusableAudio):  # damaged since: it is made again
+            return inspect_audio(path)
     try:
-        if not path.exists():
-            # IDs are relative to the data folder: copies do not depend on its place.
-            own = int(digest([seed, row["ID"], number]), 16)
-            wav = alter(read_audio(row["wav"], SAMPLE_RATE), own)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_audio(path, np.asarray(wav), SAMPLE_RATE)
+        # IDs are relative to the data folder: copies do not depend on its place.
+        own = int(digest([seed, row["ID"], number]), 16)
+        wav = alter(read_audio(row["wav"], SAMPLE_RATE), own)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(path, np.asarray(wav), SAMPLE_RATE)
         return inspect_audio(path)
     except UnusableAudio as error:
         return error

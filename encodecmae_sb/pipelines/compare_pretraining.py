@@ -26,8 +26,8 @@ from encodecmae_sb.utils.values import is_number
 
 from .clip_vectors import LOGMEL, RANDOM, ClipVectors
 
-# Of a trial, so that little but steps is timed.
-_TRIAL = {"valid_items": 4, "monitors": False, "log_to": "null"}
+# Of a trial, so that little but steps is timed. Copies cost nothing in a step.
+_TRIAL = {"valid_items": 4, "monitors": False, "log_to": "null", "altered_copies": 0}
 _CLIPS = ("data_folder", "csv", "train_csv", "valid_csv", "test_csv")
 _FACTS = ("corpus_rate", "multi_label", "valid_share", "max_unusable")
 _VALIDATIONS = 4  # of a training

@@ -31,7 +31,15 @@ from encodecmae_sb.utils.errors import UserError
 from encodecmae_sb.utils.experiment import main_process_first, write_metrics
 from encodecmae_sb.utils.identity import data_identity, named
 
-from .altered import AUTO, MOST_COPIES, MOST_HOURS, add_copies, no_copies
+from .altered import (
+    AUTO,
+    MOST_COPIES,
+    MOST_HOURS,
+    add_copies,
+    copies_identity,
+    limit_copies,
+    no_copies,
+)
 
 COMPUTED = "computed for each crop"  # what an identity says where none are stored
 
@@ -39,7 +47,8 @@ COMPUTED = "computed for each crop"  # what an identity says where none are stor
 def prepare_data(hparams, path, shards=False):
     """Manifests of the corpora, and the list of files that cannot be used.
 
-    With `altered_copies`, the files to train on have copies.
+    With `altered_copies`, the files to train on have copies. The key then says how many
+    of each file: a number, also where it said auto.
 
     Arguments
     ---------
@@ -63,8 +72,11 @@ def prepare_data(hparams, path, shards=False):
         corpora = main_process_first(
             prepare_corpora, folders, save, max_unusable, shards
         )
+    copies = hparams["altered_copies"] = limit_copies(corpora, copies)
     if copies:
-        corpora = main_process_first(add_copies, corpora, copies, hparams["seed"], save)
+        begun = bool(hparams["checkpointer"].list_checkpoints())
+        arguments = corpora, copies, hparams["seed"], save, begun
+        corpora = main_process_first(add_copies, *arguments)
     num_files = sum(corpus.num_files for corpus in corpora)
     unusable = UnusableFiles(path, num_files, max_unusable)
     if if_main_process():
@@ -98,7 +110,8 @@ def choose_copies(hparams):
     -------
     int or "auto"
         For `encodecmae_sb.pipelines.altered.add_copies`. 0, with a message, where
-        `auto` meets audio that has no copies.
+        `auto` meets audio that has no copies. A run whose checkpoints come from some
+        number of copies goes on with it under `auto`.
 
     Raises
     ------
@@ -111,10 +124,15 @@ def choose_copies(hparams):
     if copies != AUTO and not (number and 0 <= copies <= MOST_COPIES):
         raise UserError(
             f"altered_copies={copies}: give how many altered copies of each file are "
-            f"to be made, from 0 to {MOST_COPIES}; or auto: one, of audio of at most "
-            f"{MOST_HOURS / 2:g} h."
+            f"to be made, from 0 to {MOST_COPIES}; or auto: one, if there are at most "
+            f"{MOST_HOURS:g} h of audio with it."
         )
-    if copies and (against := _against_copies(hparams)):
+    against = copies and _against_copies(hparams)
+    if copies == AUTO and "checkpointer" in hparams:
+        recorded = hparams["checkpointer"].recorded("altered_copies")
+        if recorded is not None:
+            copies = recorded["value"] if isinstance(recorded, dict) else 0
+    if copies and against:
         return no_copies(copies, *against)
     return copies
 
@@ -126,19 +144,20 @@ def _against_copies(hparams):
         return (
             "copies can only be made of files in a folder, not of shards or "
             "procedural audio",
-            "input_augment alters such audio",
+            "Give --altered_copies 0; input_augment alters such audio",
         )
     if codes_folder:
         return (
             f"codes_folder={codes_folder} has no codes of copies",
-            "Or leave codes_folder out: store_targets stores them",
+            "Leave codes_folder out (store_targets stores them), or give "
+            "--altered_copies 0",
         )
     save = Path(hparams["save_folder"]).resolve()
     for folder in check_folders(folders) if folders else ():
         if save.is_relative_to(folder):
             return (
                 f"copies would lie in {save}, which is in data_folder={folder}",
-                "Or give an --output_folder outside of it",
+                "Give an --output_folder outside of it, or --altered_copies 0",
             )
     return None
 
@@ -341,6 +360,9 @@ def build_crops(hparams, corpora, unusable, stored=None, command=""):
         unusable.add(valid.unusable)
         endless = sum(np.isinf(seconds).sum() for seconds in train.durations)
         heard = f"{train.num_files - endless} files"
+        copies = sum(corpus.num_copies for corpus in corpora)
+        if copies:
+            heard += f" ({copies} of them altered copies)"
         if endless:
             heard += " and procedural audio without end"
         else:
@@ -381,6 +403,7 @@ def training_identity(hparams, label, corpora, *crops):
         "data": data_identity(corpora),
         key: named(label.name, label.fingerprint),
         "codes": codes,
+        "altered_copies": copies_identity(hparams["altered_copies"]),
     }
     source = front_end_codec(hparams, label)
     if source is not None:

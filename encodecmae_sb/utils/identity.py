@@ -28,8 +28,8 @@ MAY_CHANGE = frozenset(
         # How the work is divided. Each Brain says in `shares` what must stay.
         *("batch_size", "grad_accumulation_factor", "crops_per_step"),
         *("num_workers", "encode_batch_size", "test_batch_size"),
-        # What comes of it is in the identity, as `codes`.
-        "store_targets",
+        # What comes of them is in the identity: as `codes`, and as `altered_copies`.
+        *("store_targets", "altered_copies"),
         # Checks, and what to do when they fail.
         *("source_sample_rate", "max_unusable"),
         *("skip_nonfinite_grads", "nonfinite_patience"),
