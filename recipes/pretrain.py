@@ -9,9 +9,9 @@ Without a data folder the run is a demonstration on the small corpus in this
 repository and, unless a codec is named, with the small codec in it. With
 `--altered_copies` it trains on altered copies of the files, too, which go to
 `save/altered`. The codes of at most 4 h of audio are stored first, in `save/targets`
-(`--store_targets True`: of any audio). With `--codes_folder` they are those that recipes/extract_codes.py has stored.
-A data folder may also hold tar shards, which recipes/make_shards.py makes. With
-`--init` the run starts from weights that are there.
+(`--store_targets True`: of any audio). With `--codes_folder` they are those that
+recipes/extract_codes.py has stored. A data folder may also hold tar shards, which
+recipes/make_shards.py makes. With `--init` the run starts from weights that are there.
 
 Makes, in the output folder: `encoder/`, which `foreign_class` loads;
 `metrics.json`; `curves.png`; `unusable_files.csv`; checkpoints. A run that was
