@@ -266,7 +266,7 @@ def test_recipe(pretrain, tmp_path, store_targets, capfd, monkeypatch):
         run(tmp_path / "once", altered_copies=2, training_steps=6)
 
 
-def test_auto_goes_on_as_it_began(pretrain, corpus, tmp_path, monkeypatch, capfd):
+def test_auto_goes_on_as_it_began(pretrain, tmp_path, monkeypatch, capfd):
     run = partial(pretrain, store_targets="auto")
     once = run(tmp_path / "one", altered_copies=1)
     auto = partial(run, tmp_path / "auto", altered_copies="auto")
@@ -278,7 +278,7 @@ def test_auto_goes_on_as_it_began(pretrain, corpus, tmp_path, monkeypatch, capfd
         auto(codes_folder=codes, training_steps=6)
     none = partial(run, tmp_path / "none", altered_copies="auto")
     capfd.readouterr()
-    first = none(codes_folder=codes, normalise="level")
+    first = none(codes_folder=codes)
     assert "Altered copies: none, because codes_folder=" in capfd.readouterr().out
     longer = none(training_steps=6)
     assert longer != first
